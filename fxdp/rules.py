@@ -1,0 +1,141 @@
+"""What the compiler knows of an op.
+
+A rule's `place` takes the op's own arguments in the op's own order, after a `Call` that tells
+about the result: a `Value` where the op takes a tensor, a sympy expression where it takes a
+number, and everything else as it is. It returns the placement of the result (a tuple for
+several results, None for a result that is no tensor) or raises `Mixed`. An op that can turn
+samples into their sum has a `SumRule`, which also takes the sum apart into a form.
+
+Rules are collected in tables, which are plain mappings and join with `|`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch._ops import OpOverload
+
+from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
+from fxdp.shapes import Shape
+
+Placements = Placement | tuple[Placement | None, ...]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor operand as a rule sees it."""
+
+    placement: Placement
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of an op.
+
+    Attributes:
+        out: shapes of the results, in order.
+        n: the symbol of the number of samples.
+        backward: whether the node belongs to the backward pass. Only there may a 0-d total
+            over the batch meet the samples again (see `localize`).
+    """
+
+    out: tuple[Shape, ...]
+    n: sympy.Symbol
+    backward: bool
+
+    @property
+    def rank(self) -> int:
+        return len(self.out[0])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the proof needs to know of an op.
+
+    Attributes:
+        place: the placement of the results.
+        isometry: the op only moves elements about, flips their sign or changes their dtype,
+            so that norms survive it.
+        identity: the result is the first operand.
+        pointwise: the op works element by element with broadcasting, so that a 0-d result
+            can be computed for N samples at once by giving it [N] operands.
+        adds: the op adds its operands up.
+    """
+
+    place: Callable[..., Placements]
+    isometry: bool = False
+    identity: bool = False
+    pointwise: bool = False
+    adds: bool = False
+
+
+@dataclass(frozen=True)
+class SumRule(Rule):
+    """The rule of an op that can sum over samples.
+
+    Attributes:
+        form: takes the op's arguments, with a `Batch` for each tensor that holds samples,
+            and returns the sum as one of `fxdp.forms`.
+    """
+
+    form: Callable[..., Any] = lambda *_: None
+
+
+Table = Mapping[OpOverload, Rule]
+
+
+def agreed(call: Call, *values: Any) -> Shard | None:
+    """Where the samples are in operands that broadcast to the result; None for no samples.
+
+    Raises:
+        Mixed: the operands hold their samples on different axes, or one of them is a sum
+            over samples or counts them.
+    """
+    found: Shard | None = None
+    for x in values:
+        if not isinstance(x, Value):
+            continue
+        match x.placement:
+            case Replicate():
+                continue
+            case Shard(dim, inner):
+                here = Shard(dim + call.rank - x.rank, inner)
+            case Partial():
+                raise Mixed(
+                    "a total over the batch is used to compute something else", "uses-batch-total"
+                )
+            case Iota():
+                raise Mixed("the result depends on a sample's position in the batch")
+        if found is not None and found != here:
+            raise Mixed("the operands hold their samples on different axes")
+        found = here
+    return found
+
+
+def is_shared(*operands: Any) -> bool:
+    """Are all tensors among the operands `Replicate`, and all numbers free of samples?"""
+    return all(
+        isinstance(x.placement, Replicate) if isinstance(x, Value) else True for x in operands
+    )
+
+
+def refuse_samples(*values: Any) -> None:
+    """Refuse operands that hold samples, where an op has no use for them."""
+    if not is_shared(*values):
+        raise Mixed("the op looks at the samples of the batch together")
+
+
+def linear(call: Call, x: Any, *others: Any) -> Partial | None:
+    """x's placement if x is Partial and the op, linear in x, takes nothing else with samples."""
+    if isinstance(x, Value) and isinstance(x.placement, Partial):
+        refuse_samples(*others)
+        return x.placement
+    return None
