@@ -1,0 +1,19 @@
+"""Forms: sums over samples, taken apart.
+
+A form holds the tensors that a sum over samples is made of and knows three things about it:
+what each sample gave, the squared norm of that, and the sum again with a factor for each
+sample. It knows nothing of graphs: its methods are ordinary torch functions, which the passes
+trace into one. Norms are squared because squares add; they are worked out in float32 at least.
+
+A factor of 0 removes a sample altogether, NaN and infinity included, so that padding and
+samples without a finite gradient add nothing.
+"""
+
+from fxdp.forms.conv import Conv
+from fxdp.forms.outer import Outer
+from fxdp.forms.reduce import Reduce
+from fxdp.forms.scatter import Scatter
+
+Form = Outer | Conv | Scatter | Reduce
+
+__all__ = ["Conv", "Form", "Outer", "Reduce", "Scatter"]

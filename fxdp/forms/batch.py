@@ -1,0 +1,75 @@
+"""A tensor that holds samples, with the knowledge of where; and small helpers of all forms."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fxdp.placement import Shard
+from fxdp.shapes import expr, quotient
+
+Strategy = Literal["instantiate", "crb", "ghost", "naive", "multi"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A tensor whose samples are where `placement` says; n is their number (a SymInt)."""
+
+    value: Tensor
+    placement: Shard
+    n: Any
+
+    @property
+    def rank(self) -> int:
+        return self.value.dim()
+
+    def samples_first(self) -> Tensor:
+        """[N, T, ...]: the sample, its positions on the batch axis, the other axes in order."""
+        x, dim, inner = self.value, self.placement.dim, self.placement.inner
+        outer = quotient(expr(x.shape[dim]), expr(self.n) * inner)
+        if outer == 1 and inner == 1:
+            return x.movedim(dim, 0).unsqueeze(1)
+        size = int(inner) if inner.is_Integer else _sized(x, inner)
+        x = x.reshape(*x.shape[:dim], -1, self.n, size, *x.shape[dim + 1 :])
+        x = x.movedim((dim + 1, dim, dim + 2), (0, 1, 2))
+        return x.reshape(self.n, x.shape[1] * size, *x.shape[3:])
+
+    def kept(self) -> Tensor:
+        """[N, ...]: the sample, then the axes of the local value in their order."""
+        return self.samples_first().movedim(1, self.placement.dim + 1)
+
+    def positions(self) -> Tensor:
+        """[N, ..., T, i]: for an operand of a matrix product that is summed over the batch."""
+        return self.samples_first().movedim(1, -2)
+
+
+def _sized(x: Tensor, size: Any) -> Any:
+    """A symbolic size as torch wants it."""
+    found = [s for s in x.shape if expr(s) == size]
+    if found:
+        return found[0]
+    env = next(s.node.shape_env for s in x.shape if isinstance(s, torch.SymInt))
+    return env.create_symintnode(size, hint=None)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least, the precision in which norms, sums and noise are worked out."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def weighed(x: Tensor, factor: Tensor) -> Tensor:
+    """x[n, ...] * factor[n]; exactly 0 where the factor is, whatever x holds there."""
+    f = factor.reshape(-1, *[1] * (x.dim() - 1)).to(wide(x).dtype)
+    return (wide(x) * f).masked_fill(f == 0, 0)
+
+
+def muted(x: Tensor, factor: Tensor) -> Tensor:
+    """x[n, ...], but 0 where the factor is 0."""
+    f = factor.reshape(-1, *[1] * (x.dim() - 1))
+    return wide(x).masked_fill(f == 0, 0)
+
+
+def sq_sum(each: Tensor) -> Tensor:
+    """Squared norms [N] of [N, ...]."""
+    return wide(each).square().unsqueeze(-1).flatten(1).sum(1)

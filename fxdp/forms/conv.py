@@ -1,0 +1,177 @@
+"""The weight gradient of a convolution, of any dimension.
+
+Letters: n samples, t positions folded into the batch axis, C channels in, D channels out, G
+groups, k the kernel's axes. A transposed convolution is the same sum with x and g exchanged.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import sympy
+import torch
+from torch import Tensor
+
+from fxdp.forms.batch import Strategy, muted, sq_sum, weighed, wide
+from fxdp.shapes import expr, product
+
+WEIGHT_ONLY = [False, True, False]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a convolution is told: the weight's shape [D, C / G, *k] and how the kernel moves."""
+
+    weight: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.weight[2:]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """The sum over n of the weight gradient of sample n.
+
+    Attributes:
+        x: [N, T, C, ...], what the kernel moves over.
+        g: [N, T, D, ...], one position for every stop of the kernel.
+        spec: the convolution.
+    """
+
+    x: Tensor
+    g: Tensor
+    spec: Spec
+    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "crb", "ghost", "naive", "multi")
+
+    def exact(self) -> "Conv":
+        """The same sum, with x cut off behind the last stop of the kernel.
+
+        A transposed convolution with output padding may leave room for stops that g lacks.
+        """
+        s = self.spec
+        reach = [
+            (t - 1) * step + d * (k - 1) + 1
+            for t, step, d, k in zip(
+                self.g.shape[3:], s.stride, s.dilation, s.kernel, strict=True
+            )
+        ]
+        room = [h + 2 * p for h, p in zip(self.x.shape[3:], s.padding, strict=True)]
+        if all(h - r < step for h, r, step in zip(room, reach, s.stride, strict=True)):
+            return self
+        pads = [
+            (p, r - p - h)
+            for p, r, h in zip(s.padding, reach, self.x.shape[3:], strict=True)
+        ]
+        flat = [side for pad in reversed(pads) for side in pad]
+        x = torch.nn.functional.pad(self.x, flat)
+        return Conv(x, self.g, Spec(s.weight, s.stride, (0,) * len(pads), s.dilation, s.groups))
+
+    def per_sample(self, strategy: Strategy = "instantiate") -> Tensor:
+        """[N, D, C / G, *k]"""
+        self = self.exact()
+        match strategy:
+            case "crb" if len(self.spec.kernel) < 3:
+                return self.chain_rule_based()
+            case "naive":
+                s = self.spec
+                return torch.ops.fxdp.loop_conv(
+                    wide(self.x), wide(self.g), s.weight, s.stride, s.padding, s.dilation, s.groups
+                )
+            case "multi":
+                return torch.vmap(self.replica)(wide(self.x), wide(self.g))
+            case _:
+                return self.grouped()
+
+    def replica(self, x: Tensor, g: Tensor) -> Tensor:
+        """One sample's gradient, as the convolution's own backward gives it."""
+        s = self.spec
+        shape = x.new_zeros(()).expand(s.weight)
+        return torch.ops.aten.convolution_backward(
+            g, x, shape, None, s.stride, s.padding, s.dilation, False,
+            [0] * len(s.kernel), s.groups, WEIGHT_ONLY,
+        )[1]  # fmt: skip
+
+    def grouped(self) -> Tensor:
+        """One grouped convolution's weight gradient, with the samples among its channels.
+
+        Neither stride nor dilation changes its part, and every dimension works alike.
+        """
+        s, x, g = self.spec, wide(self.x), wide(self.g)
+        n, t = x.shape[:2]
+        shape = x.new_zeros(()).expand(n * t * s.weight[0], *s.weight[1:])
+        out = torch.ops.aten.convolution_backward(
+            g.reshape(1, n * t * g.shape[2], *g.shape[3:]),
+            x.reshape(1, n * t * x.shape[2], *x.shape[3:]),
+            shape, None, s.stride, s.padding, s.dilation, False,
+            [0] * len(s.kernel), n * t * s.groups, WEIGHT_ONLY,
+        )[1]  # fmt: skip
+        return out.reshape(n, t, *s.weight).sum(1)
+
+    def chain_rule_based(self) -> Tensor:
+        """A convolution of x with g as its kernel (Rochette et al., arXiv:1912.06015, alg. 1-2).
+
+        The channels of a group become an axis of their own, so a 1-d layer is a 2-d
+        convolution and a 2-d layer a 3-d one. In the layer, t carries the stride and k the
+        dilation; here k is the output and t the kernel, so the two change places. Where the
+        layer's stride left inputs over, there is more output than kernel: it is cut off.
+        """
+        s, x, g = self.spec, wide(self.x), wide(self.g)
+        n, t = x.shape[:2]
+        nd, groups = len(s.kernel), n * t * s.groups
+        conv = torch.nn.functional.conv2d if nd == 1 else torch.nn.functional.conv3d
+        out = conv(
+            x.reshape(1, groups, x.shape[2] // s.groups, *x.shape[3:]),
+            g.reshape(n * t * g.shape[2], 1, 1, *g.shape[3:]),
+            groups=groups,
+            stride=(1, *s.dilation),
+            dilation=(1, *s.stride),
+            padding=(0, *s.padding),
+        )
+        for axis, k in enumerate(s.kernel):
+            out = out.narrow(3 + axis, 0, k)
+        return out.reshape(n, t, *s.weight).sum(1)
+
+    def unfolded(self) -> tuple[Tensor, Tensor]:
+        """x as windows [N, G, T, C / G * k] and g as [N, G, T, D / G], T counting all stops."""
+        s, x, g = self.spec, wide(self.x), wide(self.g)
+        nd = len(s.kernel)
+        x = torch.nn.functional.pad(x, [p for p in reversed(s.padding) for _ in range(2)])
+        for axis, (k, step, d) in enumerate(zip(s.kernel, s.stride, s.dilation, strict=True)):
+            x = x.unfold(3 + axis, d * (k - 1) + 1, step)[..., ::d]
+            x = x.narrow(3 + axis, 0, g.shape[3 + axis])
+        x = x.unflatten(2, (s.groups, -1))  # n t G C/G stops... k...
+        order = [0, 2, 1, *range(4, 4 + nd), 3, *range(4 + nd, 4 + 2 * nd)]
+        x = x.permute(order).flatten(3 + nd).flatten(2, 2 + nd)
+        g = g.unflatten(2, (s.groups, -1)).movedim(2, 1).movedim(3, -1)
+        return x, g.flatten(2, -2)
+
+    def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
+        """[N] squared norms; the ghost norm is the linear one over the kernel's windows
+        (Bu et al., arXiv:2205.10683, section 3.1), for each group by itself.
+        """
+        if strategy != "ghost":
+            return sq_sum(self.per_sample(strategy))
+        x, g = self.exact().unfolded()
+        return ((x @ x.transpose(-2, -1)) * (g @ g.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
+
+    def total(self, factor: Tensor) -> Tensor:
+        """[D, C / G, *k], the sum with sample n counted factor[n] times."""
+        exact = self.exact()
+        x, g = muted(exact.x, factor), weighed(exact.g, factor)
+        return exact.replica(x.flatten(0, 1), g.flatten(0, 1))
+
+    def cost(self, strategy: Strategy) -> sympy.Expr:
+        """Flops for the norms and what comes after them, a byte moved counted as a flop."""
+        d, c, *k = (expr(s) for s in self.spec.weight)
+        window = c * product(k)
+        batch = expr(self.g.shape[0])
+        t = expr(self.g.shape[1]) * product(expr(s) for s in self.g.shape[3:])
+        groups = self.spec.groups
+        if strategy == "ghost":
+            grams = 2 * t * t * (groups * window + d) + 10 * groups * t * t
+            return batch * (grams + 8 * groups * t * window + 2 * t * d * window)
+        return batch * (2 * t * d * window + 12 * d * window)

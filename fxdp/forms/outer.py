@@ -1,0 +1,92 @@
+"""The sum of outer products: every linear layer's weight.
+
+Letters: n samples, t positions, i and o the two axes of the weight. Leading axes between n and
+t (the batch of a `bmm`) are weights of their own.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import sympy
+import torch
+from torch import Tensor
+
+from fxdp.forms.batch import Strategy, muted, sq_sum, weighed, wide
+from fxdp.shapes import expr, product
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The sum over n and t of a[n, ..., t, i] * b[n, ..., t, o].
+
+    Attributes:
+        a: [N, ..., T, i]
+        b: [N, ..., T, o]
+    """
+
+    a: Tensor
+    b: Tensor
+    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost", "naive", "multi")
+
+    @staticmethod
+    def joined(forms: "list[Outer]") -> "Outer":
+        """Several uses of one weight: the same sum over more positions."""
+        if len(forms) == 1:
+            return forms[0]
+        return Outer(
+            torch.cat([f.a for f in forms], dim=-2), torch.cat([f.b for f in forms], dim=-2)
+        )
+
+    def transposed(self) -> "Outer":
+        """The same sum with i and o exchanged."""
+        return Outer(self.b, self.a)
+
+    def per_sample(self, strategy: Strategy = "instantiate") -> Tensor:
+        """[N, ..., i, o]"""
+        a, b = wide(self.a), wide(self.b)
+        if a.dim() > 3:
+            return torch.einsum("ngti,ngto->ngio", a.flatten(1, -3), b.flatten(1, -3)).reshape(
+                *a.shape[:-2], a.shape[-1], b.shape[-1]
+            )
+        match strategy:
+            case "naive":
+                return torch.ops.fxdp.loop_outer(a, b)
+            case "multi":
+                return torch.vmap(lambda x, y: x.transpose(-2, -1) @ y)(a, b)
+            case _ if a.shape[1] == 1:
+                return torch.einsum("ni,no->nio", a.squeeze(1), b.squeeze(1))
+            case _:
+                return torch.einsum("nti,nto->nio", a, b)
+
+    def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
+        """[N] squared norms.
+
+        Ghost norm (Li et al., arXiv:2110.05679, eq. 4): the squared norm of sum_t a_t b_t^T is
+        sum_{t,s} (a_t . a_s) (b_t . b_s); with one position, the product of two squared norms
+        (Goodfellow, arXiv:1510.01799).
+        """
+        if strategy != "ghost":
+            return sq_sum(self.per_sample(strategy))
+        a, b = wide(self.a), wide(self.b)
+        if a.shape[-2] == 1:
+            squares = a.square().sum((-2, -1)) * b.square().sum((-2, -1))
+            return squares.reshape(a.shape[0], -1).sum(1)
+        # Rounding can leave a sum of products a little below 0.
+        return ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
+
+    def total(self, factor: Tensor) -> Tensor:
+        """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""
+        a, b = muted(self.a, factor), weighed(self.b, factor)
+        if a.dim() > 3:
+            return torch.einsum("n...ti,n...to->...io", a, b)
+        return a.flatten(0, 1).transpose(-2, -1) @ b.flatten(0, 1)
+
+    def cost(self, strategy: Strategy) -> sympy.Expr:
+        """Flops for the norms and what comes after them, a byte moved counted as a flop."""
+        *lead, t, i = (expr(s) for s in self.a.shape)
+        o, batch = expr(self.b.shape[-1]), product(lead)
+        if strategy == "ghost" and t == 1:
+            return batch * (2 * (i + o) + 2 * i * o)
+        if strategy == "ghost":
+            return batch * (2 * t * t * (i + o) + 10 * t * t + 2 * t * i * o)
+        return batch * (2 * t * i * o + 12 * i * o)

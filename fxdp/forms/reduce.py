@@ -1,0 +1,38 @@
+"""The plain sum over samples: biases, scales of norm layers, broadcast parameters."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import sympy
+from torch import Tensor
+
+from fxdp.forms.batch import Strategy, sq_sum, weighed
+from fxdp.shapes import expr, product
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """The sum of x[n, ...] over n.
+
+    Attributes:
+        x: [N, *shape], each sample's share.
+    """
+
+    x: Tensor
+    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate",)
+
+    def per_sample(self, strategy: Strategy = "instantiate") -> Tensor:
+        """[N, *shape]"""
+        return self.x
+
+    def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
+        """[N] squared norms."""
+        return sq_sum(self.x)
+
+    def total(self, factor: Tensor) -> Tensor:
+        """[*shape], the sum of factor[n] * x[n]."""
+        return weighed(self.x, factor).sum(0)
+
+    def cost(self, strategy: Strategy) -> sympy.Expr:
+        """Two passes over x."""
+        return 4 * product(expr(s) for s in self.x.shape)

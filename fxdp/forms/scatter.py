@@ -1,0 +1,77 @@
+"""Rows added up at the places of ids: the gradient of an embedding.
+
+Letters: n samples, t and s positions, d features, v rows of the table.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import sympy
+import torch
+from torch import Tensor
+
+from fxdp.forms.batch import Strategy, sq_sum, weighed, wide
+from fxdp.forms.outer import Outer
+from fxdp.shapes import expr
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The sum over n and t of g[n, t], added to row ids[n, t] of a table of zeros.
+
+    Attributes:
+        ids: [N, T] integers in 0 .. rows - 1
+        g: [N, T, d]
+        rows: the number of rows of the table.
+    """
+
+    ids: Tensor
+    g: Tensor
+    rows: int
+    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost")
+
+    @staticmethod
+    def joined(forms: "list[Scatter]") -> "Scatter":
+        """Several lookups in one table: one lookup at more positions."""
+        if len(forms) == 1:
+            return forms[0]
+        ids, g = [f.ids for f in forms], [f.g for f in forms]
+        return Scatter(torch.cat(ids, dim=1), torch.cat(g, dim=1), forms[0].rows)
+
+    def per_sample(self, strategy: Strategy = "instantiate") -> Tensor:
+        """[N, rows, d]"""
+        g = wide(self.g)
+        table = g.new_zeros(g.shape[0], self.rows, g.shape[-1])
+        return table.scatter_add(1, self.ids.unsqueeze(-1).expand_as(g), g)
+
+    def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
+        """[N] squared norms; the ghost norm adds the products of rows with equal ids."""
+        if strategy != "ghost":
+            return sq_sum(self.per_sample())
+        g = wide(self.g)
+        if g.shape[1] == 1:
+            return sq_sum(g)
+        same = self.ids.unsqueeze(1) == self.ids.unsqueeze(2)
+        return (g @ g.transpose(-2, -1)).masked_fill(~same, 0).flatten(1).sum(1).clamp(min=0)
+
+    def cross(self, head: Outer) -> Tensor:
+        """[N] inner products with the gradient of a linear head over the same table.
+
+        `head` sums z[n, s, v] * h[n, s, d]. Then the product with this sum is
+        sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s]): no table is needed for it.
+        """
+        z, h, g = wide(head.a), wide(head.b), wide(self.g)
+        at = self.ids.unsqueeze(1).expand(-1, z.shape[1], -1)
+        return (z.gather(2, at) * (h @ g.transpose(-2, -1))).flatten(1).sum(1)
+
+    def total(self, factor: Tensor) -> Tensor:
+        """[rows, d], the sum with sample n counted factor[n] times."""
+        g = weighed(self.g, factor).flatten(0, 1)
+        return g.new_zeros(self.rows, g.shape[-1]).index_add(0, self.ids.flatten(), g)
+
+    def cost(self, strategy: Strategy) -> sympy.Expr:
+        """Flops and bytes: T x T products, or a table for each sample."""
+        n, t, d = (expr(s) for s in self.g.shape)
+        if strategy == "ghost":
+            return n * (2 * t * t * d + 6 * t * t)
+        return n * (12 * expr(self.rows) * d + 4 * t * d)

@@ -1,0 +1,104 @@
+"""The custom ops that fxdp writes into graphs.
+
+`samples` and `release` are marks: they say which axis of an input holds the samples, and where
+the loss leaves the model, together with everything the release needs. `seed` is the gradient
+of `release`. They compute nothing that a compiled graph keeps: `localize` and `lower` replace
+them. `loop_outer` and `loop_conv` are the loops behind `strategy="naive"`.
+"""
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("fxdp::samples", mutates_args=())
+def samples(x: Tensor, dim: int) -> Tensor:
+    """x, whose axis `dim` holds the samples."""
+    return x.clone()
+
+
+@samples.register_fake
+def _(x: Tensor, dim: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("fxdp::release", mutates_args=())
+def release(
+    loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, mask: Tensor, separable: bool
+) -> Tensor:
+    """The loss as the user gets it.
+
+    Args:
+        loss: 0-d or [N].
+        bound: the clip bound C, 0-d.
+        noise: the noise multiplier, 0-d.
+        expected: the public batch size that the released sum is divided by, 0-d.
+        mask: [N] bool, False for rows that are padding.
+        separable: assume that the gradient of the loss is the sum of local gradients.
+    """
+    return loss.mean()
+
+
+@release.register_fake
+def _(loss: Tensor, *_: object) -> Tensor:
+    return loss.new_empty(())
+
+
+@torch.library.custom_op("fxdp::seed", mutates_args=())
+def seed(tangent: Tensor, loss: Tensor) -> Tensor:
+    """The gradient of the sum of local losses by each of them: ones in the shape of the loss."""
+    return torch.ones_like(loss)
+
+
+@seed.register_fake
+def _(tangent: Tensor, loss: Tensor) -> Tensor:
+    return torch.empty_like(loss)
+
+
+def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor):
+    ctx.save_for_backward(inputs[0])
+
+
+def _release_backward(ctx: torch.autograd.function.FunctionCtx, tangent: Tensor):
+    (loss,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return torch.ops.fxdp.seed(tangent, loss), None, None, None, None, None
+
+
+release.register_autograd(_release_backward, setup_context=_keep)
+
+
+@torch.library.custom_op("fxdp::loop_outer", mutates_args=())
+def loop_outer(a: Tensor, b: Tensor) -> Tensor:
+    """[N, i, o] from a [N, t, i] and b [N, t, o], one sample after the other."""
+    if not len(a):
+        return a.new_zeros(0, a.shape[-1], b.shape[-1])
+    return torch.stack([x.T @ y for x, y in zip(a, b, strict=True)])
+
+
+@loop_outer.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], a.shape[-1], b.shape[-1])
+
+
+@torch.library.custom_op("fxdp::loop_conv", mutates_args=())
+def loop_conv(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """[N, *weight] from x [N, t, C, ...] and g [N, t, D, ...], one sample after the other."""
+    shape = x.new_zeros(()).expand(weight)
+    flat = [0] * len(stride)
+    each = [
+        torch.ops.aten.convolution_backward(
+            gi, xi, shape, None, stride, padding, dilation, False, flat, groups, [False, True, False]
+        )[1]
+        for xi, gi in zip(x, g, strict=True)
+    ]
+    return torch.stack(each) if each else x.new_zeros(0, *weight)
+
+
+@loop_conv.register_fake
+def _(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape[0], *weight)

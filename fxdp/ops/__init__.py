@@ -1,0 +1,31 @@
+"""Everything fxdp knows of aten, a file for each family of ops."""
+
+from fxdp.ops import (
+    attention,
+    contraction,
+    convolution,
+    factory,
+    index,
+    pointwise,
+    pool,
+    reduce,
+    softmax,
+    views,
+)
+from fxdp.ops.decompositions import DECOMPOSITIONS
+from fxdp.rules import Table
+
+RULES: Table = (
+    dict(pointwise.RULES)
+    | dict(views.RULES)
+    | dict(reduce.RULES)
+    | dict(contraction.RULES)
+    | dict(convolution.RULES)
+    | dict(softmax.RULES)
+    | dict(attention.RULES)
+    | dict(pool.RULES)
+    | dict(index.RULES)
+    | dict(factory.RULES)
+)
+
+__all__ = ["DECOMPOSITIONS", "RULES"]

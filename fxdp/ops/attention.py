@@ -1,0 +1,44 @@
+"""Fused attention kernels, forward and backward.
+
+All of them attend within one entry of their batch and head axes, which are the first two.
+"""
+
+from typing import Any
+
+import torch
+
+from fxdp.placement import Mixed, Placement, Replicate, Shard
+from fxdp.rules import Call, Rule, Table, Value
+
+aten = torch.ops.aten
+
+
+def attended(call: Call, *operands: Any, **keywords: Any) -> tuple[Placement | None, ...]:
+    """Results and operands all carry their samples on the same batch or head axis."""
+    found: set[Shard] = set()
+    for x in (*operands, *keywords.values()):
+        if not isinstance(x, Value) or isinstance(x.placement, Replicate):
+            continue
+        if not isinstance(x.placement, Shard) or x.placement.dim > 1:
+            raise Mixed("it attends along the batch axis")
+        found.add(x.placement)
+    if len(found) > 1:
+        raise Mixed("the operands hold their samples on different axes")
+    at = found.pop() if found else Replicate()
+    # Seeds and offsets of the random generator hold no samples; everything else has them.
+    return tuple(at if any(s.has(call.n) for s in shape) else Replicate() for shape in call.out)
+
+
+RULES: Table = {
+    op: Rule(attended)
+    for op in (
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_flash_attention_backward.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_efficient_attention_backward.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_cudnn_attention_backward.default,
+    )
+}

@@ -1,0 +1,117 @@
+"""How ops are spelled when the graph reaches the proof.
+
+The core decompositions of torch leave few ops to reason about. What they leave whole and a
+proof would rather see apart is taken apart here: an op that adds a bias, an op that counts the
+batch in its result, an op with one result that sums over samples and another that does not.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._ops import OpOverload
+
+aten = torch.ops.aten
+
+
+def addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    return _biased(bias, aten.mm(a, b), beta, alpha)
+
+
+def baddbmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+    return _biased(bias, aten.bmm(a, b), beta, alpha)
+
+
+def _biased(bias: Tensor, x: Tensor, beta: float, alpha: float) -> Tensor:
+    x = x if alpha == 1 else x * alpha
+    return x + (bias if beta == 1 else bias * beta)
+
+
+def mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    return aten.sum(x, dtype=dtype) / x.numel()
+
+
+def mean_dim(
+    x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    dims = [d % max(x.dim(), 1) for d in dim] if dim else list(range(x.dim()))
+    count = math.prod([x.shape[d] for d in dims]) if x.dim() else 1
+    return aten.sum(x, dims, keepdim, dtype=dtype) / count
+
+
+def convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, sizes: list[int] | None, stride: list[int],
+    padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int],
+    groups: int, mask: list[bool],
+) -> Any:  # fmt: skip
+    """One node a gradient, so that each is placed, and replaced, by itself."""
+    if sum(mask) == 1 and not mask[2]:
+        return NotImplemented
+    rest = (sizes, stride, padding, dilation, transposed, output_padding, groups)
+    found: list[Tensor | None] = [None, None, None]
+    for i in range(2):
+        if mask[i]:
+            only = [i == 0, i == 1, False]
+            found[i] = aten.convolution_backward(grad, x, weight, *rest, only)[i]
+    if mask[2]:
+        found[2] = grad.sum([0, *range(2, grad.dim())])
+    return tuple(found)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum()
+
+
+def mv(a: Tensor, b: Tensor) -> Tensor:
+    return aten.mm(a, b.unsqueeze(1)).squeeze(1)
+
+
+# What torch's core decompositions would split into more than the rules need.
+KEPT = (
+    aten.embedding_dense_backward.default,
+    aten._adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool3d.default,
+    aten.max_pool2d_with_indices_backward.default,
+    aten._softmax_backward_data.default,
+    aten._log_softmax_backward_data.default,
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+    aten.reflection_pad1d_backward.default,
+    aten.reflection_pad2d_backward.default,
+    aten.reflection_pad3d_backward.default,
+)
+
+OWN: dict[OpOverload, Callable[..., Any]] = {
+    aten.addmm.default: addmm,
+    aten.baddbmm.default: baddbmm,
+    aten.mean.default: mean,
+    aten.mean.dim: mean_dim,
+    aten.convolution_backward.default: convolution_backward,
+    aten.dot.default: dot,
+    aten.mv.default: mv,
+}
+
+# Outside torch's core set, but with a decomposition there.
+MORE = (
+    aten.native_group_norm,
+    aten.native_layer_norm,
+    aten._safe_softmax,
+    aten.addr,
+    aten.addcmul,
+    aten.addcdiv,
+    aten.var,
+    aten.std,
+)
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = (
+    {op: function for op, function in core_aten_decompositions().items() if op not in KEPT}
+    | get_decompositions(MORE)
+    | OWN
+)

@@ -1,0 +1,145 @@
+"""Tensors made from nothing: constants, counts and random numbers.
+
+What is constant may be of any shape: on an axis that holds the samples every sample has its
+share. A count along that axis is an `Iota`; random numbers are drawn for each sample.
+"""
+
+from typing import Any
+
+import sympy
+import torch
+
+from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
+from fxdp.rules import Call, Rule, Table, Value, agreed
+from fxdp.shapes import sample_axes
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+
+def constant(call: Call, value: Any) -> Placement:
+    """The same number everywhere."""
+    batch = sample_axes(call.out[0], call.n)
+    if isinstance(value, sympy.Expr) and value.has(call.n):
+        if call.rank == 0:
+            return Partial()
+        raise Mixed("the number of samples is used as a value", "uses-batch-total")
+    return Shard(batch[0]) if batch else Replicate(zero=value == 0)
+
+
+def zeros(call: Call, *_: Any, **__: Any) -> Placement:
+    return constant(call, 0)
+
+
+def ones(call: Call, *_: Any, **__: Any) -> Placement:
+    return constant(call, 1)
+
+
+def full(call: Call, size: Any, value: Any, **_: Any) -> Placement:
+    return constant(call, value)
+
+
+def like(call: Call, x: Any, value: Any = 1, **_: Any) -> Placement:
+    """A constant in the shape of x, which gives nothing else of itself."""
+    if isinstance(value, sympy.Expr) and value.has(call.n):
+        raise Mixed("the number of samples is used as a value", "uses-batch-total")
+    return x.placement if isinstance(x.placement, Shard) else constant(call, value)
+
+
+def zeros_like(call: Call, x: Any, **_: Any) -> Placement:
+    return like(call, x, 0)
+
+
+def shaped_like(call: Call, x: Any, **_: Any) -> Placement:
+    """Uninitialised, or random, in the shape of x."""
+    return like(call, x, 1)
+
+
+def new_full(call: Call, x: Any, size: Any, value: Any, **_: Any) -> Placement:
+    return constant(call, value)
+
+
+def scalar(call: Call, value: Any, **_: Any) -> Placement:
+    return constant(call, value)
+
+
+def iota(call: Call, length: Any, *, start: Any, step: Any, **_: Any) -> Placement:
+    """Counts samples only if it starts at 0 and goes by 1."""
+    if not sample_axes(call.out[0], call.n):
+        if any(isinstance(v, sympy.Expr) and v.has(call.n) for v in (start, step)):
+            raise Mixed("the number of samples is used as a value", "uses-batch-total")
+        return Replicate()
+    if start != 0 or step != 1 or length != call.n:
+        raise Mixed("the result depends on a sample's position in the batch")
+    return Iota(0)
+
+
+def arange(call: Call, *bounds: Any, **_: Any) -> Placement:
+    """arange(end), arange(start, end) and arange(start, end, step)."""
+    start, step = (bounds[0] if len(bounds) > 1 else 0), (bounds[2] if len(bounds) > 2 else 1)
+    return iota(call, call.out[0][0], start=start, step=step)
+
+
+def constant_only(call: Call, *args: Any, **_: Any) -> Placement:
+    """Patterns (eye, triangles): never along the batch axis."""
+    if sample_axes(call.out[0], call.n) or any(
+        isinstance(a, sympy.Expr) and a.has(call.n) for a in args
+    ):
+        raise Mixed("the result depends on a sample's position in the batch")
+    return Replicate()
+
+
+def drawn(call: Call, *_: Any, **__: Any) -> Placement:
+    """Random numbers: every sample draws its own."""
+    batch = sample_axes(call.out[0], call.n)
+    return Shard(batch[0]) if batch else Replicate()
+
+
+def drawn_like(call: Call, x: Any, *others: Any, **_: Any) -> Placement:
+    """Random numbers whose distribution x may set."""
+    at = agreed(call, *(v for v in (x, *others) if isinstance(v, Value)))
+    return at if at is not None else Replicate()
+
+
+def dropped(call: Call, x: Any, *_: Any) -> tuple[Placement, Placement]:
+    """Dropout and its mask."""
+    at = drawn_like(call, x)
+    return at, at
+
+
+RULES: Table = {
+    aten.full.default: Rule(full),
+    aten.zeros.default: Rule(zeros),
+    aten.ones.default: Rule(ones),
+    aten.empty.memory_format: Rule(ones),
+    aten.empty_strided.default: Rule(ones),
+    aten.empty_permuted.default: Rule(ones),
+    aten.new_full.default: Rule(new_full),
+    aten.new_zeros.default: Rule(zeros),
+    aten.new_ones.default: Rule(ones),
+    aten.new_empty.default: Rule(ones),
+    aten.new_empty_strided.default: Rule(ones),
+    aten.full_like.default: Rule(like),
+    aten.zeros_like.default: Rule(zeros_like),
+    aten.ones_like.default: Rule(shaped_like),
+    aten.empty_like.default: Rule(shaped_like),
+    aten.scalar_tensor.default: Rule(scalar),
+    prims.iota.default: Rule(iota),
+    aten.arange.default: Rule(arange),
+    aten.arange.start: Rule(arange),
+    aten.arange.start_step: Rule(arange),
+    aten.eye.default: Rule(constant_only),
+    aten.eye.m: Rule(constant_only),
+    aten.tril_indices.default: Rule(constant_only),
+    aten.triu_indices.default: Rule(constant_only),
+    aten.linspace.default: Rule(constant_only),
+    aten.rand.default: Rule(drawn),
+    aten.randn.default: Rule(drawn),
+    aten.randint.default: Rule(drawn),
+    aten.randint.low: Rule(drawn),
+    aten.rand_like.default: Rule(drawn_like),
+    aten.randn_like.default: Rule(drawn_like),
+    aten.bernoulli.default: Rule(drawn_like),
+    aten.bernoulli.p: Rule(drawn_like),
+    aten.native_dropout.default: Rule(dropped),
+}

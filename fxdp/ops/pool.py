@@ -1,0 +1,105 @@
+"""Pooling, resampling and other ops over the last axes of an image-like tensor."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
+from fxdp.rules import Call, Rule, Table, Value
+
+aten = torch.ops.aten
+
+
+def spatial(count: int) -> Callable[..., Placement]:
+    """One result; the last `count` axes of every tensor are pixels, the first are not."""
+
+    def place(call: Call, *operands: Any, **keywords: Any) -> Placement:
+        values = [x for x in (*operands, *keywords.values()) if isinstance(x, Value)]
+        places = {x.placement for x in values} - {Replicate(), Replicate(zero=True)}
+        if not places:
+            return Replicate()
+        at = places.pop()
+        if places or not all(x.placement == at for x in values) or isinstance(at, Partial):
+            raise Mixed("the operands hold their samples on different axes")
+        if not isinstance(at, Shard) or any(at.dim >= x.rank - count for x in values):
+            raise Mixed("it pools along the batch axis")
+        return at
+
+    return place
+
+
+def spatial_pair(count: int) -> Callable[..., tuple[Placement, Placement]]:
+    """The same, with the positions of the maxima as a second result."""
+    one = spatial(count)
+
+    def place(call: Call, *operands: Any, **keywords: Any) -> tuple[Placement, Placement]:
+        at = one(call, *operands, **keywords)
+        return at, at
+
+    return place
+
+
+SINGLE = {
+    1: (
+        "avg_pool1d",
+        "adaptive_avg_pool1d",
+        "upsample_nearest1d",
+        "upsample_nearest1d_backward",
+        "_upsample_nearest_exact1d",
+        "_upsample_nearest_exact1d_backward",
+        "upsample_linear1d",
+        "upsample_linear1d_backward",
+    ),
+    2: (
+        "upsample_nearest2d",
+        "upsample_nearest2d_backward",
+        "_upsample_nearest_exact2d",
+        "_upsample_nearest_exact2d_backward",
+        "upsample_bilinear2d",
+        "upsample_bilinear2d_backward",
+        "upsample_bicubic2d",
+        "upsample_bicubic2d_backward",
+        "_upsample_bilinear2d_aa",
+        "_upsample_bilinear2d_aa_backward",
+        "_upsample_bicubic2d_aa",
+        "_upsample_bicubic2d_aa_backward",
+        "avg_pool2d",
+        "avg_pool2d_backward",
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool2d_backward",
+        "adaptive_max_pool2d_backward",
+        "max_pool2d_with_indices_backward",
+        "max_unpool2d",
+    ),
+    3: (
+        "upsample_nearest3d",
+        "upsample_nearest3d_backward",
+        "_upsample_nearest_exact3d",
+        "_upsample_nearest_exact3d_backward",
+        "upsample_trilinear3d",
+        "upsample_trilinear3d_backward",
+        "avg_pool3d",
+        "avg_pool3d_backward",
+        "_adaptive_avg_pool3d",
+        "_adaptive_avg_pool3d_backward",
+        "adaptive_max_pool3d_backward",
+        "max_pool3d_with_indices_backward",
+        "max_unpool3d",
+    ),
+}
+
+PAIRS = {
+    2: ("max_pool2d_with_indices", "adaptive_max_pool2d"),
+    3: ("max_pool3d_with_indices", "adaptive_max_pool3d"),
+}
+
+RULES: Table = {
+    getattr(aten, name).default: Rule(spatial(count))
+    for count, names in SINGLE.items()
+    for name in names
+} | {
+    getattr(aten, name).default: Rule(spatial_pair(count))
+    for count, names in PAIRS.items()
+    for name in names
+}
