@@ -1,0 +1,143 @@
+"""Sums over samples as nodes of a graph.
+
+A node whose value is a `Partial` either made it, from operands that hold samples, or passed it
+on, linearly. The first kind are the sums over samples, and each can be taken apart into a form.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from fxdp.diagnostic import ProofError, diagnose
+from fxdp.forms import Form, Reduce
+from fxdp.forms.batch import Batch
+from fxdp.graph_pass import Gradient, placement, study
+from fxdp.placement import Partial, Shard
+from fxdp.rules import SumRule
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over samples: how its form is made, and of which nodes.
+
+    Attributes:
+        node: the value of the sum in the graph.
+        build: makes the form from the values of `inputs`.
+        inputs: nodes and constants, at any depth.
+    """
+
+    node: Node
+    build: Callable[..., Form]
+    inputs: tuple[Any, ...]
+
+
+def value(node: Node) -> Any:
+    """The fake tensor or symbolic number that a node stands for."""
+    return node.meta["val"]
+
+
+def is_partial(node: Any) -> bool:
+    """Is this a node whose value is a sum over samples?"""
+    return isinstance(node, Node) and isinstance(placement(node), Partial)
+
+
+def is_total(node: Any) -> bool:
+    """Is it a 0-d one, which may be read sample by sample?"""
+    return is_partial(node) and value(node).dim() == 0
+
+
+def maker(node: Node) -> Node:
+    """The op that made a value: the node itself, or the op with several results it is one of."""
+    if node.target is operator.getitem and isinstance(node.args[0], Node):
+        return node.args[0]
+    return node
+
+
+def holds_samples(node: Any) -> bool:
+    """Is this a tensor with a batch axis?"""
+    return isinstance(node, Node) and isinstance(placement(node), Shard)
+
+
+def is_sum(node: Node) -> bool:
+    """Did this node turn samples into their sum, rather than pass a sum on?"""
+    return is_partial(node) and (
+        "twin" in node.meta or any(holds_samples(i) for i in maker(node).all_input_nodes)
+    )
+
+
+def sum_at(gm: GraphModule, node: Node) -> Sum | None:
+    """The sum over samples at a node, taken apart; None where no rule knows how."""
+    here = study(gm)
+    if "twin" in node.meta:
+        return Sum(node, Reduce, (node.meta["twin"],))
+    op = maker(node)
+    rule = here.table.get(op.target)  # type: ignore[arg-type]
+    if not isinstance(rule, SumRule):
+        return None
+    flat, spec = pytree.tree_flatten((op.args, dict(op.kwargs)))
+    places = [placement(a) if isinstance(a, Node) else None for a in flat]
+
+    def build(n: Any, *values: Any) -> Form:
+        batched = [
+            Batch(v, at, n) if isinstance(at, Shard) and isinstance(v, torch.Tensor) else v
+            for v, at in zip(values, places, strict=True)
+        ]
+        args, kwargs = pytree.tree_unflatten(batched, spec)
+        return rule.form(*args, **kwargs)
+
+    return Sum(node, build, (here.size, *flat))
+
+
+def fake_form(taken: Sum) -> Any:
+    """The form of a sum on fake tensors: for its kind and its sizes."""
+    with torch.no_grad():
+        return taken.build(*(value(a) if isinstance(a, Node) else a for a in taken.inputs))
+
+
+def image(
+    gm: GraphModule,
+    gradient: Gradient,
+    given: dict[Node, Any],
+    apply: Callable[[Node, Any, Any], Any],
+    public: bool = False,
+) -> Any:
+    """The gradient, worked out anew from given values of its sums.
+
+    Args:
+        given: values for sums; a sum that is left out counts as zero.
+        apply: works out one linear node from its arguments, and adds values.
+        public: whether the terms without samples count, or are zero.
+
+    Returns:
+        What `apply` returned last; None for zero.
+    """
+    table = study(gm).table
+    known: dict[Node, Any] = dict.fromkeys(gradient.sums) | given
+    if gradient.node not in known and not gradient.linear:
+        return gradient.node if public else None
+    for node in gradient.linear:
+        rule = table[node.target]  # type: ignore[index]
+        shared = {i: i if public else None for i in node.all_input_nodes if not is_partial(i)}
+        terms = {i: known[i] for i in node.all_input_nodes if is_partial(i)}
+        if rule.adds:
+            terms |= shared
+        alive = [i for i, v in terms.items() if v is not None]
+        if not alive:
+            known[node] = None
+        elif rule.adds and len(alive) == 1:
+            known[node] = terms[alive[0]]
+        elif len(alive) == len(terms):
+            swap = {i: known.get(i, i) for i in node.all_input_nodes}
+            args, kwargs = pytree.tree_map_only(
+                Node, lambda a, swap=swap: swap[a], (node.args, dict(node.kwargs))
+            )
+            known[node] = apply(node, args, kwargs)
+        else:
+            why = "sums over samples and terms without samples are combined by this op"
+            raise ProofError(diagnose(node, why, "unexplained-gradient"))
+    return known[gradient.node]

@@ -1,0 +1,49 @@
+"""Every path to a parameter's gradient ends in sums over samples that can be taken apart.
+
+Going back from a gradient through what is linear, one must arrive at sums over samples, each
+with a form, or at terms that hold no samples at all. Anything else is a use of the parameter
+that the clipped sum could miss.
+"""
+
+from torch.fx import GraphModule, Node
+
+from fxdp.diagnostic import ProofError, diagnose
+from fxdp.graph_pass import Gradient, gradients, placement, study
+from fxdp.placement import Replicate
+from fxdp.sums import is_partial, is_sum, sum_at
+
+
+def explain(gm: GraphModule) -> GraphModule:
+    """Find the sums over samples that each parameter's gradient is made of.
+
+    Raises:
+        ProofError: a gradient comes from a sum over samples that no form describes.
+    """
+    found: list[Gradient] = []
+    for name, node in gradients(gm).items():
+        sums, linear = trace_back(node)
+        for source in sums:
+            if sum_at(gm, source) is None:
+                why = f"no form describes this sum over samples, which the gradient of {name} contains"
+                raise ProofError(diagnose(source, why, "unexplained-gradient", (source.name, name)))
+        found.append(Gradient(name, node, sums, linear))
+    study(gm).gradients = tuple(found)
+    return gm
+
+
+def trace_back(gradient: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """The sums that a gradient is made of, and the linear nodes from them to it."""
+    sums: set[Node] = set()
+    linear: set[Node] = set()
+    open_ends = [gradient]
+    while open_ends:
+        node = open_ends.pop()
+        if node in sums or node in linear or isinstance(placement(node), Replicate):
+            continue
+        if is_sum(node):
+            sums.add(node)
+            continue
+        linear.add(node)
+        open_ends += [i for i in node.all_input_nodes if is_partial(i)]
+    order = {n: i for i, n in enumerate(gradient.graph.nodes)}
+    return tuple(sorted(sums, key=order.__getitem__)), tuple(sorted(linear, key=order.__getitem__))

@@ -1,0 +1,144 @@
+"""Totals over the batch that are used as values become each sample's own.
+
+A mean divides by the number of samples; cross entropy with `ignore_index` divides by the valid
+targets of the whole batch. In the local run, where a sample is alone, those are its own: 1, and
+its own valid targets. So every 0-d `Partial` gets a *twin* [N] with the N local values, and
+whoever used the total as a value, in the loss or in the backward pass, now reads the twin. N
+itself, used as a value, becomes 1.
+"""
+
+from typing import Any
+
+import sympy
+import torch
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from fxdp.diagnostic import BatchMixingError, diagnose
+from fxdp.graph_pass import placement, study
+from fxdp.placement import Shard
+from fxdp.rules import SumRule
+from fxdp.shapes import expr, local, quotient
+from fxdp.sums import holds_samples, is_total, sum_at, value
+from fxdp.trace import emit
+
+
+def localize(gm: GraphModule) -> GraphModule:
+    """Give 0-d totals their local values and hand those to whoever uses a total as a value.
+
+    Raises:
+        BatchMixingError: the local values of a total that is used as one cannot be worked out.
+    """
+    here = study(gm)
+    assert here.mark is not None
+    first = next(n for n in gm.graph.nodes if n.op != "placeholder")
+    here.size = emit(first, lambda mask: mask.shape[0], here.mark.args[4], like=first)
+    for node in list(gm.graph.nodes):
+        if node.target not in here.table:
+            continue
+        if is_total(node):
+            add_twin(gm, node)
+        elif holds_samples(node):
+            node.args, node.kwargs = pytree.tree_map_only(
+                Node, lambda a, user=node: seen_by(gm, a, user), (node.args, dict(node.kwargs))
+            )
+    spread_loss(gm)
+    return gm
+
+
+def counts(gm: GraphModule, node: Any) -> bool:
+    """Is this node a number worked out from N?"""
+    n = study(gm).n
+    number = value(node) if isinstance(node, Node) else None
+    is_number = isinstance(number, (torch.SymInt, torch.SymFloat))
+    return is_number and n is not None and expr(number).has(n)
+
+
+def add_twin(gm: GraphModule, node: Node) -> None:
+    """Work out the local values [N] of a 0-d total, if its op allows it."""
+    here = study(gm)
+    rule = here.table[node.target]  # type: ignore[index]
+    inputs, after = node.all_input_nodes, node.next
+    if any(is_total(a) and "twin" not in a.meta for a in inputs):
+        return
+    if any(holds_samples(a) for a in inputs):
+        taken = sum_at(gm, node)
+        if not isinstance(rule, SumRule) or taken is None:
+            return
+        twin = emit(after, lambda *a: taken.build(*a).per_sample(), *taken.inputs, like=node)
+    elif len(inputs) == 1 and is_total(inputs[0]) and not rule.pointwise:
+        twin = inputs[0].meta["twin"]
+    elif rule.pointwise or not inputs or all(counts(gm, a) for a in inputs):
+        args, kwargs = pytree.tree_map_only(
+            Node, lambda a: alone(gm, a, after), (node.args, dict(node.kwargs))
+        )
+        target: Any = node.target
+        twin = emit(
+            after, lambda n, a, k: target(*a, **k).expand(n), here.size, args, kwargs, like=node
+        )
+    else:
+        return
+    twin.meta["placement"] = Shard(0)
+    node.meta["twin"] = twin
+
+
+def alone(gm: GraphModule, a: Node, before: Node) -> Any:
+    """An operand of a 0-d op as it is in the local runs: a twin [N], or a number without N."""
+    if is_total(a):
+        return a.meta["twin"]
+    return own_number(gm, a, before) if counts(gm, a) else a
+
+
+def own_number(gm: GraphModule, a: Node, before: Node) -> Any:
+    """What a number in N is worth where N is 1."""
+    n, size = study(gm).n, study(gm).size
+    assert n is not None
+    worth = local(expr(value(a)), n)
+    if worth.is_number:
+        return int(worth) if worth.is_Integer else float(worth)
+    if sympy.cancel(expr(value(a)) / n) == worth:
+        return emit(before, lambda x, n: x // n, a, size)
+    if sympy.cancel(expr(value(a)) * n) == worth:
+        return emit(before, lambda x, n: x * n, a, size)
+    why = "the batch size and another size make a number together"
+    raise BatchMixingError(diagnose(before, why, "uses-batch-total"))
+
+
+def seen_by(gm: GraphModule, a: Node, user: Node) -> Any:
+    """An operand of a node that holds samples, as each sample sees it."""
+    if counts(gm, a) and study(gm).table[user.target].pointwise:  # type: ignore[index]
+        return own_number(gm, a, user)
+    if not is_total(a):
+        return a
+    if "twin" not in a.meta:
+        why = "each sample's share of a total over the batch cannot be worked out"
+        raise BatchMixingError(diagnose(a, why, "uses-batch-total"))
+    at, n = placement(user), study(gm).n
+    assert isinstance(at, Shard) and n is not None
+    result = value(user)
+    times = quotient(expr(result.shape[at.dim]), n * at.inner)
+    if times is None or not times.is_Integer or not at.inner.is_Integer:
+        why = "a total over the batch is spread over an axis of more than one dynamic size"
+        raise BatchMixingError(diagnose(user, why, "uses-batch-total"))
+    layout = (int(times), int(at.inner), result.dim() - at.dim - 1)
+    return emit(user, lambda t: laid_out(t, *layout), a.meta["twin"], placement=at)
+
+
+def laid_out(twin: torch.Tensor, outer: int, inner: int, behind: int) -> torch.Tensor:
+    """[N] repeated along a batch axis of size outer * N * inner, with `behind` axes of size 1."""
+    if (outer, inner) != (1, 1):
+        twin = twin.reshape(1, -1, 1).expand(outer, -1, inner).reshape(-1)
+    return twin.reshape(-1, *[1] * behind)
+
+
+def spread_loss(gm: GraphModule) -> None:
+    """Replace the mark on the loss by the mean of the local losses of rows that are no padding."""
+    mark = study(gm).mark
+    assert mark is not None
+    loss, mask = mark.args[0], mark.args[4]
+    own = loss.meta["twin"] if is_total(loss) else loss  # type: ignore[union-attr]
+
+    def mean(own: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return own.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+
+    mark.replace_all_uses_with(emit(mark, mean, own, mask, name="loss"))

@@ -1,0 +1,59 @@
+"""Retrace the graph to plain aten ops, with the batch size still symbolic.
+
+The marks are gone, composite ops are taken apart the way the backend wants them, and equal
+nodes are one node. Inputs and outputs keep their order and their descriptors.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx import GraphModule, Interpreter, traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fxdp.graph_pass import study
+from fxdp.sums import value
+
+MARKS = torch.ops.fxdp
+
+
+def lower(gm: GraphModule, decompositions: dict[Any, Callable[..., Any]] | None = None) -> GraphModule:
+    """The same computation as a graph of aten ops.
+
+    Args:
+        decompositions: of the backend.
+    """
+    drop_marks(gm)
+    inputs = gm.graph.find_nodes(op="placeholder")
+    with torch.no_grad(), traceback.preserve_node_meta():
+        flat = make_fx(
+            lambda *args: Interpreter(gm).run(*args, enable_io_processing=False),
+            decomposition_table=decompositions,
+            _allow_non_fake_inputs=True,
+        )(*(value(n) for n in inputs))
+    flat.graph = fx_graph_cse(flat.graph)
+    for new, old in zip(flat.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        new.meta |= {k: v for k, v in old.meta.items() if k not in ("val", "placement")}
+        new.target = new.name = old.name
+    flat.graph.output_node().meta |= gm.graph.output_node().meta
+    flat.meta |= gm.meta
+    flat.graph.eliminate_dead_code()
+    flat.recompile()
+    study(flat).readable = gm
+    return flat
+
+
+def drop_marks(gm: GraphModule) -> None:
+    """Replace the marks on inputs by the inputs, and the gradient of the loss by ones."""
+    graph = gm.graph
+    for node in list(graph.nodes):
+        if node.target is MARKS.samples.default:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is MARKS.seed.default:
+            with graph.inserting_before(node):
+                ones = graph.call_function(torch.ops.aten.ones_like.default, (node.args[1],))
+            ones.meta = dict(node.meta)
+            node.replace_all_uses_with(ones)
+    graph.eliminate_dead_code()
+    gm.recompile()

@@ -1,0 +1,53 @@
+"""Add Gaussian noise to each clipped sum, once, and put the result in the gradient's place.
+
+Released for each parameter: (clipped sum + sigma C xi) / L, xi standard normal, L the public
+expected batch size; times the gradient that arrives at the loss, which is the user's constant.
+"""
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxdp.graph_pass import Clipped, study
+from fxdp.sums import value
+from fxdp.trace import emit
+
+SEED = torch.ops.fxdp.seed.default
+
+
+def noise(gm: GraphModule) -> GraphModule:
+    """Make the outputs private. The norms become one more output, for checks and reports."""
+    here, end = study(gm), gm.graph.output_node()
+    assert here.mark is not None
+    seeds = gm.graph.find_nodes(op="call_function", target=SEED)
+    outputs = list(end.args[0])  # type: ignore[arg-type]
+    if seeds:
+        tangent = seeds[0].args[0]
+        bound, sigma, expected = here.mark.args[1:4]
+        for clipped in here.clipped:
+            released = release(clipped, tangent, (bound, sigma, expected), end)  # type: ignore[arg-type]
+            for place, node in enumerate(outputs):
+                if node is clipped.gradient.node and place >= here.outputs:
+                    outputs[place] = released
+    end.args = ([*outputs, here.norms],)
+    end.meta["desc"] = [*end.meta["desc"], None]
+    gm.graph.eliminate_dead_code()
+    return gm
+
+
+def release(clipped: Clipped, tangent: Node, scales: tuple[Node, ...], end: Node) -> Node | None:
+    """The private gradient of one parameter, in its dtype."""
+    dtype = value(clipped.gradient.node).dtype
+    name = f"private_{clipped.gradient.node.name}"
+    if clipped.total is None:
+        return emit(end, lambda p, t: p * t.to(p.dtype), clipped.public, tangent, name=name)
+
+    def private(total: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor, expected: Tensor,
+                public: Tensor | None) -> Tensor:  # fmt: skip
+        # An infinite bound without noise is plain training: 0 times infinity is 0 here.
+        scale = (sigma * bound).masked_fill(sigma == 0, 0).to(total.dtype)
+        out = (total + scale * torch.randn_like(total)) / expected.to(total.dtype)
+        out = out if public is None else out + public
+        return (out * tangent.to(total.dtype)).to(dtype)
+
+    return emit(end, private, clipped.total, tangent, *scales, clipped.public, name=name)

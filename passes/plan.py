@@ -1,0 +1,114 @@
+"""Choose, for each parameter, how its per-sample norms are found.
+
+What the sums of one gradient are together decides what is possible: one sum moved about by
+isometries has that sum's norm; several of one kind are one sum over more positions; an
+embedding tied to a head has an exact cross term; anything else is materialised for each sample
+and mapped. Between the strategies that a form offers, the cost model decides.
+"""
+
+from typing import Any
+
+import sympy
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+from fxdp.forms import Outer, Scatter
+from fxdp.graph_pass import Choice, Gradient, study
+from fxdp.sums import fake_form, is_partial, sum_at, value
+
+FIXED = ("instantiate", "crb", "ghost", "naive", "multi")
+MODELLED = ("instantiate", "ghost")
+
+
+def plan(gm: GraphModule, strategy: str = "auto") -> GraphModule:
+    """Set the study's choices."""
+    study(gm).choices = tuple(choose(gm, g, strategy) for g in study(gm).gradients if g.sums)
+    return gm
+
+
+def choose(gm: GraphModule, gradient: Gradient, strategy: str) -> Choice:
+    """The kind of a gradient's sums, and a strategy for them."""
+    taken = [sum_at(gm, s) for s in gradient.sums]
+    forms = [fake_form(s) for s in taken if s is not None]
+    kind, merged = together(gm, gradient, forms)
+    offered = [s for s in FIXED if all(s in f.strategies for f in merged)]
+    if kind == "general":
+        offered = [s for s in offered if s != "ghost"]
+    costs = {s: sum((f.cost(s) for f in merged), sympy.Integer(0)) for s in offered}
+    if strategy == "auto":
+        # The first two differ in kind; the others are there to compare with.
+        wanted = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, costs[s]))
+    else:
+        wanted = strategy if strategy in offered else "instantiate"
+    if kind == "tied" and wanted != "ghost":
+        kind = "general"
+    return Choice(gradient, kind, wanted, costs)
+
+
+def together(gm: GraphModule, gradient: Gradient, forms: list[Any]) -> tuple[str, list[Any]]:
+    """What the sums of a gradient are together, and the forms to be measured."""
+    if not all(is_isometry(gm, n) for n in gradient.linear):
+        return "general", forms
+    if len(forms) == 1:
+        return "one", forms
+    if not same_layout(gradient):
+        return "general", forms
+    kinds = {type(f) for f in forms}
+    if kinds == {Outer}:
+        return "joined", [Outer.joined(forms)]
+    if kinds == {Scatter}:
+        return "joined", [Scatter.joined(forms)]
+    if kinds == {Outer, Scatter}:
+        return "tied", forms
+    return "general", forms
+
+
+def is_isometry(gm: GraphModule, node: Node) -> bool:
+    """Does a linear node only move elements, or add sums that stand alike?"""
+    rule = study(gm).table.get(node.target)  # type: ignore[arg-type]
+    if rule is None:
+        return False
+    partial = [i for i in node.all_input_nodes if is_partial(i)]
+    adds = rule.adds and all(value(i).shape == value(node).shape for i in partial)
+    return adds or (rule.isometry and len(partial) == 1)
+
+
+def same_layout(gradient: Gradient) -> bool:
+    """Do all sums reach the gradient the same way, element by element?
+
+    The views between are tried out on tensors without data, whose strides tell where an
+    element went. An op that copies or flips signs forgets that: then the answer is no.
+    """
+    layouts = {layout(gradient, s) for s in gradient.sums}
+    return len(layouts) == 1 and None not in layouts
+
+
+def layout(gradient: Gradient, source: Node) -> tuple[Any, ...] | None:
+    """Shape and strides of a sum's elements as they stand in the gradient."""
+    shape = [int(s) if not isinstance(s, torch.SymInt) else None for s in value(source).shape]
+    if None in shape:
+        return None
+    at: dict[Node, torch.Tensor | None] = {source: torch.empty(shape, device="meta")}  # type: ignore[arg-type]
+    for node in gradient.linear:
+        reached = [at[i] for i in node.all_input_nodes if i in at]
+        if not reached:
+            continue
+        if any(r is None for r in reached) or len(reached) > 1:
+            return None
+        target: Any = node.target
+        if isinstance(target, OpOverload) and target.is_view:
+            args = [at[a] if isinstance(a, Node) else a for a in node.args]
+            at[node] = target(*args)
+        elif len([i for i in node.all_input_nodes if is_partial(i)]) > 1:
+            at[node] = reached[0]
+        else:
+            return None
+    end = at.get(gradient.node)
+    return None if end is None else (tuple(end.shape), end.stride())
+
+
+def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
+    """A cost in numbers, for the sizes that the model was captured with."""
+    env = value(study(gm).size).node.shape_env
+    return float(env.size_hint(cost, allow_none=False))

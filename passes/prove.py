@@ -1,0 +1,260 @@
+"""The proof: place every value of the graph, or say why it cannot be placed.
+
+The placement of each node follows from those of its operands by the rule of its op. When a
+parameter's gradient comes out as a `Partial`, the summands are the per-sample gradients, by
+induction over the graph. What a rule refuses, and all that depends on it, has no placement; a
+refusal matters if it reaches an output.
+"""
+
+import operator
+from typing import Any
+
+import networkx
+import sympy
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from fxdp.diagnostic import BatchMixingError, Diagnostic, ProofError, diagnose
+from fxdp.graph_pass import gradients, mutations, study
+from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
+from fxdp.rules import Call, Rule, Value
+from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
+
+MARKS = torch.ops.fxdp
+Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)
+
+
+def prove(gm: GraphModule) -> GraphModule:
+    """Set `meta["placement"]` on every node that holds a tensor.
+
+    Raises:
+        BatchMixingError: an output depends on a value in which samples mix.
+        ProofError: an output depends on an op that no rule explains.
+    """
+    marks = [n for n in gm.graph.nodes if n.target is MARKS.release.default]
+    if len(marks) != 1:
+        raise AssertionError(f"one release is expected in a graph, and there are {len(marks)}")
+    here = study(gm)
+    here.mark = marks[0]
+    mask = here.mark.args[4].meta["val"]
+    here.n = batch_symbol(mask)
+    faults: Faults = {}
+    spoilt: set[Node] = set()
+    for node in gm.graph.nodes:
+        if node.op == "output":
+            continue
+        if any(i in spoilt for i in node.all_input_nodes):
+            spoilt.add(node)
+            continue
+        try:
+            node.meta["placement"] = place(node, here.n, here.table)
+        except Mixed as refusal:
+            faults[node] = (refusal.why, refusal.name)
+            spoilt.add(node)
+    _judge_outputs(gm, faults, spoilt)
+    report(gm, faults)
+    return gm
+
+
+def batch_symbol(mask: torch.Tensor) -> sympy.Symbol:
+    """The symbol of the number of samples, from the mask that every step is given."""
+    n = expr(mask.shape[0])
+    if not isinstance(n, sympy.Symbol):
+        raise Mixed(
+            f"the batch size was fixed to {n} while the model was captured", "fixed-batch-size"
+        )
+    return n
+
+
+def place(
+    node: Node, n: sympy.Symbol, table: Any
+) -> Placement | tuple[Placement | None, ...] | None:
+    """The placement of a node's value, from those of its operands."""
+    if node.op == "placeholder":
+        return place_input(node, n)
+    if node.target is operator.getitem and isinstance(node.args[0].meta.get("placement"), tuple):
+        return node.args[0].meta["placement"][node.args[1]]
+    if not any(isinstance(v, torch.Tensor) for v in pytree.tree_leaves(node.meta.get("val"))):
+        return place_number(node)
+    shapes = tuple(
+        shape_of(v.shape)
+        for v in pytree.tree_leaves(node.meta["val"])
+        if isinstance(v, torch.Tensor)
+    )
+    if node.op == "get_attr":
+        placed: Any = Replicate()
+    elif node.target in MARK_RULES:
+        placed = MARK_RULES[node.target](node, n)
+    else:
+        rule = table.get(node.target)
+        if rule is None:
+            raise Mixed("fxdp has no rule for this op", "no-rule")
+        placed = apply(rule, node, shapes, n)
+    return checked(node, placed, n)
+
+
+def apply(rule: Rule, node: Node, shapes: tuple[Any, ...], n: sympy.Symbol) -> Any:
+    """Call a rule on the operands of a node."""
+    call = Call(shapes, n, node.meta.get("partitioner_tag") == "is_backward")
+    args, kwargs = pytree.tree_map_only(Node, operand, (node.args, dict(node.kwargs)))
+    return rule.place(call, *args, **kwargs)
+
+
+def operand(node: Node) -> Value | sympy.Expr:
+    """A node as a rule sees it."""
+    value = node.meta["val"]
+    if isinstance(value, torch.Tensor):
+        return Value(node.meta["placement"], shape_of(value.shape), value.dtype)
+    return expr(value)
+
+
+def place_input(node: Node, n: sympy.Symbol) -> Placement | None:
+    """Inputs are shared by all samples, unless a mark says which axis holds those."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return None
+    if not sample_axes(shape_of(value.shape), n):
+        return Replicate()
+    declared = (MARKS.samples.default, MARKS.release.default)
+    if all(user.target in declared for user in node.users):
+        return Shard(sample_axes(shape_of(value.shape), n)[0])
+    raise Mixed(
+        "an input has an axis of the batch's size, and nothing says what it holds",
+        "undeclared-input",
+    )
+
+
+def place_number(node: Node) -> None:
+    """Numbers are worked out from sizes; a number read from samples is a leak."""
+    for source in node.all_input_nodes:
+        at = source.meta.get("placement")
+        is_size = isinstance(node.target, OpOverload) and "sym_" in node.target._schema.name
+        if at is not None and not isinstance(at, Replicate) and not is_size:
+            if node.users:
+                raise Mixed("a number is read from the samples", "no-rule")
+
+
+def place_samples(node: Node, n: sympy.Symbol) -> Placement:
+    """The mark on an input names the axis; its size must be N."""
+    at = Shard(node.args[1])
+    shape = shape_of(node.args[0].meta["val"].shape)
+    if shape[at.dim] != n or not is_whole(shape, at, n):
+        raise Mixed(
+            f"an input of shape {show(shape, n)} does not hold the samples on axis {at.dim} alone",
+            "undeclared-input",
+        )
+    return at
+
+
+def place_release(node: Node, n: sympy.Symbol) -> Placement:
+    """The loss must be a loss for each sample, or a total of those."""
+    loss = node.args[0]
+    at, shape = loss.meta["placement"], shape_of(loss.meta["val"].shape)
+    if at == Shard(0) and len(shape) == 1 or isinstance(at, Partial) and not shape:
+        return Replicate()
+    if isinstance(at, Replicate):
+        raise Mixed("the loss does not depend on the samples", "loss-not-separable")
+    raise Mixed(
+        f"a loss of shape {show(shape, n)} is not one number for each sample", "loss-not-separable"
+    )
+
+
+def place_seed(node: Node, n: sympy.Symbol) -> Placement:
+    """Ones: one for each sample's loss, or one for the loss of each sample alone."""
+    loss = node.args[1].meta["placement"]
+    return loss if isinstance(loss, Shard) else Replicate()
+
+
+MARK_RULES = {
+    MARKS.samples.default: place_samples,
+    MARKS.release.default: place_release,
+    MARKS.seed.default: place_seed,
+}
+
+
+def checked(node: Node, placed: Any, n: sympy.Symbol) -> Any:
+    """What a rule said, held against the shapes: N stands where the placement says it does."""
+    values = node.meta["val"]
+    pairs = [(values, placed)]
+    if isinstance(values, (tuple, list)):
+        if not isinstance(placed, tuple) or len(placed) != len(values):
+            raise AssertionError(
+                f"the rule of {node.target} gave {placed} for {len(values)} results"
+            )
+        pairs = list(zip(values, placed, strict=True))
+    for value, at in pairs:
+        if not isinstance(value, torch.Tensor) or at is None:
+            continue
+        shape = shape_of(value.shape)
+        match at:
+            case Shard():
+                fits = 0 <= at.dim < len(shape) and is_whole(shape, at, n)
+            case Iota(dim):
+                fits = sample_axes(shape, n) == [dim] and shape[dim] == n
+            case _:
+                fits = not sample_axes(shape, n)
+        if not fits:
+            raise Mixed(
+                f"the result of shape {show(shape, n)} pairs samples or loses the batch axis"
+            )
+    return placed
+
+
+def _judge_outputs(gm: GraphModule, faults: Faults, spoilt: set[Node]) -> None:
+    """Gradients must be sums over samples, and state must not be made of them."""
+    here = study(gm)
+    for name, node in gradients(gm).items():
+        if node not in spoilt and not isinstance(node.meta["placement"], Partial | Replicate):
+            faults[node] = (
+                f"{name}, which holds samples, would get a gradient that no noise protects",
+                "input-gradient",
+            )
+    for name, node in mutations(gm).items():
+        if node not in spoilt and not isinstance(node.meta["placement"], Replicate):
+            faults[node] = (f"{name} is written from the samples, without noise", "writes-samples")
+    if here.mark in faults:
+        return
+
+
+def report(gm: GraphModule, faults: Faults) -> None:
+    """Raise what was found, if it reaches an output."""
+    if not faults:
+        return
+    flow = networkx.DiGraph((n, user) for n in gm.graph.nodes for user in n.users)
+    ends = {node: f"gradient of {name}" for name, node in gradients(gm).items()}
+    ends |= {node: f"new value of {name}" for name, node in mutations(gm).items()}
+    forward = {n: "output" for n in _forward_outputs(gm) if n not in ends}
+    found: list[tuple[Any, Diagnostic]] = []
+    order = {n: i for i, n in enumerate(gm.graph.nodes)}
+    for node, (why, name) in faults.items():
+        path = _path(flow, node, ends) or _path(flow, node, forward)
+        if path is not None:
+            found.append((order[node], diagnose(node, why, name, path)))
+    if not found:
+        return
+    diagnostics = [d for _, d in sorted(found, key=lambda f: (_line(f[1]), f[0]))]
+    mixing = any(d.code.code < "FXD400" for d in diagnostics)
+    raise (BatchMixingError if mixing else ProofError)(*diagnostics)
+
+
+def _line(d: Diagnostic) -> tuple[str, int]:
+    return (d.location.file, d.location.line) if d.location else ("", 0)
+
+
+def _forward_outputs(gm: GraphModule) -> list[Node]:
+    outputs = gm.graph.output_node().args[0]
+    return [n for n in outputs[: study(gm).outputs] if isinstance(n, Node)]
+
+
+def _path(flow: Any, node: Node, ends: dict[Node, str]) -> tuple[str, ...] | None:
+    """The ops on the shortest way from a node to one of the ends; None if there is no way."""
+    if node not in flow and node not in ends:
+        return None
+    reach = networkx.single_source_shortest_path(flow, node) if node in flow else {node: [node]}
+    ways = [reach[end] for end in ends if end in reach]
+    if not ways:
+        return None
+    best = min(ways, key=len)
+    return (*(n.name for n in best), ends[best[-1]])
