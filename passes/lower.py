@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxdp.graph_pass import study
 from fxdp.sums import value
+from fxdp.trace import emit
 
 MARKS = torch.ops.fxdp
 
@@ -51,9 +52,8 @@ def drop_marks(gm: GraphModule) -> None:
         if node.target is MARKS.samples.default:
             node.replace_all_uses_with(node.args[0])
         elif node.target is MARKS.seed.default:
-            with graph.inserting_before(node):
-                ones = graph.call_function(torch.ops.aten.ones_like.default, (node.args[1],))
-            ones.meta = dict(node.meta)
+            # Ones that still hang on the tangent: it tells the partitioner what is backward.
+            ones = emit(node, lambda t, loss: torch.ones_like(t).expand_as(loss), *node.args)
             node.replace_all_uses_with(ones)
     graph.eliminate_dead_code()
     gm.recompile()

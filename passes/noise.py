@@ -15,8 +15,12 @@ from fxdp.trace import emit
 SEED = torch.ops.fxdp.seed.default
 
 
-def noise(gm: GraphModule) -> GraphModule:
-    """Make the outputs private. The norms become one more output, for checks and reports."""
+def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
+    """Make the outputs private.
+
+    The norms become one more output, for checks and reports, with a name for a descriptor;
+    with `inspect_each` so do the per-sample gradients.
+    """
     here, end = study(gm), gm.graph.output_node()
     assert here.mark is not None
     seeds = gm.graph.find_nodes(op="call_function", target=SEED)
@@ -29,8 +33,9 @@ def noise(gm: GraphModule) -> GraphModule:
             for place, node in enumerate(outputs):
                 if node is clipped.gradient.node and place >= here.outputs:
                     outputs[place] = released
-    end.args = ([*outputs, here.norms],)
-    end.meta["desc"] = [*end.meta["desc"], None]
+    extras = {"norms": here.norms} | (here.each if inspect_each else {})
+    end.args = ([*outputs, *extras.values()],)
+    end.meta["desc"] = [*end.meta["desc"], *extras]
     gm.graph.eliminate_dead_code()
     return gm
 

@@ -6,6 +6,7 @@ embedding tied to a head has an exact cross term; anything else is materialised 
 and mapped. Between the strategies that a form offers, the cost model decides.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -21,9 +22,18 @@ FIXED = ("instantiate", "crb", "ghost", "naive", "multi")
 MODELLED = ("instantiate", "ghost")
 
 
-def plan(gm: GraphModule, strategy: str = "auto") -> GraphModule:
-    """Set the study's choices."""
-    study(gm).choices = tuple(choose(gm, g, strategy) for g in study(gm).gradients if g.sums)
+def plan(gm: GraphModule, strategy: str = "auto", inspect_each: bool = False) -> GraphModule:
+    """Set the study's choices.
+
+    Args:
+        strategy: "auto", or the one that every sum takes if its form offers it.
+        inspect_each: materialise every per-sample gradient, in its parameter's shape.
+    """
+    gradients = [g for g in study(gm).gradients if g.sums]
+    choices = [choose(gm, g, "instantiate" if inspect_each else strategy) for g in gradients]
+    if inspect_each:
+        choices = [replace(c, kind="general") for c in choices]
+    study(gm).choices = tuple(choices)
     return gm
 
 
@@ -111,4 +121,5 @@ def layout(gradient: Gradient, source: Node) -> tuple[Any, ...] | None:
 def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
     """A cost in numbers, for the sizes that the model was captured with."""
     env = value(study(gm).size).node.shape_env
-    return float(env.size_hint(cost, allow_none=False))
+    hint = getattr(env, "optimization_hint", None) or env.size_hint  # torch 2.11 has the second
+    return float(hint(cost))

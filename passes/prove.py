@@ -19,11 +19,12 @@ from torch.utils import _pytree as pytree
 from fxdp.diagnostic import BatchMixingError, Diagnostic, ProofError, diagnose
 from fxdp.graph_pass import gradients, mutations, study
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, Value
+from fxdp.rules import Call, Rule, Table, Value
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
 
 MARKS = torch.ops.fxdp
 Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)
+Placed = Placement | tuple[Placement | None, ...] | None
 
 
 def prove(gm: GraphModule) -> GraphModule:
@@ -42,6 +43,7 @@ def prove(gm: GraphModule) -> GraphModule:
     here.n = batch_symbol(mask)
     faults: Faults = {}
     spoilt: set[Node] = set()
+    forward = needed_for(_forward_outputs(gm))
     for node in gm.graph.nodes:
         if node.op == "output":
             continue
@@ -49,13 +51,25 @@ def prove(gm: GraphModule) -> GraphModule:
             spoilt.add(node)
             continue
         try:
-            node.meta["placement"] = place(node, here.n, here.table)
+            node.meta["placement"] = place(node, here.n, here.table, node not in forward)
         except Mixed as refusal:
             faults[node] = (refusal.why, refusal.name)
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
     report(gm, faults)
     return gm
+
+
+def needed_for(ends: list[Node]) -> set[Node]:
+    """The nodes that some nodes are computed from, and those."""
+    found: set[Node] = set()
+    open_ends = list(ends)
+    while open_ends:
+        node = open_ends.pop()
+        if node not in found:
+            found.add(node)
+            open_ends += node.all_input_nodes
+    return found
 
 
 def batch_symbol(mask: torch.Tensor) -> sympy.Symbol:
@@ -68,9 +82,7 @@ def batch_symbol(mask: torch.Tensor) -> sympy.Symbol:
     return n
 
 
-def place(
-    node: Node, n: sympy.Symbol, table: Any
-) -> Placement | tuple[Placement | None, ...] | None:
+def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
     """The placement of a node's value, from those of its operands."""
     if node.op == "placeholder":
         return place_input(node, n)
@@ -91,13 +103,12 @@ def place(
         rule = table.get(node.target)
         if rule is None:
             raise Mixed("fxdp has no rule for this op", "no-rule")
-        placed = apply(rule, node, shapes, n)
+        placed = apply(rule, node, Call(shapes, n, backward))
     return checked(node, placed, n)
 
 
-def apply(rule: Rule, node: Node, shapes: tuple[Any, ...], n: sympy.Symbol) -> Any:
+def apply(rule: Rule, node: Node, call: Call) -> Any:
     """Call a rule on the operands of a node."""
-    call = Call(shapes, n, node.meta.get("partitioner_tag") == "is_backward")
     args, kwargs = pytree.tree_map_only(Node, operand, (node.args, dict(node.kwargs)))
     return rule.place(call, *args, **kwargs)
 

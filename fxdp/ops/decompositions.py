@@ -69,8 +69,53 @@ def mv(a: Tensor, b: Tensor) -> Tensor:
     return aten.mm(a, b.unsqueeze(1)).squeeze(1)
 
 
+def group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, pixels: int,
+    groups: int, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Statistics of each group of channels of each sample."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    grouped = wide.reshape(n, groups, -1)
+    var, mean = torch.var_mean(grouped, dim=2, correction=0)
+    rstd = torch.rsqrt(var + eps)
+    out = ((grouped - mean.unsqueeze(2)) * rstd.unsqueeze(2)).reshape(x.shape)
+    channels = [c, *[1] * (x.dim() - 2)]
+    if weight is not None:
+        out = out * weight.reshape(channels)
+    if bias is not None:
+        out = out + bias.reshape(channels)
+    return out.to(x.dtype), mean, rstd
+
+
+def weight_norm_backward(
+    grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of w = g v / |v|, the norm over all axes but `dim`."""
+    rest = [d for d in range(v.dim()) if d != dim % v.dim()]
+    along = (grad * v).sum(rest, keepdim=True) / norms
+    return grad * (g / norms) - v * (along * g / (norms * norms)), along
+
+
+def nll_loss_backward(
+    grad: Tensor, x: Tensor, target: Tensor, weight: Tensor | None, reduction: int,
+    ignore_index: int, total_weight: Tensor,
+) -> Tensor:  # fmt: skip
+    """-weight[target] at the target's class, whatever axes follow the classes."""
+    if reduction == 1:
+        grad = grad / total_weight
+    axis = 0 if x.dim() < 2 else 1
+    valid = target != ignore_index
+    safe = torch.where(valid, target, 0)
+    if weight is not None:
+        grad = grad * weight[safe]
+    each = torch.where(valid, grad, torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.zeros_like(x).scatter(axis, safe.unsqueeze(axis), -each.unsqueeze(axis))
+
+
 # What torch's core decompositions would split into more than the rules need.
 KEPT = (
+    # Its decomposition returns a logsumexp that the kernel of its backward does not understand.
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten.embedding_dense_backward.default,
     aten._adaptive_avg_pool2d.default,
     aten._adaptive_avg_pool3d.default,
@@ -94,15 +139,22 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.mean.default: mean,
     aten.mean.dim: mean_dim,
     aten.convolution_backward.default: convolution_backward,
+    aten.native_group_norm.default: group_norm,
+    aten._weight_norm_interface_backward.default: weight_norm_backward,
+    aten.nll_loss_backward.default: nll_loss_backward,
+    aten.nll_loss2d_backward.default: nll_loss_backward,
     aten.dot.default: dot,
     aten.mv.default: mv,
 }
 
 # Outside torch's core set, but with a decomposition there.
 MORE = (
-    aten.native_group_norm,
     aten.native_layer_norm,
     aten._safe_softmax,
+    aten._native_batch_norm_legit,
+    aten._native_batch_norm_legit_functional,
+    aten._native_batch_norm_legit_no_training,
+    aten.native_batch_norm_backward,
     aten.addr,
     aten.addcmul,
     aten.addcdiv,

@@ -1,0 +1,232 @@
+"""From a captured program to a compiled one that releases only private gradients.
+
+fxdp is a partition function: AOTAutograd traces forward and backward into one joint graph and
+asks how to split it; before it is split, the pipeline proves and rewrites it. Both halves then
+run as they are (`eager`) or are compiled by Inductor. What Inductor makes of a graph is
+compared with the graph at its first call, before anything is released (`fxdp.check`).
+"""
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.fx import GraphModule, Node
+
+from fxdp.check import Checked
+from fxdp.graph_pass import Pass, Study, run
+from fxdp.ops import DECOMPOSITIONS, RULES
+from fxdp.rules import Table
+
+aten = torch.ops.aten
+EXTRA = "fxdp_extra"
+Backend = Literal["inductor", "eager"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is compiled; no part of this changes what is released.
+
+    Attributes:
+        strategy: for per-sample norms, "auto" or one of `fxdp.forms.batch.Strategy`.
+        backend: who runs the graphs.
+        table: the rules.
+        check: compare compiled code with its graph at the first call.
+        inspect: also return the per-sample gradients, for `per_sample_grads`.
+    """
+
+    strategy: str = "auto"
+    backend: Backend = "inductor"
+    table: Table = field(default_factory=lambda: RULES)
+    check: bool = True
+    inspect: bool = False
+
+
+@dataclass
+class Record:
+    """What a compiled module remembers of its compilations and its last step.
+
+    Attributes:
+        study: of the last compiled graph.
+        compilations: how many graphs were compiled.
+        extras: what the last backward returned beside gradients: norms, per-sample gradients.
+        releases: how many private gradients were released.
+        fallbacks: what compiled code got wrong, for the certificate.
+    """
+
+    study: Study | None = None
+    compilations: int = 0
+    extras: dict[str, Tensor] = field(default_factory=lambda: {})
+    releases: int = 0
+    fallbacks: list[str] = field(default_factory=lambda: [])
+
+
+def compile_marked(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    passes: tuple[Pass, ...],
+    settings: Settings,
+    record: Record,
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph whose inputs and loss carry fxdp's marks.
+
+    Raises:
+        ProofError: the graph cannot be proven.
+    """
+    backend = usable(settings.backend)
+
+    def partition(joint: GraphModule, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
+        joint.meta["study"] = Study(settings.table, num_fwd_outputs, input_names(joint, gm))
+        record.study = joint.meta["study"]
+        joint = run(
+            joint,
+            passes,
+            strategy=settings.strategy,
+            inspect_each=settings.inspect,
+            decompositions=select_decomp_table() if backend == "inductor" else None,
+        )
+        record.compilations += 1
+        forward, back = min_cut_rematerialization_partition(
+            joint, args, num_fwd_outputs=num_fwd_outputs, **kwargs
+        )
+        hide_extras(back)
+        return forward, back
+
+    def forward_compiler(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
+        return finish(graph, args, backend, settings, record, is_backward=False)
+
+    def backward_compiler(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
+        names = show_extras(graph)
+        compiled = finish(graph, args, backend, settings, record, is_backward=True)
+
+        def step(args: list[Any]) -> list[Any]:
+            out = list(compiled(args))
+            kept = len(out) - len(names)
+            record.extras = dict(zip(names, out[kept:], strict=True))
+            record.releases += 1
+            return out[:kept]
+
+        step._boxed_call = True  # type: ignore[attr-defined]
+        return step
+
+    return aot_autograd(
+        fw_compiler=forward_compiler,
+        bw_compiler=backward_compiler,
+        partition_fn=partition,
+        decompositions=DECOMPOSITIONS,
+    )(gm, example_inputs)
+
+
+def finish(
+    graph: GraphModule,
+    args: Sequence[Any],
+    backend: Backend,
+    settings: Settings,
+    record: Record,
+    is_backward: bool,
+) -> Callable[[list[Any]], Any]:
+    """A callable for one half of the graph."""
+    eager = make_boxed_func(safe_views(copy.deepcopy(graph)))
+    if backend == "eager":
+        return eager
+    noise = noise_input(graph, record) if is_backward else None
+    # The random numbers of a compiled step are those of an eager one: seeds reproduce runs,
+    # and the two can be compared.
+    with inductor_config.patch(fallback_random=True):
+        compiled = compile_fx_inner(graph, args, is_backward=is_backward)
+    if not settings.check:
+        return compiled  # type: ignore[return-value]
+    return Checked(compiled, eager, noise, record.fallbacks)  # type: ignore[arg-type]
+
+
+def safe_views(graph: GraphModule) -> GraphModule:
+    """Views that copy where they must: eager kernels may return other strides than traced."""
+    for node in graph.graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+    graph.recompile()
+    return graph
+
+
+def noise_input(graph: GraphModule, record: Record) -> int | None:
+    """Which input of the backward graph is the noise multiplier."""
+    assert record.study is not None and record.study.mark is not None
+    name = record.study.mark.args[2].name  # type: ignore[union-attr]
+    names = [n.name for n in graph.graph.find_nodes(op="placeholder")]
+    return names.index(name) if name in names else None
+
+
+def hide_extras(back: GraphModule) -> None:
+    """Take the outputs that are no gradients off the backward graph: AOTAutograd counts them.
+
+    They stay in the graph as nodes, marked, for `show_extras`.
+    """
+    output = back.graph.output_node()
+    values, descriptors = list(output.args[0]), list(output.meta["desc"])  # type: ignore[arg-type]
+    while isinstance(descriptors[-1], str):
+        node, name = values.pop(), descriptors.pop()
+        assert isinstance(node, Node)
+        node.meta.setdefault(EXTRA, []).append(name)
+    output.args = (values,)
+    output.meta["desc"] = descriptors
+    back.recompile()
+
+
+def show_extras(back: GraphModule) -> list[str]:
+    """Put hidden outputs back, and return their names."""
+    output = back.graph.output_node()
+    found = [(name, node) for node in back.graph.nodes for name in node.meta.get(EXTRA, [])]
+    output.args = ([*output.args[0], *(node for _, node in found)],)  # type: ignore[misc]
+    back.recompile()
+    return [name for name, _ in found]
+
+
+def input_names(joint: GraphModule, gm: GraphModule) -> dict[str, str]:
+    """Names of the joint graph's inputs as the user knows them: a parameter's path."""
+    captured = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    names: dict[str, str] = {}
+    for node in joint.graph.find_nodes(op="placeholder"):
+        index = getattr(node.meta.get("desc"), "idx", None)
+        if index is not None and index < len(captured):
+            names[node.name] = readable_source(captured[index])
+    return names
+
+
+def readable_source(placeholder: Node) -> str:
+    """`layer.0.weight` for a parameter, the argument's name for an input."""
+    source = getattr(placeholder, "_dynamo_source", None)
+    path: list[str] = []
+    while source is not None:
+        part = getattr(source, "index", None)
+        part = getattr(source, "member", part)
+        path.append(str(part if part is not None else getattr(source, "local_name", "")))
+        source = getattr(source, "base", None)
+    hidden = {"", "_modules", "_parameters", "_buffers", "self"}
+    parts = [p for p in reversed(path) if p not in hidden]
+    return ".".join(parts[1:] if parts[:1] == ["model"] and len(parts) > 1 else parts) or placeholder.name
+
+
+@functools.cache
+def has_compiler() -> bool:
+    """Is there a C++ compiler for Inductor's code on the CPU? Warns once if not."""
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        warnings.warn("fxdp: no C++ compiler was found, so graphs run eagerly", stacklevel=2)
+        return False
+    return True
+
+
+def usable(backend: Backend) -> Backend:
+    """The backend, or eager where Inductor cannot compile."""
+    return "eager" if backend == "inductor" and not has_compiler() else backend
