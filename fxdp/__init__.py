@@ -1,1 +1,27 @@
-"""fxdp."""
+"""fxdp: private training from any PyTorch model, proven and compiled."""
+
+from fxdp import operators as operators  # registers the marks that graphs carry
+from fxdp.capture import BatchDims
+from fxdp.certificate import Certificate
+from fxdp.check import MiscompilationWarning
+from fxdp.compiler import PASSES, PrivateModule, compile, prove  # noqa: A004 - torch.compile's name
+from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
+from fxdp.ops import RULES
+from fxdp.rules import Rule, SumRule
+
+__all__ = [
+    "PASSES",
+    "RULES",
+    "BatchDims",
+    "BatchMixingError",
+    "CaptureError",
+    "Certificate",
+    "Diagnostic",
+    "MiscompilationWarning",
+    "PrivateModule",
+    "ProofError",
+    "Rule",
+    "SumRule",
+    "compile",
+    "prove",
+]

@@ -55,4 +55,9 @@ def release(clipped: Clipped, tangent: Node, scales: tuple[Node, ...], end: Node
         out = out if public is None else out + public
         return (out * tangent.to(total.dtype)).to(dtype)
 
-    return emit(end, private, clipped.total, tangent, *scales, clipped.public, name=name)
+    first = end.prev
+    result = emit(end, private, clipped.total, tangent, *scales, clipped.public, name=name)
+    while first is not result:
+        first = first.next
+        first.meta["fxdp_noise"] = True
+    return result

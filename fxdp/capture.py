@@ -1,0 +1,227 @@
+"""What a step is called with, and how it is captured.
+
+The arguments of a step are flattened to tensors, each with the axis of its samples; the batch
+size is checked, small batches are padded, and the step marks inputs and loss for the pipeline.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported, UserError
+from torch.fx.experimental import _config as shape_config
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
+from torch.utils import _pytree as pytree
+
+from fxdp.diagnostic import CODES, CaptureError, Diagnostic, Location, ProofError, is_library
+
+BatchDims = Mapping[str, int | None] | int
+TARGET = "target"
+SMALLEST = 2  # torch.compile gives sizes 0 and 1 graphs of their own
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of a step, flattened.
+
+    Attributes:
+        leaves: tensors, and constants that no sample depends on.
+        dims: for each leaf the axis of its samples; None for constants and shared tensors.
+        names: for each leaf, the argument it came with.
+        spec: how to put them together again.
+        size: the number of samples.
+    """
+
+    leaves: tuple[Any, ...]
+    dims: tuple[int | None, ...]
+    names: tuple[str, ...]
+    spec: Any
+    size: int
+
+    @property
+    def device(self) -> torch.device:
+        return next(x.device for x, d in zip(self.leaves, self.dims, strict=True) if d is not None)
+
+    def resized(self, rows: int) -> "Inputs":
+        """The same arguments with `rows` samples, the first one repeated or zeros added."""
+        leaves = [
+            x if d is None else padded(x, d, rows) for x, d in zip(self.leaves, self.dims, strict=True)
+        ]
+        return replace(self, leaves=tuple(leaves), size=rows)
+
+
+def padded(x: Tensor, dim: int, rows: int) -> Tensor:
+    """x with `rows` samples on axis `dim`."""
+    missing = rows - x.shape[dim]
+    if x.shape[dim] > 0:
+        return torch.cat([x, x.narrow(dim, 0, 1).repeat_interleave(missing, dim)], dim)
+    shape = list(x.shape)
+    shape[dim] = missing
+    return torch.cat([x, x.new_zeros(shape)], dim)
+
+
+def gather(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_dims: BatchDims,
+    has_target: bool,
+) -> Inputs:  # fmt: skip
+    """Flatten and check the arguments of a step.
+
+    Raises:
+        TypeError: an argument that should hold samples is no tensor.
+        ValueError: the arguments disagree on the number of samples, or none holds samples.
+    """
+    keys = argument_names(model, args, kwargs, has_target)
+    if isinstance(batch_dims, Mapping) and (unknown := set(batch_dims) - set(keys)):
+        raise ValueError(f"batch_dims names {sorted(unknown)}, but the arguments are {keys}")
+    leaves: list[Any] = []
+    dims: list[int | None] = []
+    names: list[str] = []
+    for key, value in zip(keys, (*args, *kwargs.values()), strict=True):
+        wanted = batch_dims.get(key, 0) if isinstance(batch_dims, Mapping) else batch_dims
+        flat = pytree.tree_leaves(value)
+        for leaf in flat:
+            leaves.append(leaf)
+            names.append(key)
+            dims.append(sample_axis(key, leaf, wanted, alone=len(flat) == 1 and leaf is value))
+    spec = pytree.tree_structure((args, kwargs))
+    sizes = {n: x.shape[d] for x, d, n in zip(leaves, dims, names, strict=True) if d is not None}
+    if not sizes:
+        raise ValueError("no argument holds samples: pass at least one tensor with a batch axis")
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{n} has {s}" for n, s in sizes.items())
+        raise ValueError(
+            f"the arguments disagree on the number of samples: {listed}; give all of them the "
+            "same, or say in batch_dims which axis is the batch's"
+        )
+    return Inputs(tuple(leaves), tuple(dims), tuple(names), spec, next(iter(sizes.values())))
+
+
+def sample_axis(key: str, leaf: Any, wanted: int | None, alone: bool) -> int | None:
+    """The axis of the samples of one tensor, or None for what all samples share."""
+    if not isinstance(leaf, Tensor):
+        if leaf is None or (alone and isinstance(leaf, bool | int | float | str)):
+            return None
+        raise TypeError(
+            f"argument {key!r} holds a {type(leaf).__name__}; samples must come as tensors "
+            "(torch.as_tensor makes one)"
+        )
+    if wanted is None:
+        return None
+    if leaf.requires_grad:
+        raise ValueError(
+            f"argument {key!r} requires a gradient, which would leave without noise: detach it"
+        )
+    if leaf.dim() == 0 or not -leaf.dim() <= wanted < leaf.dim():
+        raise ValueError(
+            f"argument {key!r} of shape {tuple(leaf.shape)} has no axis {wanted} for its samples: "
+            f"say which axis holds them with batch_dims={{{key!r}: ...}}, None if all share it"
+        )
+    return wanted % leaf.dim()
+
+
+def argument_names(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], has_target: bool
+) -> list[str]:
+    """The names of the arguments, by the signature of the model's forward."""
+    own = args[:-1] if has_target and TARGET not in kwargs else args
+    named = [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    keys = [named[i] if i < len(named) else f"args[{i}]" for i in range(len(own))]
+    return [*keys, *([TARGET] if len(own) < len(args) else []), *kwargs]
+
+
+class Step(nn.Module):
+    """What is captured: the model, its loss, and the marks around them."""
+
+    def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss_fn
+
+    def forward(
+        self, scales: tuple[Tensor, Tensor, Tensor], mask: Tensor, leaves: tuple[Any, ...],
+        dims: tuple[int | None, ...], spec: Any,
+    ) -> tuple[Tensor, Any]:  # fmt: skip
+        marked: list[Any] = []
+        for leaf, dim in zip(leaves, dims, strict=True):
+            if dim is not None:
+                torch._check(leaf.shape[dim] == mask.shape[0])
+                leaf = torch.ops.fxdp.samples(leaf, dim)
+            marked.append(leaf)
+        args, kwargs = pytree.tree_unflatten(marked, spec)
+        loss, others = local_loss(self.model, self.loss_fn, args, kwargs)
+        return torch.ops.fxdp.release(loss, *scales, mask, False), others
+
+
+def local_loss(
+    model: nn.Module, loss_fn: Callable[..., Any] | None, args: Any, kwargs: Any
+) -> tuple[Tensor, Any]:
+    """The loss of a step, and what the model returned beside it, cut off from gradients."""
+    if loss_fn is not None:
+        if TARGET in kwargs:
+            kwargs = dict(kwargs)
+            target = kwargs.pop(TARGET)
+        else:
+            *args, target = args
+        return loss_fn(model(*args, **kwargs), target), None
+    out = model(*args, **kwargs)
+    if isinstance(out, Tensor):
+        return out, None
+    if isinstance(out, dict) or hasattr(out, "loss"):
+        loss = out["loss"] if isinstance(out, dict) else out.loss
+        rest = {k: v for k, v in (out.items() if hasattr(out, "items") else vars(out).items()) if k != "loss"}
+        return loss, pytree.tree_map_only(Tensor, torch.Tensor.detach, rest)
+    return out[0], pytree.tree_map_only(Tensor, torch.Tensor.detach, tuple(out[1:]))
+
+
+@contextlib.contextmanager
+def capture_settings(model: nn.Module) -> Iterator[None]:
+    """Settings of torch under which a step is captured.
+
+    Sizes that happen to be equal stay different symbols; recurrent layers are traced; LSTMs are
+    traced without oneDNN, whose fused kernel cannot be looked into.
+    """
+    lstm = any(isinstance(m, nn.LSTM) for m in model.modules())
+    onednn = torch.backends.mkldnn.flags(enabled=False) if lstm else contextlib.nullcontext()
+    with (
+        shape_config.patch(use_duck_shape=False),
+        torch._dynamo.config.patch(allow_rnn=True, automatic_dynamic_shapes=True),
+        onednn,
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def capture_errors() -> Iterator[None]:
+    """Turn what torch says when it cannot capture a model into our words.
+
+    Raises:
+        CaptureError: a graph break, or a batch size that the model fixes.
+    """
+    try:
+        yield
+    except ProofError as error:
+        raise type(error)(*error.diagnostics) from None
+    except (ConstraintViolationError, UserError) as error:
+        raise CaptureError(captured("fixed-batch-size", error)) from error
+    except Unsupported as error:
+        raise CaptureError(captured("graph-break", error)) from error
+
+
+def captured(name: str, error: Exception) -> Diagnostic:
+    """The diagnostic of a failed capture."""
+    stack: Any = getattr(error, "real_stack", None) or ()
+    frames = [Location(f.filename, f.lineno or 0, f.name) for f in stack]
+    own = [f for f in frames if not is_library(f.file)]
+    why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    code = CODES[name]
+    return Diagnostic(code, own[-1] if own else None, "forward", why, code.remedy)
+
+

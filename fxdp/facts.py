@@ -1,0 +1,118 @@
+"""Named properties of graphs: what passes need, and what they give.
+
+A fact looks at a graph and returns None if it holds, else what is wrong. The runner checks the
+facts a pass gives on its result, so a pass cannot merely believe that it did its work.
+"""
+
+import torch
+from torch._ops import OpOverload
+from torch.fx import GraphModule, Node
+
+from fxdp.graph_pass import gradients, placement, study
+from fxdp.shapes import expr
+from fxdp.sums import holds_samples, is_partial, maker, sum_at
+
+SEED = torch.ops.fxdp.seed.default
+
+
+def axes_from_left(gm: GraphModule) -> str | None:
+    """No op counts an axis from the right."""
+    for node in gm.graph.nodes:
+        if isinstance(node.target, OpOverload):
+            for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+                if argument.name in ("dim", "dims") and any(d < 0 for d in ints(value)):
+                    return f"{node} has the axis {value}"
+    return None
+
+
+def ints(value: object) -> list[int]:
+    """The integers in an argument."""
+    return [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int)]
+
+
+def placed(gm: GraphModule) -> str | None:
+    """Every tensor has a placement (P1)."""
+    for node in gm.graph.nodes:
+        if isinstance(node.meta.get("val"), torch.Tensor) and placement(node) is None:
+            return f"{node} has no placement"
+    return None
+
+
+def one_mark(gm: GraphModule) -> str | None:
+    """One release, with one clip bound and one noise scale (P6)."""
+    marks = gm.graph.find_nodes(op="call_function", target=torch.ops.fxdp.release.default)
+    return None if len(marks) == 1 else f"there are {len(marks)} releases"
+
+
+def batch_symbolic(gm: GraphModule) -> str | None:
+    """The batch size is still a symbol."""
+    here = study(gm)
+    if here.n is None:
+        return "the batch size is unknown"
+    masks = [
+        n
+        for n in gm.graph.find_nodes(op="placeholder")
+        if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].dtype == torch.bool
+        and n.meta["val"].dim() == 1 and expr(n.meta["val"].shape[0]) == here.n
+    ]
+    sizes = [expr(m.meta["val"].shape[0]) for m in masks]
+    return None if here.n in sizes or not masks and _made_mask(gm) else f"{here.n} was replaced"
+
+
+def _made_mask(gm: GraphModule) -> bool:
+    """Is the mask made in the graph (the torch.compile door) instead of given?"""
+    mark = study(gm).mark
+    return mark is not None and mark.args[4].op != "placeholder"  # type: ignore[union-attr]
+
+
+def totals_local(gm: GraphModule) -> str | None:
+    """No node that holds samples reads a total over the batch (P4)."""
+    for node in gm.graph.nodes:
+        if holds_samples(node) and any(is_partial(i) for i in node.all_input_nodes):
+            return f"{node} holds samples and reads a total"
+    return None
+
+
+def explained(gm: GraphModule) -> str | None:
+    """Every gradient is known as a linear image of sums with forms (P2)."""
+    known = {g.node for g in study(gm).gradients}
+    missing = [name for name, node in gradients(gm).items() if node not in known]
+    formless = [s for g in study(gm).gradients for s in g.sums if sum_at(gm, s) is None]
+    return f"{missing or formless} are not explained" if missing or formless else None
+
+
+def private_outputs(gm: GraphModule) -> str | None:
+    """No plain sum over samples is left among the ancestors of the outputs (P3).
+
+    Totals that only the reported loss and other forward outputs are made of may stay.
+    """
+    output = gm.graph.output_node()
+    released = [n for n in output.args[0][study(gm).outputs :] if isinstance(n, Node)]  # type: ignore[index]
+    sums = {s for g in study(gm).gradients for s in g.sums if "twin" not in s.meta}
+    seen: set[Node] = set()
+    while released:
+        node = released.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in sums or (maker(node) is not node and node in sums):
+            return f"the plain sum {node} is still used"
+        released += node.all_input_nodes
+    return None
+
+
+def noise_once(gm: GraphModule) -> str | None:
+    """Each parameter's gradient has noise of its own, drawn once."""
+    if not gm.graph.find_nodes(op="call_function", target=SEED):
+        return None
+    count = sum(
+        1
+        for n in gm.graph.nodes
+        if isinstance(n.target, OpOverload)
+        and torch.Tag.nondeterministic_seeded in n.target.tags
+        and n.meta.get("fxdp_noise")
+    )
+    wanted = sum(1 for c in study(gm).clipped if c.total is not None)
+    return None if count == wanted else f"{count} noises are drawn for {wanted} gradients"
+
+

@@ -1,0 +1,68 @@
+"""What a compiled step is made of: one row for each parameter's sums over samples."""
+
+from dataclasses import dataclass
+
+import sympy
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from fxdp.graph_pass import Choice, Study
+from fxdp.shapes import shape_of, show
+from fxdp.sums import value
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter.
+
+    Attributes:
+        parameter: its name.
+        shape: of the parameter.
+        sums: how many sums over samples its gradient is made of.
+        kind: what those are together.
+        strategy: how the per-sample norms are found.
+        costs: predicted cost of each possible strategy, in flops, as text in N.
+    """
+
+    parameter: str
+    shape: str
+    sums: int
+    kind: str
+    strategy: str
+    costs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of a compiled step; `print` or `rich.print` shows them as a table."""
+
+    rows: tuple[Row, ...]
+
+    def __rich__(self) -> RenderableType:
+        table = Table("parameter", "shape", "sums", "kind", "strategy", "predicted cost")
+        for row in self.rows:
+            costs = ", ".join(f"{name} {cost}" for name, cost in row.costs.items())
+            table.add_row(row.parameter, row.shape, str(row.sums), row.kind, row.strategy, costs)
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=140)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+
+def report(study: Study) -> Report:
+    """The report of a compiled graph."""
+    return Report(tuple(row(study, choice) for choice in study.choices))
+
+
+def row(study: Study, choice: Choice) -> Row:
+    """The row of one parameter."""
+    assert study.n is not None
+    shape = show(shape_of(value(choice.gradient.node).shape), study.n)
+    costs = {s: str(c.subs(study.n, sympy.Symbol("N"))) for s, c in choice.costs.items()}
+    return Row(
+        choice.gradient.parameter, shape, len(choice.gradient.sums), choice.kind,
+        choice.strategy, costs,
+    )  # fmt: skip
