@@ -26,7 +26,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.check import Checked
 from fxdp.graph_pass import Pass, Study, run
-from fxdp.ops import DECOMPOSITIONS, RULES
+from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.rules import Table
 
 aten = torch.ops.aten
@@ -94,7 +94,7 @@ def compile_marked(
             passes,
             strategy=settings.strategy,
             inspect_each=settings.inspect,
-            decompositions=select_decomp_table() if backend == "inductor" else None,
+            decompositions=select_decomp_table() | FOR_INDUCTOR if backend == "inductor" else None,
         )
         record.compilations += 1
         forward, back = min_cut_rematerialization_partition(

@@ -12,7 +12,7 @@ from fxdp.ops import (
     softmax,
     views,
 )
-from fxdp.ops.decompositions import DECOMPOSITIONS
+from fxdp.ops.decompositions import DECOMPOSITIONS, FOR_INDUCTOR
 from fxdp.rules import Table
 
 RULES: Table = (
@@ -28,4 +28,4 @@ RULES: Table = (
     | dict(factory.RULES)
 )
 
-__all__ = ["DECOMPOSITIONS", "RULES"]
+__all__ = ["DECOMPOSITIONS", "FOR_INDUCTOR", "RULES"]

@@ -167,3 +167,33 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = (
     | get_decompositions(MORE)
     | OWN
 )
+
+
+def opaque_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int],
+    dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """A convolution with the samples among its groups, kept out of Inductor's hands."""
+    if not isinstance(groups, torch.SymInt) or bias is not None or transposed:
+        return NotImplemented
+    return torch.ops.fxdp.convolution(x, weight, stride, padding, dilation, groups)
+
+
+def opaque_convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, sizes: list[int] | None, stride: list[int],
+    padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int],
+    groups: int, mask: list[bool],
+) -> Any:  # fmt: skip
+    """The same for its weight's gradient."""
+    if not isinstance(groups, torch.SymInt) or transposed or mask != [False, True, False]:
+        return NotImplemented
+    shape = list(weight.shape)
+    only = torch.ops.fxdp.convolution_weight(grad, x, shape, stride, padding, dilation, groups)
+    return None, only, None
+
+
+# Inductor makes a number of groups a constant, and with it the batch size that is a part of it.
+FOR_INDUCTOR: dict[OpOverload, Callable[..., Any]] = {
+    aten.convolution.default: opaque_convolution,
+    aten.convolution_backward.default: opaque_convolution_backward,
+}
