@@ -160,8 +160,8 @@ def safe_views(graph: GraphModule) -> GraphModule:
 
 def noise_input(graph: GraphModule, record: Record) -> int | None:
     """Which input of the backward graph is the noise multiplier."""
-    assert record.study is not None and record.study.mark is not None
-    name = record.study.mark.args[2].name  # type: ignore[union-attr]
+    assert record.study is not None
+    name = record.study.sigma
     names = [n.name for n in graph.graph.find_nodes(op="placeholder")]
     return names.index(name) if name in names else None
 

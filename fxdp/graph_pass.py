@@ -81,6 +81,7 @@ class Study:
         names: of the inputs, by placeholder name, as the user knows them.
         parameters: placeholders that get a gradient.
         n: the symbol of the number of samples (from `prove`).
+        sigma: the name of the input with the noise multiplier (from `prove`).
         size: a node with the number of samples (from `prove`).
         mark: the release node (from `prove`).
         gradients: from `explain`.
@@ -98,6 +99,7 @@ class Study:
     names: dict[str, str]
     n: sympy.Symbol | None = None
     mark: Node | None = None
+    sigma: str = ""
     size: Node | None = None
     gradients: tuple[Gradient, ...] = ()
     choices: tuple[Choice, ...] = ()

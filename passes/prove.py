@@ -40,6 +40,7 @@ def prove(gm: GraphModule) -> GraphModule:
     here = study(gm)
     here.mark = marks[0]
     mask = here.mark.args[4].meta["val"]
+    here.sigma = here.mark.args[2].name
     here.n = batch_symbol(mask)
     faults: Faults = {}
     spoilt: set[Node] = set()
