@@ -59,6 +59,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(lower, gives=(facts.batch_symbolic,)),
 )
 
+Scales = tuple[float, float, float]
 PROOF = PASSES[:4]
 STRATEGIES = ("auto", *get_args(Strategy))
 
@@ -101,6 +102,37 @@ def compile(  # noqa: A001 - torch.compile's name
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     check_parameters(model)
+    scales, settings = checked_options(
+        max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules
+    )
+    return PrivateModule(model, loss_fn, scales, settings, batch_dims)
+
+
+def checked_options(
+    max_grad_norm: float,
+    noise_multiplier: float,
+    expected_batch_size: float,
+    strategy: str = "auto",
+    backend: str = "inductor",
+    rules: Table = RULES,
+) -> tuple[Scales, Settings]:
+    """What both doors are told, checked.
+
+    Raises:
+        TypeError, ValueError: an option is not as `compile` describes it.
+    """
+    scales = (max_grad_norm, noise_multiplier, expected_batch_size)
+    check_scales(*scales)
+    one_of("strategy", strategy, STRATEGIES)
+    one_of("backend", backend, get_args(Backend))
+    settings = Settings(strategy, backend, rules)  # type: ignore[arg-type]
+    return (float(scales[0]), float(scales[1]), float(scales[2])), settings
+
+
+def check_scales(
+    max_grad_norm: float, noise_multiplier: float, expected_batch_size: float
+) -> None:
+    """Check the numbers that a release depends on."""
     number("max_grad_norm", max_grad_norm, positive=True)
     number("noise_multiplier", noise_multiplier)
     number("expected_batch_size", expected_batch_size, positive=True)
@@ -108,11 +140,6 @@ def compile(  # noqa: A001 - torch.compile's name
         raise ValueError("noise_multiplier and expected_batch_size must be finite")
     if math.isinf(max_grad_norm) and noise_multiplier > 0:
         raise ValueError("max_grad_norm must be finite where noise_multiplier is above 0")
-    one_of("strategy", strategy, STRATEGIES)
-    one_of("backend", backend, get_args(Backend))
-    settings = Settings(strategy, backend, rules)  # type: ignore[arg-type]
-    scales = (float(max_grad_norm), float(noise_multiplier), float(expected_batch_size))
-    return PrivateModule(model, loss_fn, scales, settings, batch_dims)
 
 
 def number(name: str, value: Any, positive: bool = False) -> None:
@@ -169,7 +196,7 @@ class PrivateModule(nn.Module):
         self,
         model: nn.Module,
         loss_fn: Callable[..., Tensor] | None,
-        scales: tuple[float, float, float],
+        scales: Scales,
         settings: Settings,
         batch_dims: BatchDims,
     ) -> None:
@@ -232,8 +259,7 @@ class PrivateModule(nn.Module):
 
     def _captured(self, step: Any, inputs: Inputs, mask: Tensor, sigma: float) -> Any:
         """Run a compiled step on checked inputs."""
-        number("max_grad_norm", self.max_grad_norm, positive=True)
-        number("noise_multiplier", sigma)
+        check_scales(self.max_grad_norm, sigma, self.expected_batch_size)
         scales = tuple(
             torch.tensor(v, dtype=torch.float64, device=mask.device)
             for v in (self.max_grad_norm, sigma, self.expected_batch_size)

@@ -9,7 +9,7 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from fxdp.graph_pass import gradients, placement, study
-from fxdp.shapes import expr
+from fxdp.shapes import sample_axes, shape_of
 from fxdp.sums import holds_samples, is_partial, maker, sum_at
 
 SEED = torch.ops.fxdp.seed.default
@@ -49,20 +49,10 @@ def batch_symbolic(gm: GraphModule) -> str | None:
     here = study(gm)
     if here.n is None:
         return "the batch size is unknown"
-    masks = [
-        n
-        for n in gm.graph.find_nodes(op="placeholder")
-        if isinstance(n.meta.get("val"), torch.Tensor) and n.meta["val"].dtype == torch.bool
-        and n.meta["val"].dim() == 1 and expr(n.meta["val"].shape[0]) == here.n
-    ]
-    sizes = [expr(m.meta["val"].shape[0]) for m in masks]
-    return None if here.n in sizes or not masks and _made_mask(gm) else f"{here.n} was replaced"
-
-
-def _made_mask(gm: GraphModule) -> bool:
-    """Is the mask made in the graph (the torch.compile door) instead of given?"""
-    mark = study(gm).mark
-    return mark is not None and mark.args[4].op != "placeholder"  # type: ignore[union-attr]
+    inputs = [n.meta.get("val") for n in gm.graph.find_nodes(op="placeholder")]
+    shapes = [shape_of(v.shape) for v in inputs if isinstance(v, torch.Tensor)]
+    kept = any(sample_axes(shape, here.n) for shape in shapes)
+    return None if kept else f"{here.n} was replaced by a number"
 
 
 def totals_local(gm: GraphModule) -> str | None:

@@ -31,8 +31,10 @@ def localize(gm: GraphModule) -> GraphModule:
     """
     here = study(gm)
     assert here.mark is not None
-    first = next(n for n in gm.graph.nodes if n.op != "placeholder")
-    here.size = emit(first, lambda mask: mask.shape[0], here.mark.args[4], like=first)
+    after = here.mark.args[4].next  # type: ignore[union-attr]
+    while after.op == "placeholder":  # type: ignore[union-attr]
+        after = after.next  # type: ignore[union-attr]
+    here.size = emit(after, lambda mask: mask.shape[0], here.mark.args[4])  # type: ignore[arg-type]
     for node in list(gm.graph.nodes):
         if node.target not in here.table:
             continue
