@@ -8,6 +8,7 @@ from fxdp.compiler import PASSES, PrivateModule, compile, prove  # noqa: A004 - 
 from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
 from fxdp.ops import RULES
 from fxdp.rules import Rule, SumRule
+from fxdp.verify import Verification, verify
 
 __all__ = [
     "PASSES",
@@ -22,6 +23,8 @@ __all__ = [
     "ProofError",
     "Rule",
     "SumRule",
+    "Verification",
     "compile",
     "prove",
+    "verify",
 ]

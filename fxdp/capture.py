@@ -6,6 +6,8 @@ size is checked, small batches are padded, and the step marks inputs and loss fo
 
 import contextlib
 import inspect
+import itertools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -160,6 +162,21 @@ class Step(nn.Module):
         return torch.ops.fxdp.release(loss, *scales, mask, False), others
 
 
+STEPS = itertools.count()
+
+
+def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None) -> Step:
+    """A step whose code has a name of its own.
+
+    torch.compile remembers by the name of a function which sizes changed between its calls:
+    one model's sizes are not to make another's dynamic.
+    """
+    name = f"forward_{next(STEPS)}"
+    code = Step.forward.__code__.replace(co_name=name, co_qualname=f"Step.{name}")
+    forward = types.FunctionType(code, Step.forward.__globals__, name)
+    return type("Step", (Step,), {"forward": forward})(model, loss_fn)
+
+
 def local_loss(
     model: nn.Module, loss_fn: Callable[..., Any] | None, args: Any, kwargs: Any
 ) -> tuple[Tensor, Any]:
@@ -182,8 +199,10 @@ def local_loss(
 
 
 @contextlib.contextmanager
-def capture_settings(model: nn.Module) -> Iterator[None]:
+def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
     """Settings of torch under which a step is captured.
+
+    With `dynamic`, sizes that change between steps become symbols.
 
     Sizes that happen to be equal stay different symbols; recurrent layers are traced; LSTMs are
     traced without oneDNN, whose fused kernel cannot be looked into.
@@ -192,7 +211,7 @@ def capture_settings(model: nn.Module) -> Iterator[None]:
     onednn = torch.backends.mkldnn.flags(enabled=False) if lstm else contextlib.nullcontext()
     with (
         shape_config.patch(use_duck_shape=False),
-        torch._dynamo.config.patch(allow_rnn=True, automatic_dynamic_shapes=True),
+        torch._dynamo.config.patch(allow_rnn=True, automatic_dynamic_shapes=dynamic),
         onednn,
     ):
         yield

@@ -1,6 +1,7 @@
 """The pipeline, and `fxdp.compile`, which is `torch.compile` with it as the backend."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
@@ -15,11 +16,11 @@ from fxdp.capture import (
     SMALLEST,
     BatchDims,
     Inputs,
-    Step,
     argument_names,
     capture_errors,
     capture_settings,
     gather,
+    own_step,
 )
 from fxdp.certificate import Certificate, certify
 from fxdp.diagnostic import ProofError
@@ -211,6 +212,7 @@ class PrivateModule(nn.Module):
         self._batch_dims = batch_dims
         self._settings = settings
         self._record = Record()
+        self._dynamic = True
         self.__dict__["_step"] = compiled_step(model, loss_fn, settings, self._record)
 
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -272,9 +274,26 @@ class PrivateModule(nn.Module):
             leaves.append(leaf)
         mask = mask.detach()
         torch._dynamo.mark_dynamic(mask, 0)
-        with capture_settings(self._model), capture_errors():
-            loss, others = step(scales, mask, tuple(leaves), inputs.dims, inputs.spec)
+        call = functools.partial(step, scales, mask, tuple(leaves), inputs.dims, inputs.spec)
+        loss, others = self._traced(call)
         return loss if others is None else Outcome.of(loss, others)
+
+    def _traced(self, call: Callable[[], Any]) -> Any:
+        """Run a step, capturing it first where it has to be.
+
+        Sizes that change between steps become symbols, like the batch size. Where the proof
+        cannot follow a model through those, each size gets a graph of its own from then on.
+        """
+        compiled_before = self._record.compilations > 0
+        try:
+            with capture_settings(self._model, self._dynamic), capture_errors():
+                return call()
+        except ProofError as error:
+            if isinstance(error, Proven) or not (self._dynamic and compiled_before):
+                raise
+        self._dynamic = False
+        with capture_settings(self._model, self._dynamic), capture_errors():
+            return call()
 
     @contextlib.contextmanager
     def _silent(self) -> Any:
@@ -392,7 +411,7 @@ def compiled_step(
     def fxdp(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
         return compile_marked(gm, example_inputs, PASSES, settings, record)
 
-    return torch.compile(Step(model, loss_fn), backend=fxdp, fullgraph=True)
+    return torch.compile(own_step(model, loss_fn), backend=fxdp, fullgraph=True)
 
 
 class Proven(ProofError):
@@ -412,7 +431,7 @@ def proven(private: PrivateModule, inputs: Inputs, mask: Tensor) -> Certificate:
     def fxdp(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
         return compile_marked(gm, example_inputs, (*PROOF, Pass(stop)), private._settings, record)
 
-    step = torch.compile(Step(private._model, private._loss_fn), backend=fxdp, fullgraph=True)
+    step = torch.compile(own_step(private._model, private._loss_fn), backend=fxdp, fullgraph=True)
     with contextlib.suppress(Proven):
         private._captured(step, inputs, mask, 0.0)
     assert record.study is not None

@@ -1,0 +1,402 @@
+"""The oracle of the rules: what a rule claims is held against N runs on one sample each.
+
+An op is written with `T`s for tensors and sympy expressions in `N` for sizes and numbers. Every
+combination of placements of the tensors is tried. The node goes through `tidy.spell` and
+`prove.place` as in the pipeline, on fake tensors whose batch size is a symbol; what is claimed
+is then compared with real runs, for batch sizes that equal other sizes of the tensors.
+"""
+
+import itertools
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses import FakeTensorMode
+from torch.fx import Graph, Node
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils import _pytree as pytree
+
+from fxdp.forms.batch import Batch
+from fxdp.ops import RULES
+from fxdp.passes.localize import laid_out
+from fxdp.passes.prove import place
+from fxdp.passes.tidy import spell
+from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
+from fxdp.rules import SumRule, Table
+
+N = sympy.Symbol("N", positive=True, integer=True)
+BATCHES = (3, 2)  # 2 and 3 are sizes that the tensors have, too
+HINT = 7  # ... and this is none of them
+ONLY = "replicate zero shard partial public iota"
+
+
+class T:
+    """A tensor by its local shape; or, with N in the shape, with its samples on that axis.
+
+    Args:
+        high: integers below this instead of reals.
+        dtype: of reals.
+        only: the placements to try, among those of `ONLY`.
+        values: integers to draw from, instead of those below `high`.
+    """
+
+    def __init__(
+        self, *shape: Any, high: int = 0, dtype: torch.dtype = torch.float64, only: str = ONLY,
+        values: tuple[float, ...] = (),
+    ) -> None:  # fmt: skip
+        self.shape = tuple(sympy.sympify(s) for s in shape)
+        self.high, self.values = high, values
+        self.dtype = torch.int64 if high and dtype == torch.float64 else dtype
+        self.only = only.split()
+
+    def draw(self, shape: tuple[int, ...], dice: torch.Generator) -> torch.Tensor:
+        if self.values:
+            at = torch.randint(len(self.values), shape, generator=dice)
+            return torch.tensor(self.values, dtype=self.dtype)[at]
+        if self.dtype == torch.bool:
+            return torch.rand(shape, generator=dice) < 0.5
+        if not self.dtype.is_floating_point and not self.dtype.is_complex:
+            return torch.randint(self.high or 3, shape, generator=dice, dtype=self.dtype)
+        return torch.randn(shape, generator=dice, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class Each:
+    """An argument that takes each of some values."""
+
+    options: tuple[Any, ...]
+
+
+def each(*options: Any) -> Each:
+    return Each(options)
+
+
+@dataclass(frozen=True)
+class Home:
+    """A tensor with a placement and its symbolic shape."""
+
+    tensor: T
+    placement: Placement
+    shape: tuple[sympy.Expr, ...]
+
+    def data(self, n: int, shared: torch.Generator, own: torch.Generator) -> tuple[Any, list[Any]]:
+        """The global value, and the local ones."""
+        shape = tuple(int(s.subs(N, 1)) for s in self.shape)
+        match self.placement:
+            case Replicate(zero):
+                x = self.tensor.draw(shape, shared)
+                x = torch.zeros_like(x) if zero else x
+                return x, [x] * n
+            case Partial(public):
+                term = self.tensor.draw(shape, shared)
+                own_terms = [self.tensor.draw(shape, own) for _ in range(n)]
+                total = torch.stack(own_terms).sum(0).to(term.dtype)
+                return (total + term, [x + term for x in own_terms]) if public else (total, own_terms)
+            case Iota(dim):
+                sizes = [int(s.subs(N, n)) for s in self.shape]
+                count = torch.arange(n).reshape(-1, *[1] * (len(sizes) - dim - 1))
+                return count.expand(sizes).clone(), [torch.zeros(shape, dtype=torch.int64)] * n
+            case Shard(dim, inner):
+                locals_ = [self.tensor.draw(shape, own) for _ in range(n)]
+                split = [x.unflatten(dim, (-1, int(inner))) for x in locals_]
+                return torch.stack(split, dim + 1).flatten(dim, dim + 2), locals_
+
+
+def homes(t: T) -> list[Home]:
+    """Every placement that a tensor of this shape can have."""
+    found: list[Home] = []
+    batch = [d for d, s in enumerate(t.shape) if s.has(N)]
+    if not batch:
+        kinds = {"replicate": Replicate(), "zero": Replicate(zero=True)}
+        kinds |= {"partial": Partial(), "public": Partial(public=True)}
+        found += [Home(t, p, t.shape) for k, p in kinds.items() if k in t.only]
+        if t.dtype == torch.bool:
+            found = [h for h in found if h.placement != Partial(public=True)]
+    for dim in batch or range(len(t.shape)):
+        size = int(t.shape[dim].subs(N, 1))
+        shape = t.shape if batch else (*t.shape[:dim], N * size, *t.shape[dim + 1 :])
+        if "shard" in t.only:
+            inners = [i for i in range(1, size + 1) if size % i == 0]
+            found += [Home(t, Shard(dim, sympy.Integer(i)), shape) for i in inners]
+        if "iota" in t.only and size == 1 and t.dtype == torch.int64:
+            found.append(Home(t, Iota(dim), shape))
+    return found
+
+
+@dataclass
+class Tally:
+    """What became of the combinations of one op: how many were claimed and refused, how many
+    are impossible, and the claims that are not true."""
+
+    claimed: int = 0
+    samples: int = 0  # claims about a result or an operand that holds samples
+    refused: int = 0
+    impossible: int = 0
+    false: list[str] = field(default_factory=lambda: [])
+
+    def __iadd__(self, other: "Tally") -> "Tally":
+        for name in ("claimed", "samples", "refused", "impossible", "false"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+WORLD: list[tuple[FakeTensorMode, Any]] = []
+# Impossible combinations are many, and torch logs each of them.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+
+
+def world() -> tuple[FakeTensorMode, Any]:
+    """A fake mode and a SymInt that is the batch size in it, until an op fixes that."""
+    if not WORLD or not isinstance(WORLD[0][1].node.expr, sympy.Symbol):
+        env = ShapeEnv()
+        symbol = env.create_symbol(HINT, source=ConstantSource("n"), dynamic_dim=DimDynamic.DYNAMIC)
+        WORLD[:] = [(FakeTensorMode(shape_env=env), env.create_symintnode(symbol, hint=HINT))]
+    return WORLD[0]
+
+
+def is_hole(x: Any) -> bool:
+    return isinstance(x, T | Each | sympy.Expr)
+
+
+def options(x: Any) -> list[Any]:
+    """What an argument may be."""
+    if isinstance(x, Each):
+        flat, spec = pytree.tree_flatten(list(x.options), is_leaf=is_hole)
+        if not any(isinstance(a, T) for a in flat):
+            return list(x.options)
+        return [o for option in x.options for o in options(option)]
+    return list(homes(x)) if isinstance(x, T) else [x]
+
+
+def combinations(args: Any, kwargs: Any) -> Any:
+    """Every choice of placements and options for an op's arguments."""
+    flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, T | Each))
+    for chosen in itertools.product(*(options(a) for a in flat)):
+        yield pytree.tree_unflatten(list(chosen), spec)
+
+
+def check(op: Any, *args: Any, table: Table = RULES, **kwargs: Any) -> Tally:
+    """Try every combination of placements of an op's arguments.
+
+    Returns:
+        The tally; `false` is empty if every claim of the rule is true.
+    """
+    tally = Tally()
+    for chosen_args, chosen_kwargs in combinations(args, kwargs):
+        leaves = pytree.tree_leaves((chosen_args, chosen_kwargs), is_leaf=is_leaf)
+        uses_total = any(
+            isinstance(a, Home) and isinstance(a.placement, Partial) or isinstance(a, sympy.Expr)
+            for a in leaves
+        )
+        for backward in (False, True) if uses_total else (False,):
+            tally += try_one(op, chosen_args, chosen_kwargs, backward, table)
+    return tally
+
+
+def is_leaf(x: Any) -> bool:
+    return isinstance(x, Home | sympy.Expr)
+
+
+def try_one(op: Any, args: Any, kwargs: Any, backward: bool, table: Table) -> Tally:
+    """One combination."""
+    mode, n = world()
+    graph = Graph()
+    inputs: dict[Node, Any] = {}
+
+    def hole(x: Any) -> Any:
+        node = graph.placeholder(f"in{len(inputs)}")
+        inputs[node] = x
+        with mode:
+            if isinstance(x, Home):
+                shape = [concrete(s, n) for s in x.shape]
+                node.meta["val"] = torch.empty(shape, dtype=x.tensor.dtype)
+                node.meta["placement"] = x.placement
+            else:
+                node.meta["val"] = concrete(x, n)
+        return node if isinstance(x, Home) or isinstance(node.meta["val"], torch.SymInt | torch.SymFloat) else node.meta["val"]
+
+    args, kwargs = pytree.tree_map_only((Home, sympy.Expr), hole, (args, kwargs), is_leaf=is_leaf)
+    node = graph.call_function(op, args, kwargs)
+    try:
+        with mode:
+            fakes = pytree.tree_map_only(Node, lambda a: a.meta["val"], (node.args, node.kwargs))
+            node.meta["val"] = op(*fakes[0], **fakes[1])
+    except Exception:
+        return Tally(impossible=1)
+    symbol = n.node.expr
+    if not isinstance(symbol, sympy.Symbol):
+        return Tally(impossible=1)  # the op has fixed the batch size
+    spell(node)
+    try:
+        placed = place(node, symbol, table, backward)
+    except Mixed:
+        return Tally(refused=1)
+    held = any(isinstance(h, Home) and isinstance(h.placement, Shard) for h in inputs.values())
+    tally = Tally(claimed=1, samples=int(held))
+    for size in BATCHES:
+        if trouble := Trial(node, inputs, placed, size, table).trouble():
+            said = {str(k): v.placement if isinstance(v, Home) else v for k, v in inputs.items()}
+            shapes = [tuple(h.shape) for h in inputs.values() if isinstance(h, Home)]
+            tally.false.append(
+                f"{op}{node.args}{node.kwargs or ''} with {said} of {shapes} at N={size}, "
+                f"{backward=}: claims {placed}, but {trouble}"
+            )
+            break
+    return tally
+
+
+def concrete(x: Any, n: Any) -> Any:
+    """An expression in N for an int or a SymInt."""
+    if not x.has(N):
+        return int(x) if x.is_Integer else float(x)
+    return sympy.lambdify(N, x, modules=[{}])(n)
+
+
+class Trial:
+    """One claim, tried on real tensors."""
+
+    def __init__(self, node: Node, inputs: dict[Node, Any], placed: Any, n: int, table: Table) -> None:
+        self.node, self.inputs, self.placed, self.n = node, inputs, placed, n
+        self.rule = table[node.target]  # type: ignore[index]
+
+    def trouble(self) -> str | None:
+        """What is not true about the claim."""
+        pairs = [self.results(seed) for seed in (1, 2)]
+        placed = self.placed if isinstance(self.placed, tuple) else (self.placed,)
+        for i, at in enumerate(placed):
+            if at is None:
+                continue
+            both = [(flat(whole)[i], [flat(x)[i] for x in each_]) for whole, each_ in pairs]
+            why = self.compare(at, both)
+            if why is None and isinstance(at, Partial):
+                why = self.form_trouble(both[0][1], i, len(placed))
+            if why is not None:
+                return why
+        return None
+
+    def results(self, seed: int, totals: str = "laid") -> tuple[Any, list[Any]]:
+        """The op's result on the whole batch, and on each sample alone."""
+        shared, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
+        data: dict[Node, tuple[Any, list[Any]]] = {}
+        for node, x in self.inputs.items():
+            if isinstance(x, Home):
+                data[node] = x.data(self.n, shared, own)
+            else:
+                data[node] = (concrete(x, self.n), [concrete(x, 1)] * self.n)
+        self.data = data
+        seen = {k: self.seen(k, *v) for k, v in data.items()}
+        torch.manual_seed(0)
+        return self.call(seen), [self.call({k: v[1][i] for k, v in data.items()}) for i in range(self.n)]
+
+    def seen(self, node: Node, value: Any, locals_: list[Any]) -> Any:
+        """An operand as `localize` hands it to a node that holds samples."""
+        at = self.placed[0] if isinstance(self.placed, tuple) else self.placed
+        if not isinstance(at, Shard):
+            return value
+        if not isinstance(value, torch.Tensor):
+            return locals_[0] if self.rule.pointwise else value
+        if not (isinstance(node.meta["placement"], Partial) and value.dim() == 0):
+            return value
+        shape = pytree.tree_leaves(self.node.meta["val"])[0].shape
+        sizes = [concrete(s, 1) if isinstance(s, sympy.Expr) else s for s in shape]
+        size = sizes[at.dim]
+        size = int(size.node.expr.subs({s: 1 for s in size.node.expr.free_symbols}))
+        inner = int(at.inner)
+        return laid_out(torch.stack(locals_), size // inner, inner, len(shape) - at.dim - 1)
+
+    def call(self, values: dict[Node, Any]) -> Any:
+        args, kwargs = pytree.tree_map_only(
+            Node, lambda a: values[a], (self.node.args, dict(self.node.kwargs))
+        )
+        return self.node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def compare(self, at: Placement, both: list[tuple[Any, list[Any]]]) -> str | None:
+        """The relation between global and local results that a placement stands for."""
+        whole, locals_ = both[0]
+        match at:
+            case Replicate(zero):
+                if zero and bool((whole != 0).any()):
+                    return "the result is not zero"
+                return None if all(same(whole, x) for x in locals_) else "samples differ"
+            case Shard(dim, inner):
+                if whole.shape[dim] != self.n * locals_[0].shape[dim]:
+                    return f"shape {tuple(whole.shape)} is not that of N x {tuple(locals_[0].shape)}"
+                rows = whole.unflatten(dim, (-1, self.n, int(inner)))
+                own = [rows.select(dim + 1, i).flatten(dim, dim + 1) for i in range(self.n)]
+                good = all(same(a, b) for a, b in zip(own, locals_, strict=True))
+                return None if good else "a sample's slice is not its local value"
+            case Iota(dim):
+                count = torch.arange(self.n).reshape(-1, *[1] * (whole.dim() - dim - 1))
+                good = same(whole.double(), count.expand(whole.shape).double())
+                good = good and whole.dtype in (torch.int32, torch.int64)
+                return None if good else "the result does not count samples"
+            case Partial(public):
+                if self.by_twin(whole):
+                    return self.twin_trouble(locals_)
+                gaps = [total - torch.stack(xs).sum(0) for total, xs in both]
+                good = same(gaps[0], gaps[1]) if public else same(gaps[0], torch.zeros_like(gaps[0]))
+                return None if good else "the result is not the sum of the local ones"
+
+    def totals(self) -> list[Node]:
+        return [
+            node for node, x in self.inputs.items()
+            if not isinstance(x, Home) or isinstance(x.placement, Partial) and not x.shape
+        ]  # fmt: skip
+
+    def by_twin(self, whole: torch.Tensor) -> bool:
+        """Does `localize` give this result its local values from those of its operands?"""
+        return whole.dim() == 0 and bool(self.totals()) and self.rule.pointwise
+
+    def twin_trouble(self, locals_: list[Any]) -> str | None:
+        """The op, called with the N local values at once, must give those of the result."""
+        twins = {
+            k: torch.stack(v[1]) if k in self.totals() and isinstance(v[0], torch.Tensor) else v[1][0]
+            for k, v in self.data.items()
+        }
+        return None if same(self.call(twins), torch.stack(locals_)) else "the twin is wrong"
+
+    def form_trouble(self, locals_: list[Any], index: int, results: int) -> str | None:
+        """The form of the sum must have the local results for its per-sample values."""
+        held = [x for x in self.inputs.values() if isinstance(x, Home) and isinstance(x.placement, Shard)]
+        if not held:
+            return None
+        if not isinstance(self.rule, SumRule):
+            return "it is a sum over samples without a form"
+        if results > 1 and index != 1:
+            return None  # taken apart by a decomposition
+        self.results(1)
+        values = {
+            k: Batch(v[0], k.meta["placement"], self.n) if isinstance(k.meta.get("placement"), Shard) else v[0]
+            for k, v in self.data.items()
+        }
+        args, kwargs = pytree.tree_map_only(
+            Node, lambda a: values[a], (self.node.args, dict(self.node.kwargs))
+        )
+        form = self.rule.form(*args, **kwargs)
+        wanted = torch.stack(locals_)
+        factor = torch.linspace(0.5, 2.0, self.n, dtype=torch.float64)
+        shape = (-1, *[1] * (wanted.dim() - 1))
+        for strategy in form.strategies:
+            if not same(form.per_sample(strategy), wanted):
+                return f"the form's per-sample values ({strategy}) are not the local ones"
+            if not same(form.sq_norm(strategy), wanted.double().square().reshape(self.n, -1).sum(1)):
+                return f"the form's norms ({strategy}) are not those of the local values"
+        if not same(form.total(factor), (wanted * factor.reshape(shape)).sum(0)):
+            return "the form's total is not the weighted sum"
+        return None
+
+
+def flat(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, tuple | list) else [result]
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to rounding."""
+    if a.shape != b.shape:
+        return False
+    if a.dtype.is_complex or b.dtype.is_complex:
+        return torch.allclose(a, b, rtol=1e-7, atol=1e-9, equal_nan=True)
+    return torch.allclose(a.double(), b.double(), rtol=1e-7, atol=1e-9, equal_nan=True)
