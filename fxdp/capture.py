@@ -194,8 +194,13 @@ def local_loss(
     if isinstance(out, dict) or hasattr(out, "loss"):
         loss = out["loss"] if isinstance(out, dict) else out.loss
         rest = {k: v for k, v in (out.items() if hasattr(out, "items") else vars(out).items()) if k != "loss"}
-        return loss, pytree.tree_map_only(Tensor, torch.Tensor.detach, rest)
-    return out[0], pytree.tree_map_only(Tensor, torch.Tensor.detach, tuple(out[1:]))
+        return loss, pytree.tree_map_only(Tensor, shown, rest)
+    return out[0], pytree.tree_map_only(Tensor, shown, tuple(out[1:]))
+
+
+def shown(x: Tensor) -> Tensor:
+    """x as the caller gets it: marked, so that what the model keeps to itself stands out."""
+    return torch.ops.fxdp.shown(x.detach())
 
 
 @contextlib.contextmanager

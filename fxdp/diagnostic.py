@@ -33,6 +33,7 @@ CODES: dict[str, Code] = {
         Code("FXD101", "mixes-samples", "let every sample be computed from itself and parameters"),
         Code("FXD102", "uses-batch-total", "normalise within a sample, or in the loss alone"),
         Code("FXD103", "undeclared-input", "name the axis of its samples in batch_dims"),
+        Code("FXD104", "depends-on-batch-size", "do the same for batches of every size"),
         Code("FXD201", "loss-not-separable", "return one loss a sample, or their mean or sum"),
         Code("FXD202", "no-loss", "pass loss_fn, or let the model return a loss"),
         Code("FXD301", "writes-samples", "keep no statistics of samples in buffers"),

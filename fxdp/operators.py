@@ -1,8 +1,8 @@
 """The custom ops that fxdp writes into graphs.
 
-`samples` and `release` are marks: they say which axis of an input holds the samples, and where
-the loss leaves the model, together with everything the release needs. `seed` is the gradient
-of `release`. They compute nothing that a compiled graph keeps: `localize` and `lower` replace
+`samples`, `release` and `shown` are marks: they say which axis of an input holds the samples,
+where the loss leaves the model, together with everything the release needs, and what else the
+model returns to its caller. `seed` is the gradient of `release`. They compute nothing that a compiled graph keeps: `localize` and `lower` replace
 them. `loop_outer` and `loop_conv` are the loops behind `strategy="naive"`.
 """
 
@@ -18,6 +18,17 @@ def samples(x: Tensor, dim: int) -> Tensor:
 
 @samples.register_fake
 def _(x: Tensor, dim: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("fxdp::shown", mutates_args=())
+def shown(x: Tensor) -> Tensor:
+    """x, which the caller gets to see; whatever else leaves the graph is kept by the model."""
+    return x.clone()
+
+
+@shown.register_fake
+def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 

@@ -48,9 +48,14 @@ class Partial:
 
 @dataclass(frozen=True)
 class Iota:
-    """Counts the samples: the element at index j of axis `dim` is j, on an axis of size N."""
+    """Counts the samples: the element at index j of axis `dim` is step * (j // inner).
+
+    The axis has size N * inner, so the element is `step` times the number of its sample.
+    """
 
     dim: int
+    inner: sympy.Expr = ONE
+    step: sympy.Expr = ONE
 
 
 Placement = Replicate | Shard | Partial | Iota

@@ -120,6 +120,13 @@ def agreed(call: Call, *values: Any) -> Shard | None:
     return found
 
 
+def keeps_value(old: torch.dtype, new: torch.dtype) -> bool:
+    """Does a cast keep what sums and counts are: sums stay sums, and counts count?"""
+    if old.is_floating_point or old.is_complex:
+        return new.is_floating_point or new.is_complex
+    return new in (old, torch.int64, torch.int32)
+
+
 def is_shared(*operands: Any) -> bool:
     """Are all tensors among the operands `Replicate`, and all numbers free of samples?"""
     return all(

@@ -170,7 +170,7 @@ def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> None:
     with graph.inserting_before(output):
         loss = graph.call_function(ops.release.default, (results[place], *bounds, mask, False))
         results = [
-            loss if i == place else graph.call_method("detach", (r,)) if is_tensor(r) else r
+            loss if i == place else graph.call_function(ops.shown.default, (graph.call_method("detach", (r,)),)) if is_tensor(r) else r
             for i, r in enumerate(results)
         ]
     output.args = (tuple(results),)

@@ -49,7 +49,7 @@ def drop_marks(gm: GraphModule) -> None:
     """Replace the marks on inputs by the inputs, and the gradient of the loss by ones."""
     graph = gm.graph
     for node in list(graph.nodes):
-        if node.target is MARKS.samples.default:
+        if node.target in (MARKS.samples.default, MARKS.shown.default):
             node.replace_all_uses_with(node.args[0])
         elif node.target is MARKS.seed.default:
             # Ones that still hang on the tangent: it tells the partitioner what is backward.

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import BatchMixingError, Diagnostic, ProofError, diagnose
 from fxdp.graph_pass import gradients, mutations, study
+from fxdp.guards import refuse_other_programs
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
@@ -41,6 +42,7 @@ def prove(gm: GraphModule) -> GraphModule:
     here.mark = marks[0]
     mask = here.mark.args[4].meta["val"]
     here.sigma = here.mark.args[2].name
+    refuse_other_programs(gm, mask)
     here.n = batch_symbol(mask)
     faults: Faults = {}
     spoilt: set[Node] = set()
@@ -48,7 +50,9 @@ def prove(gm: GraphModule) -> GraphModule:
     for node in gm.graph.nodes:
         if node.op == "output":
             continue
-        if any(i in spoilt for i in node.all_input_nodes):
+        if any(i in spoilt for i in node.all_input_nodes) or (
+            node.target is MARKS.seed.default and here.mark in spoilt
+        ):
             spoilt.add(node)
             continue
         try:
@@ -183,6 +187,7 @@ MARK_RULES = {
     MARKS.samples.default: place_samples,
     MARKS.release.default: place_release,
     MARKS.seed.default: place_seed,
+    MARKS.shown.default: lambda node, n: node.args[0].meta["placement"],
 }
 
 
@@ -203,8 +208,8 @@ def checked(node: Node, placed: Any, n: sympy.Symbol) -> Any:
         match at:
             case Shard():
                 fits = 0 <= at.dim < len(shape) and is_whole(shape, at, n)
-            case Iota(dim):
-                fits = sample_axes(shape, n) == [dim] and shape[dim] == n
+            case Iota(dim, inner):
+                fits = sample_axes(shape, n) == [dim] and sympy.expand(shape[dim] - n * inner) == 0
             case _:
                 fits = not sample_axes(shape, n)
         if not fits:
@@ -226,8 +231,14 @@ def _judge_outputs(gm: GraphModule, faults: Faults, spoilt: set[Node]) -> None:
     for name, node in mutations(gm).items():
         if node not in spoilt and not isinstance(node.meta["placement"], Replicate):
             faults[node] = (f"{name} is written from the samples, without noise", "writes-samples")
-    if here.mark in faults:
-        return
+    returned = (MARKS.release.default, MARKS.shown.default)
+    for node in _forward_outputs(gm):
+        kept = node.target not in returned and node not in mutations(gm).values()
+        at = node.meta.get("placement")
+        if kept and at is not None and not isinstance(at, Replicate):
+            faults.setdefault(
+                node, ("the model keeps a value of the samples, without noise", "writes-samples")
+            )
 
 
 def report(gm: GraphModule, faults: Faults) -> None:

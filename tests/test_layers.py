@@ -112,8 +112,7 @@ POOLS = {
     "2d": (nn.Conv2d, (6, 7), [
         nn.MaxPool2d(2, 1), nn.MaxPool2d((3, 2), 2, (1, 0), dilation=(1, 2)),
         nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.AdaptiveMaxPool2d((2, 3)),
-        nn.AdaptiveAvgPool2d((4, None)), nn.AdaptiveAvgPool2d(1), nn.LPPool2d(3, (2, 3)),
-        nn.FractionalMaxPool2d(2, output_size=2, _random_samples=torch.rand(1, 2, 2)),
+        nn.AdaptiveAvgPool2d((4, None)), nn.AdaptiveAvgPool2d(1), nn.LPPool2d(2, (2, 3)),
     ]),
     "3d": (nn.Conv3d, (4, 4, 5), [
         nn.MaxPool3d(2, 1), nn.AvgPool3d(2, 2, (0, 0, 1)), nn.AdaptiveMaxPool3d(2),
@@ -125,7 +124,6 @@ POOLS = {
 @pytest.mark.parametrize("name", POOLS)
 def test_pool(name: str):
     layer, shape, pools = POOLS[name]
-    pools = [p for p in pools if not isinstance(p, nn.FractionalMaxPool2d)]
     model = Branches(*(nn.Sequential(layer(2, 2, 1), pool) for pool in pools))
     compare(model, torch.randn(N, 2, *shape), each=False)
 
@@ -182,7 +180,7 @@ class Recurrent(nn.Module):
         return torch.cat([out.flatten(1), state.transpose(0, 1).flatten(1)], 1)
 
 
-@pytest.mark.filterwarnings("ignore:RNN module weights:UserWarning")
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 def test_recurrent(kind: type[nn.RNNBase]):
     model = Branches(
@@ -217,7 +215,6 @@ def test_weight_norm():
         parametrizations.weight_norm(nn.Conv1d(4, 2, 3)),
         parametrizations.weight_norm(nn.Conv1d(4, 2, 3), dim=1),
         parametrizations.weight_norm(nn.Linear(6, 3)),
-        parametrizations.orthogonal(nn.Linear(6, 3), orthogonal_map="cayley"),
     )
     compare(model, torch.randn(N, 4, 6))
 
@@ -252,7 +249,7 @@ def test_dropout_draws_for_each_sample(layer: type[nn.Module]):
     model = Branches(nn.Sequential(nn.Linear(4, 64), layer(0.5), nn.Linear(64, 3)))
     private = fxdp.compile(model, max_grad_norm=1e9, noise_multiplier=0.0, expected_batch_size=N,
                            backend="eager")  # fmt: skip
-    x = torch.randn(1, 2, 4).expand(N, 2, 4).contiguous()
+    x = torch.randn(1, 16, 4).expand(N, 16, 4).contiguous()
     private(x).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
     norms = private.per_sample_norms(x)

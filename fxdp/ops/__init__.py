@@ -2,6 +2,7 @@
 
 from fxdp.ops import (
     attention,
+    bag,
     contraction,
     convolution,
     factory,
@@ -25,6 +26,7 @@ RULES: Table = (
     | dict(attention.RULES)
     | dict(pool.RULES)
     | dict(index.RULES)
+    | dict(bag.RULES)
     | dict(factory.RULES)
 )
 

@@ -69,6 +69,21 @@ def mv(a: Tensor, b: Tensor) -> Tensor:
     return aten.mm(a, b.unsqueeze(1)).squeeze(1)
 
 
+def trilinear(
+    a: Tensor, b: Tensor, c: Tensor, expand1: list[int], expand2: list[int], expand3: list[int],
+    sum_dims: list[int], unroll_dim: int = 1,
+) -> Tensor:  # fmt: skip
+    """A product of three tensors, each with axes of size 1 put in, summed over some axes."""
+    for d in sorted(expand1):
+        a = a.unsqueeze(d)
+    for d in sorted(expand2):
+        b = b.unsqueeze(d)
+    for d in sorted(expand3):
+        c = c.unsqueeze(d)
+    product = a * b * c
+    return product.sum(sum_dims) if sum_dims else product
+
+
 def group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, pixels: int,
     groups: int, eps: float,
@@ -145,6 +160,7 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.nll_loss2d_backward.default: nll_loss_backward,
     aten.dot.default: dot,
     aten.mv.default: mv,
+    aten._trilinear.default: trilinear,
 }
 
 # Outside torch's core set, but with a decomposition there.

@@ -10,7 +10,7 @@ import sympy
 import torch
 from torch._ops import OpOverload
 
-from fxdp.placement import Mixed, Partial, Placement, Replicate
+from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate
 from fxdp.rules import Call, Rule, Table, Value, agreed, is_shared, linear
 
 aten = torch.ops.aten
@@ -24,8 +24,9 @@ def is_total(call: Call, x: Any) -> bool:
     return isinstance(x, sympy.Expr) and x.has(call.n)
 
 
-def pointwise(call: Call, *operands: Any, **_: Any) -> Placement:
+def pointwise(call: Call, *operands: Any, **keywords: Any) -> Placement:
     """Any function of elements."""
+    operands = (*operands, *keywords.values())
     totals = [x for x in operands if is_total(call, x)]
     rest = [x for x in operands if not is_total(call, x)]
     at = agreed(call, *rest)
@@ -48,7 +49,9 @@ def copied(call: Call, x: Any, *_: Any, **__: Any) -> Placement:
 
 
 def cast(call: Call, x: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Placement:
-    """The same numbers in another dtype; a sum of samples must stay a sum."""
+    """The same numbers in another dtype; a sum must stay a sum, a count a count."""
+    if isinstance(x.placement, Iota) and not {x.dtype, dtype or x.dtype} <= {torch.int32, torch.int64}:
+        raise Mixed("the result depends on a sample's position in the batch")
     if isinstance(x.placement, Partial) and dtype is not None and not dtype.is_floating_point:
         return pointwise(call, x)
     return x.placement
@@ -102,6 +105,19 @@ def chosen(call: Call, condition: Any, x: Any, y: Any) -> Placement:
     return pointwise(call, condition, x, y)
 
 
+def mean_divides(call: Call, grad: Any, x: Any, target: Any, reduction: Any, *_: Any) -> Placement:
+    """The gradient of a loss, which under a mean divides by the size of the whole batch."""
+    if reduction == 1 and not is_shared(grad, x, target):
+        raise Mixed("it divides by the number of elements of the batch", "uses-batch-total")
+    return pointwise(call, grad, x, target)
+
+
+def sigmoid_logged(call: Call, x: Any) -> tuple[Placement, Placement]:
+    """The logarithm of the sigmoid also returns a buffer, which is empty or like x."""
+    at = pointwise(call, x)
+    return at, at if call.out[1] == call.out[0] else Replicate()
+
+
 def filled(call: Call, x: Any, mask: Any, value: Any) -> Placement:
     """`where(mask, value, x)`."""
     if isinstance(x.placement, Partial) and value == 0 and is_shared(mask):
@@ -137,7 +153,6 @@ UNTAGGED: tuple[OpOverload, ...] = (
     aten.hardsigmoid_backward.default,
     aten.hardswish_backward.default,
     aten.hardtanh_backward.default,
-    aten.huber_loss_backward.default,
     aten.leaky_relu_backward.default,
     aten.log_sigmoid_backward.default,
     aten.logit_backward.default,
@@ -185,6 +200,6 @@ RULES: Table = {op: Rule(pointwise, pointwise=True) for op in (*_tagged(), *UNTA
     aten.masked_fill.Tensor: Rule(pointwise, pointwise=True),
     aten.view_as_real.default: Rule(as_complex, isometry=True),
     aten.view_as_complex.default: Rule(as_complex, isometry=True),
-    # The logarithm of the sigmoid also returns a buffer, which is empty or like x.
-    aten.log_sigmoid_forward.default: Rule(lambda call, x: (pointwise(call, x), Replicate())),
+    aten.huber_loss_backward.default: Rule(mean_divides),
+    aten.log_sigmoid_forward.default: Rule(sigmoid_logged),
 }

@@ -11,7 +11,7 @@ import sympy
 import torch
 
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, Table, agreed, refuse_samples
+from fxdp.rules import Call, Rule, Table, agreed, keeps_value, refuse_samples
 from fxdp.shapes import expr, is_whole, land, quotient, sample_axes
 
 aten = torch.ops.aten
@@ -31,10 +31,11 @@ def moved(call: Call, x: Any, move: Callable[[Shard], Shard]) -> Placement:
 def followed(call: Call, x: Any, move: Callable[[Shard], Shard]) -> Placement:
     """`moved`, for ops that keep every element, so that a count of samples stays one."""
     if isinstance(x.placement, Iota):
-        at = move(Shard(x.placement.dim))
-        if at != Shard(at.dim) or call.out[0][at.dim] != call.n:
+        count = x.placement
+        at = move(Shard(count.dim, count.inner))
+        if quotient(call.out[0][at.dim], call.n * at.inner) != 1:
             raise Mixed("the result depends on a sample's position in the batch")
-        return Iota(at.dim)
+        return Iota(at.dim, at.inner, count.step)
     return moved(call, x, move)
 
 
@@ -86,6 +87,13 @@ def whole(call: Call, at: Shard) -> Shard:
     if not is_whole(call.out[0], at, call.n):
         raise Mixed("the result pairs samples with samples")
     return at
+
+
+def overwritten(call: Call, x: Any, source: Any, *_: Any) -> Placement:
+    """`copy_`: the shape and dtype of x, the values of source."""
+    if isinstance(source.placement, Partial | Iota) and not keeps_value(source.dtype, x.dtype):
+        raise Mixed("a total over the batch or a sample's position is rounded", "uses-batch-total")
+    return expanded(call, source)
 
 
 def repeated(call: Call, x: Any, repeats: Any) -> Placement:
@@ -351,6 +359,7 @@ ISOMETRIC = {
 
 LINEAR = {
     aten.expand.default: expanded,
+    aten.copy.default: overwritten,
     aten.repeat.default: repeated,
     aten.slice.Tensor: sliced,
     aten.select.int: selected,
