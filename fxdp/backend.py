@@ -25,7 +25,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx import GraphModule, Node
 
 from fxdp.check import Checked
-from fxdp.graph_pass import Pass, Study, run
+from fxdp.graph_pass import Pass, Study, outputs, run
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.rules import Table
 
@@ -160,8 +160,8 @@ def safe_views(graph: GraphModule) -> GraphModule:
 
 def noise_input(graph: GraphModule, record: Record) -> int | None:
     """Which input of the backward graph is the noise multiplier."""
-    assert record.study is not None
-    name = record.study.sigma
+    assert record.study is not None and record.study.mark is not None
+    name = record.study.mark.sigma.name
     names = [n.name for n in graph.graph.find_nodes(op="placeholder")]
     return names.index(name) if name in names else None
 
@@ -172,7 +172,7 @@ def hide_extras(back: GraphModule) -> None:
     They stay in the graph as nodes, marked, for `show_extras`.
     """
     output = back.graph.output_node()
-    values, descriptors = list(output.args[0]), list(output.meta["desc"])  # type: ignore[arg-type]
+    values, descriptors = outputs(back), list(output.meta["desc"])
     while isinstance(descriptors[-1], str):
         node, name = values.pop(), descriptors.pop()
         assert isinstance(node, Node)
@@ -186,7 +186,7 @@ def show_extras(back: GraphModule) -> list[str]:
     """Put hidden outputs back, and return their names."""
     output = back.graph.output_node()
     found = [(name, node) for node in back.graph.nodes for name in node.meta.get(EXTRA, [])]
-    output.args = ([*output.args[0], *(node for _, node in found)],)  # type: ignore[misc]
+    output.args = ([*outputs(back), *(node for _, node in found)],)
     back.recompile()
     return [name for name, _ in found]
 

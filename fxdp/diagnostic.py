@@ -7,7 +7,9 @@ gradient.
 """
 
 import linecache
+import os
 import re
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ CODES: dict[str, Code] = {
         Code("FXD401", "no-rule", "write the model with other ops, or pass rules={op: Rule(...)}"),
         Code("FXD402", "unexplained-gradient", "use the parameter in an op that fxdp has rules for"),
         Code("FXD501", "graph-break", "keep Python side effects and data-dependent branches out of forward"),
-        Code("FXD502", "fixed-batch-size", "compute sizes from x.shape instead of fixed numbers"),
+        Code("FXD502", "fixed-batch-size", "compute sizes from x.shape, and run no layer along the batch axis"),
     )
 }
 
@@ -136,12 +138,16 @@ class CaptureError(ProofError):
 
 
 FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+), in (?P<function>\S+)')
-LIBRARIES = tuple(str(Path(m).parent) for m in (torch.__file__, __file__))
+LIBRARIES = tuple(str(Path(m).parent) + os.sep for m in (torch.__file__, __file__))
+PASSES = str(Path(__file__).parent.parent / "passes") + os.sep
+STANDARD = sysconfig.get_path("stdlib") + os.sep
+INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 
 
 def is_library(file: str) -> bool:
-    """Is this a file of torch or of fxdp? Its lines are not the user's to mend."""
-    return file.startswith(LIBRARIES) or file.startswith("<")
+    """Is this a file of torch, fxdp or Python? Its lines are not the user's to mend."""
+    standard = file.startswith(STANDARD) and not any(part in file for part in INSTALLED)
+    return standard or file.startswith((*LIBRARIES, PASSES, "<"))
 
 
 def locate(trace: str | None) -> Location | None:
@@ -151,8 +157,22 @@ def locate(trace: str | None) -> Location | None:
     return own[-1] if own else None
 
 
+def nearest(node: Node) -> Location | None:
+    """The user's line that a node came from, or else the one that its operands came from."""
+    queue, seen = [node], {node}
+    for candidate in queue:
+        if (found := locate(candidate.meta.get("stack_trace"))) is not None:
+            return found
+        new = [i for i in candidate.all_input_nodes if i not in seen]
+        queue += new
+        seen.update(new)
+    return None
+
+
 def spelled(node: Node) -> str:
     """The op of a node as the user would know it, before it was decomposed."""
+    if node.target is torch.ops.fxdp.release.default:
+        return "loss"
     original: Any = node.meta.get("original_aten") or node.target
     name = getattr(original, "_opname", None) or getattr(original, "__name__", str(original))
     own = getattr(node.target, "_opname", None) or str(node.target)
@@ -163,4 +183,4 @@ def diagnose(node: Node, why: str, name: str, path: tuple[str, ...] = ()) -> Dia
     """The diagnostic of a fault met at a node."""
     code, op = CODES[name], spelled(node)
     remedy = next((text for key, text in REMEDIES.items() if key in op), code.remedy)
-    return Diagnostic(code, locate(node.meta.get("stack_trace")), op, why, remedy, path)
+    return Diagnostic(code, nearest(node), op, why, remedy, path)

@@ -8,9 +8,9 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from fxdp.graph_pass import gradients, placement, study
+from fxdp.graph_pass import gradients, outputs, placement, study
 from fxdp.shapes import sample_axes, shape_of
-from fxdp.sums import holds_samples, is_partial, maker, sum_at
+from fxdp.sums import holds_samples, is_partial, sum_at
 
 SEED = torch.ops.fxdp.seed.default
 
@@ -76,8 +76,7 @@ def private_outputs(gm: GraphModule) -> str | None:
 
     Totals that only the reported loss and other forward outputs are made of may stay.
     """
-    output = gm.graph.output_node()
-    released = [n for n in output.args[0][study(gm).outputs :] if isinstance(n, Node)]  # type: ignore[index]
+    released = [n for n in outputs(gm)[study(gm).outputs :] if isinstance(n, Node)]
     sums = {s for g in study(gm).gradients for s in g.sums if "twin" not in s.meta}
     seen: set[Node] = set()
     while released:
@@ -85,7 +84,7 @@ def private_outputs(gm: GraphModule) -> str | None:
         if node in seen:
             continue
         seen.add(node)
-        if node in sums or (maker(node) is not node and node in sums):
+        if node in sums:
             return f"the plain sum {node} is still used"
         released += node.all_input_nodes
     return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import sympy
+import torch
 from torch.fx import GraphModule, Node
 
 from fxdp.forms.batch import Strategy
@@ -19,6 +20,25 @@ from fxdp.placement import Placement
 from fxdp.rules import Table
 
 Fact = Callable[[GraphModule], str | None]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where the loss leaves the model, and the inputs that the release depends on.
+
+    Attributes:
+        node: the mark itself.
+        loss: 0-d or [N].
+        bound, sigma, expected: clip bound, noise multiplier and public batch size, 0-d.
+        mask: [N] bool, False for padding.
+    """
+
+    node: Node
+    loss: Node
+    bound: Node
+    sigma: Node
+    expected: Node
+    mask: Node
 
 
 @dataclass(frozen=True)
@@ -81,9 +101,8 @@ class Study:
         names: of the inputs, by placeholder name, as the user knows them.
         parameters: placeholders that get a gradient.
         n: the symbol of the number of samples (from `prove`).
-        sigma: the name of the input with the noise multiplier (from `prove`).
         size: a node with the number of samples (from `prove`).
-        mark: the release node (from `prove`).
+        mark: where the loss is (from `prove`).
         gradients: from `explain`.
         choices: from `plan`.
         each: per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`).
@@ -98,8 +117,7 @@ class Study:
     outputs: int
     names: dict[str, str]
     n: sympy.Symbol | None = None
-    mark: Node | None = None
-    sigma: str = ""
+    mark: Mark | None = None
     size: Node | None = None
     gradients: tuple[Gradient, ...] = ()
     choices: tuple[Choice, ...] = ()
@@ -130,6 +148,29 @@ def study(gm: GraphModule) -> Study:
     return gm.meta["study"]
 
 
+def arguments(node: Node) -> tuple[Any, ...]:
+    """A node's arguments; fx's own type for them allows next to nothing."""
+    return node.args
+
+
+def mark(gm: GraphModule) -> Mark:
+    """The one place where the loss leaves the model.
+
+    Raises:
+        AssertionError: a graph without such a place, or with several.
+    """
+    found = gm.graph.find_nodes(op="call_function", target=torch.ops.fxdp.release.default)
+    if len(found) != 1:
+        raise AssertionError(f"one release is expected in a graph, and there are {len(found)}")
+    loss, bound, sigma, expected, mask = arguments(found[0])[:5]
+    return Mark(found[0], loss, bound, sigma, expected, mask)
+
+
+def outputs(gm: GraphModule) -> list[Any]:
+    """What a graph returns: forward results, then gradients and what else there is."""
+    return list(arguments(gm.graph.output_node())[0])
+
+
 def placement(node: Node) -> Placement | None:
     """The placement of a node's value; None for what is no tensor."""
     return node.meta.get("placement")
@@ -158,25 +199,36 @@ def _check(gm: GraphModule, facts: tuple[Fact, ...], who: str) -> None:
             raise AssertionError(f"{who} {fact.__name__}: {trouble}")
 
 
-def outputs_described(gm: GraphModule, kind: str) -> dict[str, Node]:
-    """The outputs whose AOTAutograd descriptor is of a kind, by the name of what they are of."""
-    output = gm.graph.output_node()
+def places_of(gm: GraphModule, kind: str) -> list[tuple[str, int]]:
+    """Name and place of the outputs whose AOTAutograd descriptor is of a kind.
+
+    The name is that of the input which the output is the gradient or the new value of.
+    """
+    descriptors = gm.graph.output_node().meta["desc"]
     inputs = {n.meta["desc"]: n.name for n in gm.graph.find_nodes(op="placeholder") if "desc" in n.meta}
-    names = study(gm).names
-    found: dict[str, Node] = {}
-    for node, desc in zip(output.args[0], output.meta["desc"], strict=True):
+    known, found = study(gm).names, list[tuple[str, int]]()
+    taken: set[str] = set()
+    for place, (node, desc) in enumerate(zip(outputs(gm), descriptors, strict=True)):
         if isinstance(node, Node) and type(desc).__name__ == kind:
             of = getattr(desc, "grad_of", None) or getattr(desc, "mutated_input", None)
-            placeholder = inputs.get(of, "")
-            found[names.get(placeholder, placeholder)] = node
+            placeholder = inputs.get(of, f"output_{place}")
+            name = known.get(placeholder, placeholder)
+            name = f"{name} ({placeholder})" if name in taken else name
+            taken.add(name)
+            found.append((name, place))
     return found
+
+
+def gradient_places(gm: GraphModule) -> list[tuple[str, int]]:
+    """Where the gradients are among a joint graph's outputs, with the names of the inputs."""
+    return places_of(gm, "GradAOTOutput")
 
 
 def gradients(gm: GraphModule) -> dict[str, Node]:
     """The gradients among a joint graph's outputs, by the name of the input."""
-    return outputs_described(gm, "GradAOTOutput")
+    return {name: outputs(gm)[place] for name, place in gradient_places(gm)}
 
 
 def mutations(gm: GraphModule) -> dict[str, Node]:
     """The new values of inputs that the program writes to, by the name of the input."""
-    return outputs_described(gm, "InputMutationAOTOutput")
+    return {name: outputs(gm)[p] for name, p in places_of(gm, "InputMutationAOTOutput")}

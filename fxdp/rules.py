@@ -16,6 +16,7 @@ from typing import Any
 import sympy
 import torch
 from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
 
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.shapes import Shape
@@ -138,6 +139,13 @@ def refuse_samples(*values: Any) -> None:
     """Refuse operands that hold samples, where an op has no use for them."""
     if not is_shared(*values):
         raise Mixed("the op looks at the samples of the batch together")
+
+
+def refuse_counts(call: Call, *numbers: Any) -> None:
+    """Refuse numbers, at any depth, that are worked out from the number of samples."""
+    for number in pytree.tree_leaves(numbers):
+        if isinstance(number, sympy.Expr) and number.has(call.n):
+            raise Mixed("the number of samples is used as a value", "uses-batch-total")
 
 
 def linear(call: Call, x: Any, *others: Any) -> Partial | None:

@@ -31,10 +31,10 @@ def localize(gm: GraphModule) -> GraphModule:
     """
     here = study(gm)
     assert here.mark is not None
-    after = here.mark.args[4].next  # type: ignore[union-attr]
-    while after.op == "placeholder":  # type: ignore[union-attr]
-        after = after.next  # type: ignore[union-attr]
-    here.size = emit(after, lambda mask: mask.shape[0], here.mark.args[4])  # type: ignore[arg-type]
+    after = here.mark.mask.next
+    while after.op == "placeholder":
+        after = after.next
+    here.size = emit(after, lambda mask: mask.shape[0], here.mark.mask)
     for node in list(gm.graph.nodes):
         if node.target not in here.table:
             continue
@@ -137,10 +137,10 @@ def spread_loss(gm: GraphModule) -> None:
     """Replace the mark on the loss by the mean of the local losses of rows that are no padding."""
     mark = study(gm).mark
     assert mark is not None
-    loss, mask = mark.args[0], mark.args[4]
-    own = loss.meta["twin"] if is_total(loss) else loss  # type: ignore[union-attr]
+    own = mark.loss.meta["twin"] if is_total(mark.loss) else mark.loss
 
     def mean(own: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return own.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
 
-    mark.replace_all_uses_with(emit(mark, mean, own, mask, name="loss"))
+    result = emit(mark.node, mean, own, mark.mask, name="loss")
+    mark.node.replace_all_uses_with(result)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from fxdp.forms import Outer, Scatter
 from fxdp.forms.batch import Strategy, sq_sum
@@ -26,7 +27,7 @@ def measure(gm: GraphModule) -> GraphModule:
     assert here.mark is not None
     end = gm.graph.output_node()
     squares = [square(gm, choice, end) for choice in here.choices]
-    bound, mask = here.mark.args[1], here.mark.args[4]
+    bound, mask = here.mark.bound, here.mark.mask
     here.norms = emit(end, total_norm, squares, mask, placement=Shard(0), name="norms")
     here.factor = emit(end, clip_factor, here.norms, bound, mask, placement=Shard(0), name="factor")
     return gm
@@ -138,5 +139,5 @@ def each_image(gm: GraphModule, choice: Choice, parts: dict[Node, Node], end: No
 def apply(known: dict[Node, Any], node: Node, args: Any, kwargs: Any) -> Any:
     """One linear node on values."""
     target: Any = node.target
-    args, kwargs = torch.utils._pytree.tree_map_only(Node, lambda a: known[a], (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Node, lambda a: known[a], (args, kwargs))
     return target(*args, **kwargs)

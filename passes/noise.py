@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.graph_pass import Clipped, study
+from fxdp.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
 from fxdp.sums import value
 from fxdp.trace import emit
 
@@ -23,24 +23,22 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     """
     here, end = study(gm), gm.graph.output_node()
     assert here.mark is not None
-    seeds = gm.graph.find_nodes(op="call_function", target=SEED)
-    outputs = list(end.args[0])  # type: ignore[arg-type]
-    if seeds:
-        tangent = seeds[0].args[0]
-        bound, sigma, expected = here.mark.args[1:4]
-        for clipped in here.clipped:
-            released = release(clipped, tangent, (bound, sigma, expected), end)  # type: ignore[arg-type]
-            for place, node in enumerate(outputs):
-                if node is clipped.gradient.node and place >= here.outputs:
-                    outputs[place] = released
+    found = outputs(gm)
+    tangents = [arguments(n)[0] for n in gm.graph.find_nodes(op="call_function", target=SEED)]
+    places = dict(gradient_places(gm))
+    for clipped in here.clipped:
+        place = places.pop(clipped.gradient.parameter)
+        found[place] = release(clipped, tangents[0], here.mark, end)
+    if places:
+        raise AssertionError(f"the gradients of {sorted(places)} would be released as they are")
     extras = {"norms": here.norms} | (here.each if inspect_each else {})
-    end.args = ([*outputs, *extras.values()],)
+    end.args = ([*found, *extras.values()],)
     end.meta["desc"] = [*end.meta["desc"], *extras]
     gm.graph.eliminate_dead_code()
     return gm
 
 
-def release(clipped: Clipped, tangent: Node, scales: tuple[Node, ...], end: Node) -> Node | None:
+def release(clipped: Clipped, tangent: Node, mark: Mark, end: Node) -> Node:
     """The private gradient of one parameter, in its dtype."""
     dtype = value(clipped.gradient.node).dtype
     name = f"private_{clipped.gradient.node.name}"
@@ -56,6 +54,7 @@ def release(clipped: Clipped, tangent: Node, scales: tuple[Node, ...], end: Node
         return (out * tangent.to(total.dtype)).to(dtype)
 
     first = end.prev
+    scales = (mark.bound, mark.sigma, mark.expected)
     result = emit(end, private, clipped.total, tangent, *scales, clipped.public, name=name)
     while first is not result:
         first = first.next

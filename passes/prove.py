@@ -17,14 +17,21 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import BatchMixingError, Diagnostic, ProofError, diagnose
-from fxdp.graph_pass import gradients, mutations, study
+from fxdp.graph_pass import arguments, gradients, mark, mutations, outputs, study
 from fxdp.guards import refuse_other_programs
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, Table, Value
+from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
 
 MARKS = torch.ops.fxdp
+# Names of arguments in which N is nothing but a size, of which the shapes tell, and those that
+# rules look at themselves. A pointwise op may take N as a value: see `localize`.
+SIZES = {
+    "size", "sizes", "shape", "stride", "repeats", "input_size", "input_sizes", "output_size",
+    "split_size", "split_sizes", "length", "start", "end", "n", "m", "fill_value", "s",
+}  # fmt: skip
 Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)
+KEEPS = ("the model keeps a value made of samples, without noise", "writes-samples")
 Placed = Placement | tuple[Placement | None, ...] | None
 
 
@@ -35,13 +42,9 @@ def prove(gm: GraphModule) -> GraphModule:
         BatchMixingError: an output depends on a value in which samples mix.
         ProofError: an output depends on an op that no rule explains.
     """
-    marks = [n for n in gm.graph.nodes if n.target is MARKS.release.default]
-    if len(marks) != 1:
-        raise AssertionError(f"one release is expected in a graph, and there are {len(marks)}")
     here = study(gm)
-    here.mark = marks[0]
-    mask = here.mark.args[4].meta["val"]
-    here.sigma = here.mark.args[2].name
+    here.mark = mark(gm)
+    mask = here.mark.mask.meta["val"]
     refuse_other_programs(gm, mask)
     here.n = batch_symbol(mask)
     faults: Faults = {}
@@ -51,7 +54,7 @@ def prove(gm: GraphModule) -> GraphModule:
         if node.op == "output":
             continue
         if any(i in spoilt for i in node.all_input_nodes) or (
-            node.target is MARKS.seed.default and here.mark in spoilt
+            node.target is MARKS.seed.default and here.mark.node in spoilt
         ):
             spoilt.add(node)
             continue
@@ -91,8 +94,10 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
     """The placement of a node's value, from those of its operands."""
     if node.op == "placeholder":
         return place_input(node, n)
-    if node.target is operator.getitem and isinstance(node.args[0].meta.get("placement"), tuple):
-        return node.args[0].meta["placement"][node.args[1]]
+    if node.target is operator.getitem:
+        several, index = arguments(node)
+        if isinstance(several.meta.get("placement"), tuple):
+            return several.meta["placement"][index]
     if not any(isinstance(v, torch.Tensor) for v in pytree.tree_leaves(node.meta.get("val"))):
         return place_number(node)
     shapes = tuple(
@@ -115,6 +120,9 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
 def apply(rule: Rule, node: Node, call: Call) -> Any:
     """Call a rule on the operands of a node."""
     args, kwargs = pytree.tree_map_only(Node, operand, (node.args, dict(node.kwargs)))
+    if not rule.pointwise and isinstance(node.target, OpOverload):
+        named = dict(zip((a.name for a in node.target._schema.arguments), args, strict=False))
+        refuse_counts(call, *(v for k, v in (named | kwargs).items() if k not in SIZES))
     return rule.place(call, *args, **kwargs)
 
 
@@ -154,8 +162,8 @@ def place_number(node: Node) -> None:
 
 def place_samples(node: Node, n: sympy.Symbol) -> Placement:
     """The mark on an input names the axis; its size must be N."""
-    at = Shard(node.args[1])
-    shape = shape_of(node.args[0].meta["val"].shape)
+    x, dim = arguments(node)
+    at, shape = Shard(dim), shape_of(x.meta["val"].shape)
     if shape[at.dim] != n or not is_whole(shape, at, n):
         raise Mixed(
             f"an input of shape {show(shape, n)} does not hold the samples on axis {at.dim} alone",
@@ -166,7 +174,7 @@ def place_samples(node: Node, n: sympy.Symbol) -> Placement:
 
 def place_release(node: Node, n: sympy.Symbol) -> Placement:
     """The loss must be a loss for each sample, or a total of those."""
-    loss = node.args[0]
+    loss = arguments(node)[0]
     at, shape = loss.meta["placement"], shape_of(loss.meta["val"].shape)
     if at == Shard(0) and len(shape) == 1 or isinstance(at, Partial) and not shape:
         return Replicate()
@@ -179,7 +187,7 @@ def place_release(node: Node, n: sympy.Symbol) -> Placement:
 
 def place_seed(node: Node, n: sympy.Symbol) -> Placement:
     """Ones: one for each sample's loss, or one for the loss of each sample alone."""
-    loss = node.args[1].meta["placement"]
+    loss = arguments(node)[1].meta["placement"]
     return loss if isinstance(loss, Shard) else Replicate()
 
 
@@ -187,7 +195,7 @@ MARK_RULES = {
     MARKS.samples.default: place_samples,
     MARKS.release.default: place_release,
     MARKS.seed.default: place_seed,
-    MARKS.shown.default: lambda node, n: node.args[0].meta["placement"],
+    MARKS.shown.default: lambda node, n: arguments(node)[0].meta["placement"],
 }
 
 
@@ -221,7 +229,6 @@ def checked(node: Node, placed: Any, n: sympy.Symbol) -> Any:
 
 def _judge_outputs(gm: GraphModule, faults: Faults, spoilt: set[Node]) -> None:
     """Gradients must be sums over samples, and state must not be made of them."""
-    here = study(gm)
     for name, node in gradients(gm).items():
         if node not in spoilt and not isinstance(node.meta["placement"], Partial | Replicate):
             faults[node] = (
@@ -231,14 +238,10 @@ def _judge_outputs(gm: GraphModule, faults: Faults, spoilt: set[Node]) -> None:
     for name, node in mutations(gm).items():
         if node not in spoilt and not isinstance(node.meta["placement"], Replicate):
             faults[node] = (f"{name} is written from the samples, without noise", "writes-samples")
-    returned = (MARKS.release.default, MARKS.shown.default)
-    for node in _forward_outputs(gm):
-        kept = node.target not in returned and node not in mutations(gm).values()
+    for node in _kept(gm):
         at = node.meta.get("placement")
-        if kept and at is not None and not isinstance(at, Replicate):
-            faults.setdefault(
-                node, ("the model keeps a value of the samples, without noise", "writes-samples")
-            )
+        if node not in spoilt and at is not None and not isinstance(at, Replicate):
+            faults.setdefault(node, KEEPS)
 
 
 def report(gm: GraphModule, faults: Faults) -> None:
@@ -246,20 +249,43 @@ def report(gm: GraphModule, faults: Faults) -> None:
     if not faults:
         return
     flow = networkx.DiGraph((n, user) for n in gm.graph.nodes for user in n.users)
-    ends = {node: f"gradient of {name}" for name, node in gradients(gm).items()}
-    ends |= {node: f"new value of {name}" for name, node in mutations(gm).items()}
-    forward = {n: "output" for n in _forward_outputs(gm) if n not in ends}
-    found: list[tuple[Any, Diagnostic]] = []
-    order = {n: i for i, n in enumerate(gm.graph.nodes)}
-    for node, (why, name) in faults.items():
-        path = _path(flow, node, ends) or _path(flow, node, forward)
+    released = {node: f"gradient of {name}" for name, node in gradients(gm).items()}
+    kept = {node: "value kept by the model" for node in _kept(gm)}
+    kept |= {node: f"new value of {name}" for name, node in mutations(gm).items()}
+    forward = {n: "output" for n in _forward_outputs(gm) if n not in kept}
+    found: list[tuple[Node, Diagnostic]] = []
+    for node, fault in faults.items():
+        path = _path(flow, node, released) or _path(flow, node, forward)
+        if path is None and (path := _path(flow, node, kept)) is not None:
+            fault = KEEPS if fault[1] != "no-rule" else fault
         if path is not None:
-            found.append((order[node], diagnose(node, why, name, path)))
+            found.append((node, diagnose(node, *fault, path)))
     if not found:
         return
-    diagnostics = [d for _, d in sorted(found, key=lambda f: (_line(f[1]), f[0]))]
+    diagnostics = _once(found)
     mixing = any(d.code.code < "FXD400" for d in diagnostics)
     raise (BatchMixingError if mixing else ProofError)(*diagnostics)
+
+
+def _once(found: list[tuple[Node, Diagnostic]]) -> list[Diagnostic]:
+    """The faults in the order of the user's lines, each once.
+
+    What the backward pass of a line does wrong where its forward pass is at fault already is
+    the same fault again.
+    """
+    known = {d.location for node, d in found if not is_backward(node) and d.location}
+    once = {
+        (d.location, d.op, d.why): d
+        for node, d in reversed(found)
+        if not (is_backward(node) and d.location in known)
+    }
+    order = {d: i for i, (_, d) in enumerate(found)}
+    return sorted(once.values(), key=lambda d: (_line(d), order[d]))
+
+
+def is_backward(node: Node) -> bool:
+    """Was this node written by autograd?"""
+    return node.meta.get("partitioner_tag") == "is_backward"
 
 
 def _line(d: Diagnostic) -> tuple[str, int]:
@@ -267,8 +293,14 @@ def _line(d: Diagnostic) -> tuple[str, int]:
 
 
 def _forward_outputs(gm: GraphModule) -> list[Node]:
-    outputs = gm.graph.output_node().args[0]
-    return [n for n in outputs[: study(gm).outputs] if isinstance(n, Node)]
+    return [n for n in outputs(gm)[: study(gm).outputs] if isinstance(n, Node)]
+
+
+def _kept(gm: GraphModule) -> list[Node]:
+    """Outputs of the forward pass that the caller does not see: attributes, globals, lists."""
+    returned = (MARKS.release.default, MARKS.shown.default)
+    written = mutations(gm).values()
+    return [n for n in _forward_outputs(gm) if n.target not in returned and n not in written]
 
 
 def _path(flow: Any, node: Node, ends: dict[Node, str]) -> tuple[str, ...] | None:

@@ -5,6 +5,7 @@ D channels out. The gradient reaches us split in two (see `decompositions`): one
 input's, one for the weight's, which is the sum over samples.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,9 +54,16 @@ def weight_form(
     dilation: Any, transposed: bool, output_padding: Any, groups: int, mask: Any,
 ) -> Conv:  # fmt: skip
     """The weight's gradient; a transposed convolution is one with its two sides exchanged."""
-    spec = Spec(tuple(weight.shape), tuple(stride), tuple(padding), tuple(dilation), groups)
+    kernel = weight.dim() - 2
+    moves = (each_axis(m, kernel) for m in (stride, padding, dilation))
+    spec = Spec(tuple(weight.shape), *moves, groups)
     x, grad = x.samples_first(), grad.samples_first()
     return Conv(grad, x, spec) if transposed else Conv(x, grad, spec)
+
+
+def each_axis(move: Sequence[int], kernel: int) -> tuple[int, ...]:
+    """One number for each axis of the kernel, where one may be given for all."""
+    return tuple(move) if len(move) == kernel else tuple(move) * kernel
 
 
 RULES: Table = {

@@ -63,21 +63,26 @@ def scalar(call: Call, value: Any, **_: Any) -> Placement:
     return constant(call, value)
 
 
-def iota(call: Call, length: Any, *, start: Any, step: Any, **_: Any) -> Placement:
-    """Counts samples only if it starts at 0 and goes by 1."""
+def iota(
+    call: Call, length: Any, *, start: Any, step: Any, dtype: Any = None, **_: Any
+) -> Placement:
+    """Counts samples only if it starts at 0 and has one element a sample."""
+    if any(isinstance(v, sympy.Expr) and v.has(call.n) for v in (start, step)):
+        raise Mixed("the number of samples is used as a value", "uses-batch-total")
     if not sample_axes(call.out[0], call.n):
-        if any(isinstance(v, sympy.Expr) and v.has(call.n) for v in (start, step)):
-            raise Mixed("the number of samples is used as a value", "uses-batch-total")
         return Replicate()
-    if start != 0 or step != 1 or length != call.n:
+    integer = sympy.sympify(step).is_integer
+    if start != 0 or not integer or length != call.n or dtype not in (torch.int64, torch.int32):
         raise Mixed("the result depends on a sample's position in the batch")
-    return Iota(0)
+    return Iota(0, step=sympy.sympify(step))
 
 
-def arange(call: Call, *bounds: Any, **_: Any) -> Placement:
+def arange(call: Call, *bounds: Any, dtype: Any = None, **_: Any) -> Placement:
     """arange(end), arange(start, end) and arange(start, end, step)."""
     start, step = (bounds[0] if len(bounds) > 1 else 0), (bounds[2] if len(bounds) > 2 else 1)
-    return iota(call, call.out[0][0], start=start, step=step)
+    whole = all(sympy.sympify(b).is_integer for b in bounds)
+    dtype = dtype or (torch.int64 if whole else torch.float32)
+    return iota(call, call.out[0][0], start=start, step=step, dtype=dtype)
 
 
 def constant_only(call: Call, *args: Any, **_: Any) -> Placement:

@@ -58,7 +58,7 @@ def lookup(indices: Sequence[Any]) -> Lookup:
 def samples_of(look: Lookup, indices: Sequence[Any]) -> Shard | None:
     """Where the indices hold samples, as an axis of the result."""
     places = {
-        Shard(i.placement.dim + look.width - i.rank + look.first, getattr(i.placement, "inner", 1))
+        Shard(i.placement.dim + look.width - i.rank + look.first, i.placement.inner)
         for i in indices
         if isinstance(i, Value) and isinstance(i.placement, Shard | Iota)
     }
@@ -80,7 +80,8 @@ def found_at(call: Call, x: Any, indices: Sequence[Any]) -> Shard | None:
             return at
         case Shard(dim, inner) if dim in look.indexed:
             own = indices[dim]
-            if isinstance(own.placement, Iota) and inner == 1 and x.shape[dim] == call.n:
+            own_row = isinstance(own.placement, Iota) and own.placement.step == 1
+            if own_row and inner == 1 and x.shape[dim] == call.n:
                 return at
             raise Mixed(ELSEWHERE)
         case Shard(dim, inner) if at is None:

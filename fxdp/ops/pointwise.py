@@ -57,6 +57,12 @@ def cast(call: Call, x: Any, *_: Any, dtype: torch.dtype | None = None, **__: An
     return x.placement
 
 
+def noisy(call: Call, x: Any, noise: Any, *_: Any, **__: Any) -> tuple[Placement, Placement]:
+    """RReLU in training: slopes are drawn in the shape of x."""
+    at = pointwise(call, x, noise)
+    return at, at
+
+
 def negated(call: Call, x: Any) -> Placement:
     """Linear in x, and a zero stays one."""
     return x.placement if isinstance(x.placement, Partial) else pointwise(call, x)
@@ -166,6 +172,7 @@ UNTAGGED: tuple[OpOverload, ...] = (
     aten.tanh_backward.default,
     aten.threshold_backward.default,
     aten.native_dropout_backward.default,
+    aten.rrelu_with_noise_backward.default,
     prims.convert_element_type.default,
 )
 
@@ -201,5 +208,6 @@ RULES: Table = {op: Rule(pointwise, pointwise=True) for op in (*_tagged(), *UNTA
     aten.view_as_real.default: Rule(as_complex, isometry=True),
     aten.view_as_complex.default: Rule(as_complex, isometry=True),
     aten.huber_loss_backward.default: Rule(mean_divides),
+    aten.rrelu_with_noise_functional.default: Rule(noisy),
     aten.log_sigmoid_forward.default: Rule(sigmoid_logged),
 }

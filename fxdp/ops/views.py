@@ -124,6 +124,8 @@ def sliced(call: Call, x: Any, dim: int = 0, start: Any = 0, end: Any = None, st
             return at
         return cut(call, x, at, start or 0, step, call.out[0][dim])
 
+    if not (isinstance(x.placement, Shard) and x.placement.dim == dim):
+        refuse_counts(call, start)
     return moved(call, x, move)
 
 
@@ -281,11 +283,14 @@ def slice_grown(call: Call, grad: Any, sizes: Any, dim: int, start: Any, end: An
             return at
         return cut(call, grad, at, start, step, grad.shape[dim])
 
+    if not (isinstance(grad.placement, Shard) and grad.placement.dim == dim):
+        refuse_counts(call, start)
     return moved(call, grad, move)
 
 
 def written(call: Call, x: Any, part: Any, dim: int = 0, *where: Any) -> Placement:
     """slice_scatter and select_scatter: part written into x along `dim`."""
+    refuse_counts(call, *where[:1])
     lower = part.rank < x.rank
     for one, other in ((x, part), (part, x)):
         if isinstance(one.placement, Partial):
@@ -334,6 +339,7 @@ def windows_back(call: Call, grad: Any, sizes: Any, dim: int, size: Any, step: A
 def strided(call: Call, x: Any, size: Any, stride: Any, offset: Any = None) -> Placement:
     """Arbitrary strides: only values without samples can be followed."""
     refuse_samples(x)
+    refuse_counts(call, stride)
     return Replicate()
 
 

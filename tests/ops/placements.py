@@ -150,8 +150,8 @@ logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 
 def world() -> tuple[FakeTensorMode, Any]:
-    """A fake mode and a SymInt that is the batch size in it, until an op fixes that."""
-    if not WORLD or not isinstance(WORLD[0][1].node.expr, sympy.Symbol):
+    """A fake mode and a SymInt that is the batch size in it, for many ops."""
+    if not WORLD:
         env = ShapeEnv()
         symbol = env.create_symbol(HINT, source=ConstantSource("n"), dynamic_dim=DimDynamic.DYNAMIC)
         FAKES.clear()
@@ -235,6 +235,14 @@ def fake(x: Any, mode: FakeTensorMode, n: Any) -> Any:
     return FAKES[key]
 
 
+def has_guards(n: Any) -> bool:
+    """Did an op ask something about the batch size whose answer is not the same for all?"""
+    symbol = n.node.expr
+    asked = [g.expr for g in n.node.shape_env.guards]
+    answers = (a.subs(symbol, size) for a in asked for size in range(2, 20))
+    return not isinstance(symbol, sympy.Symbol) or any(a == sympy.false for a in answers)
+
+
 def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
     """One combination, in the forward and in the backward pass."""
     mode, n = world()
@@ -261,8 +269,9 @@ def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
     except Exception:
         return Tally(impossible=1)
     symbol = n.node.expr
-    if not isinstance(symbol, sympy.Symbol):
-        return Tally(impossible=1)  # the op has fixed the batch size
+    if has_guards(n):  # another program for other batch sizes: `fxdp.guards` refuses those
+        WORLD.clear()
+        return Tally(impossible=1)
     spell(node)
     tally = Tally()
     homes_ = [x for x in inputs.values() if isinstance(x, Home)]
@@ -292,6 +301,9 @@ def concrete(x: Any, n: Any) -> Any:
     if not x.has(N):
         return int(x) if x.is_Integer else float(x)
     return sympy.lambdify(N, x, modules=[{}])(n)
+
+
+SQUEEZES = {getattr(torch.ops.aten.squeeze, name) for name in ("default", "dim", "dims")}
 
 
 class Trial:
@@ -361,6 +373,8 @@ class Trial:
                     return "the result is not zero"
                 return None if all(same(whole, x) for x in locals_) else "samples differ"
             case Shard(dim, inner):
+                if self.node.target in SQUEEZES and locals_[0].dim() < whole.dim():
+                    locals_ = [x.unsqueeze(dim) for x in locals_]  # no graph is made for N = 1
                 if whole.shape[dim] != self.n * locals_[0].shape[dim]:
                     return f"shape {tuple(whole.shape)} is not that of N x {tuple(locals_[0].shape)}"
                 rows = whole.unflatten(dim, (-1, self.n, int(inner)))
