@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported, UserError
-from torch.fx.experimental import _config as shape_config
+from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import CODES, CaptureError, Diagnostic, Location, ProofError, is_library
+from fxdp.guards import users_lines
 
 BatchDims = Mapping[str, int | None] | int
 TARGET = "target"
@@ -139,6 +140,10 @@ def argument_names(
     return [*keys, *([TARGET] if len(own) < len(args) else []), *kwargs]
 
 
+class NoLoss(Exception):
+    """What should be a loss is none."""
+
+
 class Step(nn.Module):
     """What is captured: the model, its loss, and the marks around them."""
 
@@ -159,10 +164,12 @@ class Step(nn.Module):
             marked.append(leaf)
         args, kwargs = pytree.tree_unflatten(marked, spec)
         loss, others = local_loss(self.model, self.loss_fn, args, kwargs)
+        check_loss(loss, "loss_fn" if self.loss_fn is not None else "the model")
         return torch.ops.fxdp.release(loss, *scales, mask, False), others
 
 
 STEPS = itertools.count()
+SHAPES: Any = _config
 
 
 def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None) -> Step:
@@ -198,6 +205,18 @@ def local_loss(
     return out[0], pytree.tree_map_only(Tensor, shown, tuple(out[1:]))
 
 
+def check_loss(loss: Any, source: str) -> None:
+    """A loss must be a tensor of numbers that some parameter has a part in.
+
+    Raises:
+        NoLoss: it is not.
+    """
+    if not isinstance(loss, Tensor):
+        raise NoLoss(f"{source} returned a {type(loss).__name__} where a loss is needed")
+    if not loss.requires_grad:
+        raise NoLoss(f"{source} returned a loss that depends on no trainable parameter")
+
+
 def shown(x: Tensor) -> Tensor:
     """x as the caller gets it: marked, so that what the model keeps to itself stands out."""
     return torch.ops.fxdp.shown(x.detach())
@@ -215,8 +234,9 @@ def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
     lstm = any(isinstance(m, nn.LSTM) for m in model.modules())
     onednn = torch.backends.mkldnn.flags(enabled=False) if lstm else contextlib.nullcontext()
     with (
-        shape_config.patch(use_duck_shape=False),
+        SHAPES.patch(use_duck_shape=False),
         torch._dynamo.config.patch(allow_rnn=True, automatic_dynamic_shapes=dynamic),
+        users_lines(),
         onednn,
     ):
         yield

@@ -100,7 +100,7 @@ def compile(  # noqa: A001 - torch.compile's name
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     check_parameters(model)
     scales, settings = checked_options(
@@ -192,6 +192,9 @@ class PrivateModule(nn.Module):
         max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
         releases: how many private gradients were released.
     """
+
+    _model: nn.Module
+    _step: Callable[..., Any]
 
     def __init__(
         self,

@@ -47,17 +47,28 @@ CODES: dict[str, Code] = {
     )
 }
 
-# Remedies for ops that people meet often, by the op they wrote.
+# Remedies for ops that people meet often: the first whose word is in the op's name.
 REMEDIES = {
+    "embedding_renorm": "leave max_norm out, and constrain the weights after the step",
+    "embedding_dense_backward": "leave scale_grad_by_freq out",
     "batch_norm": "replace the batch norm by torch.nn.GroupNorm, which normalises each sample",
-    "cumsum": "scan along an axis of the sample, not along the batch",
     "softmax": "normalise over classes or positions (dim=-1), not over the batch",
+    "cumsum": "scan along an axis of the sample, not along the batch",
     "flip": "flip an axis of the sample, not the batch",
     "roll": "roll an axis of the sample, not the batch",
     "sort": "sort along an axis of the sample, not along the batch",
-    "var_mean": "take statistics over axes of the sample, as torch.nn.GroupNorm does",
-    "embedding_renorm": "leave max_norm out, and constrain the weights after the step",
+    "mean": "take means over axes of the sample, not over the batch",
+    "var": "take statistics over axes of the sample, as torch.nn.GroupNorm does",
+    "std": "take statistics over axes of the sample, as torch.nn.GroupNorm does",
+    "norm": "take the norm over axes of the sample, not over the batch",
+    "bmm": "say which axis is the batch: attention wants [N, T, D] and batch_first=True",
+    "mm": "multiply samples by parameters or by themselves, not by other samples",
+    "arange": "count positions in a sample, not samples",
+    "view": "keep the batch axis whole: x.flatten(1), or x.transpose(0, 1) to move it",
+    "index": "keep all samples, and give the ones to leave out a loss of 0, or sample_mask",
 }
+# The codes to which they belong: what is wrong there is the op.
+BY_OP = {"mixes-samples", "uses-batch-total", "writes-samples"}
 
 
 @dataclass(frozen=True)
@@ -124,10 +135,6 @@ class ProofError(ShortenTraceback):
         super().__init__(f"the model cannot be made private, {count} found\n{text}", first_useful_frame=None)
         self.diagnostics = diagnostics
 
-    @property
-    def first(self) -> Diagnostic:
-        return self.diagnostics[0]
-
 
 class BatchMixingError(ProofError):
     """Some value of one sample depends on another sample."""
@@ -158,13 +165,17 @@ def locate(trace: str | None) -> Location | None:
 
 
 def nearest(node: Node) -> Location | None:
-    """The user's line that a node came from, or else the one that its operands came from."""
-    queue, seen = [node], {node}
-    for candidate in queue:
+    """The user's line that a node came from, or else the one that its operands came from.
+
+    Operands of unknown origin go first: torch wrote them and the node itself for one line.
+    """
+    stack, seen = [node], {node}
+    while stack:
+        candidate = stack.pop()
         if (found := locate(candidate.meta.get("stack_trace"))) is not None:
             return found
         new = [i for i in candidate.all_input_nodes if i not in seen]
-        queue += new
+        stack += sorted(reversed(new), key=lambda i: not i.meta.get("stack_trace"))
         seen.update(new)
     return None
 
@@ -182,5 +193,6 @@ def spelled(node: Node) -> str:
 def diagnose(node: Node, why: str, name: str, path: tuple[str, ...] = ()) -> Diagnostic:
     """The diagnostic of a fault met at a node."""
     code, op = CODES[name], spelled(node)
-    remedy = next((text for key, text in REMEDIES.items() if key in op), code.remedy)
+    known = REMEDIES if name in BY_OP else {}
+    remedy = next((text for key, text in known.items() if key in op), code.remedy)
     return Diagnostic(code, nearest(node), op, why, remedy, path)

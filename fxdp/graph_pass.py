@@ -205,14 +205,15 @@ def places_of(gm: GraphModule, kind: str) -> list[tuple[str, int]]:
     The name is that of the input which the output is the gradient or the new value of.
     """
     descriptors = gm.graph.output_node().meta["desc"]
-    inputs = {n.meta["desc"]: n.name for n in gm.graph.find_nodes(op="placeholder") if "desc" in n.meta}
-    known, found = study(gm).names, list[tuple[str, int]]()
+    inputs: dict[Any, str] = {n.meta["desc"]: n.name for n in gm.graph.find_nodes(op="placeholder") if "desc" in n.meta}
+    known: dict[str, str] = study(gm).names
+    found: list[tuple[str, int]] = []
     taken: set[str] = set()
     for place, (node, desc) in enumerate(zip(outputs(gm), descriptors, strict=True)):
         if isinstance(node, Node) and type(desc).__name__ == kind:
             of = getattr(desc, "grad_of", None) or getattr(desc, "mutated_input", None)
-            placeholder = inputs.get(of, f"output_{place}")
-            name = known.get(placeholder, placeholder)
+            placeholder: str = inputs.get(of, f"output_{place}")
+            name: str = known.get(placeholder, placeholder)
             name = f"{name} ({placeholder})" if name in taken else name
             taken.add(name)
             found.append((name, place))

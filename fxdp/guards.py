@@ -3,18 +3,20 @@
 Capture follows the Python of a model with one batch in hand. Where that Python, or an op, asks
 about a size (`if len(x) > 4`, `x.view(8, -1)`), torch goes on with the answer for this batch and
 notes the question as a guard. A guard on the number of samples N that not every N from 2 up
-meets says that other batches would run another program, which nothing was proven of: adding
-one sample could change what is released for all the others.
+meets says that other batches would run another program, of which nothing was proven: adding
+one sample could change what all the others contribute.
 """
 
+import contextlib
+import functools
 import linecache
 import re
 import sys
+from collections.abc import Iterator
 
 import sympy
 from torch import SymInt, Tensor
-from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, ShapeGuard
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, ShapeGuard, uninteresting_files
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 from torch.utils._traceback import shorten_filename
@@ -26,85 +28,107 @@ from fxdp.diagnostic import (
     Diagnostic,
     Location,
     is_library,
-    locate,
 )
 
 N = sympy.Symbol("N", integer=True, positive=True)
 NOTED = re.compile(r"# (?P<file>\S+):(?P<line>\d+) in (?P<function>\S+)$")
 # torch asks for the size of a batch to choose among its convolution kernels, which compute the
 # same: (file, function) that asks.
-HARMLESS = {("fake_impls.py", "conv")}
+HARMLESS = ("fake_impls.py", "conv")
 
 
-def refuse_other_programs(gm: GraphModule, mask: Tensor) -> None:
-    """Refuse a captured graph that holds for some numbers of samples only.
+def refuse_fixed_size(mask: Tensor) -> None:
+    """Refuse a program that needs one certain N.
 
     Args:
-        gm: the graph.
-        mask: its fake tensor of shape [N].
+        mask: the fake tensor of shape [N].
 
     Raises:
-        CaptureError: the program needs one certain N.
-        BatchMixingError: the program depends on N.
+        CaptureError: the size is fixed, by the line that the error names.
     """
+    env, own = names_of(mask)
+    if own.is_Integer:
+        lines = (asker(g) for g in env.guards if question(g, env, own) is not None)
+        where = next((line for line in lines if line is not None), None)
+        why = f"the program works for batches of {own} samples only"
+        code = CODES["fixed-batch-size"]
+        raise CaptureError(Diagnostic(code, where, "forward", why, code.remedy))
+
+
+def refuse_other_programs(mask: Tensor) -> None:
+    """Refuse a program that holds for some N only.
+
+    Args:
+        mask: the fake tensor of shape [N].
+
+    Raises:
+        BatchMixingError: what is computed depends on N.
+    """
+    env, own = names_of(mask)
+    code = CODES["depends-on-batch-size"]
+    found: dict[Location | None, Diagnostic] = {}
+    for guard in env.guards:
+        asked = question(guard, env, own)
+        if asked is not None and not always(asked, env):
+            why = f"what is computed depends on whether {asked}"
+            where = asker(guard)
+            found.setdefault(where, Diagnostic(code, where, "forward", why, code.remedy))
+    if found:
+        located = [d for where, d in found.items() if where is not None]
+        raise BatchMixingError(*(located or found.values()))
+
+
+def names_of(mask: Tensor) -> tuple[ShapeEnv, sympy.Expr]:
+    """What torch knows of sizes, and what N is there: a symbol, or a number."""
     env: ShapeEnv = mask.fake_mode.shape_env  # type: ignore[attr-defined]
     size = mask.shape[0]
-    own = env.simplify(size.node.expr) if isinstance(size, SymInt) else sympy.Integer(size)
-    asked = [g for g in env.guards if about(g, own, env)]
-    if own.is_Integer:
-        where = next((w for g in asked if (w := asker(gm, g)) is not None), None)
-        raise CaptureError(
-            Diagnostic(
-                CODES["fixed-batch-size"], where, "forward",
-                f"the program works for batches of {own} samples only",
-                CODES["fixed-batch-size"].remedy,
-            )
-        )  # fmt: skip
-    code = CODES["depends-on-batch-size"]
-    found = {
-        Diagnostic(code, asker(gm, g), "forward", f"what is computed depends on whether {e}", code.remedy)
-        for g in asked
-        if (e := open_question(g, own, env)) is not None
-    }
-    if found:
-        raise BatchMixingError(*sorted(found, key=str))
+    return env, env.simplify(size.node.expr) if isinstance(size, SymInt) else sympy.Integer(size)
 
 
-def same(symbol: sympy.Basic, own: sympy.Expr, env: ShapeEnv) -> bool:
-    """Is this symbol another name of N? Of a fixed N all names are the fixed number."""
-    return symbol == own or env.simplify(symbol) == own  # type: ignore[arg-type]
-
-
-def about(guard: ShapeGuard, own: sympy.Expr, env: ShapeEnv) -> bool:
-    """Does a guard ask about N, other than whether two tensors have the same N?"""
-    symbols = guard.expr.free_symbols
-    names = {s for s in symbols if same(s, own, env)}
-    asker = guard.sloc.framework_loc
-    file, function = getattr(asker, "filename", ""), getattr(asker, "name", "")
-    if any(file.endswith(f) and function == name for f, name in HARMLESS):
-        return False
-    return bool(names) and guard.expr.subs(dict.fromkeys(names, N)) != sympy.true
-
-
-def open_question(guard: ShapeGuard, own: sympy.Expr, env: ShapeEnv) -> sympy.Basic | None:
-    """The guard, with N in it, if not every N from 2 up meets it."""
-    names = {s for s in guard.expr.free_symbols if same(s, own, env)}
+def question(guard: ShapeGuard, env: ShapeEnv, own: sympy.Expr) -> sympy.Basic | None:
+    """What a guard asks about N; None if nothing, or only whether two tensors have the same N."""
+    asked_by = guard.sloc.framework_loc
+    if (str(getattr(asked_by, "filename", ""))[-13:], getattr(asked_by, "name", "")) == HARMLESS:
+        return None
+    names = [s for s in guard.expr.free_symbols if env.simplify(s) == own]  # type: ignore[arg-type]
     asked = guard.expr.subs(dict.fromkeys(names, N))
-    ranges = {s: env.var_to_range[s] for s in asked.free_symbols if s != N}
-    answer = bound_sympy(asked, ranges | {N: ValueRanges(2, int_oo)})
-    return None if answer.is_singleton() and answer.lower == sympy.true else asked
+    return asked if names and asked != sympy.true else None
 
 
-def asker(gm: GraphModule, guard: ShapeGuard) -> Location | None:
+def always(asked: sympy.Basic, env: ShapeEnv) -> bool:
+    """Is the answer yes for all N from 2 up?"""
+    others = {s: env.var_to_range[s] for s in asked.free_symbols if s != N}  # type: ignore[index]
+    answer = bound_sympy(asked, others | {N: ValueRanges(2, int_oo)})  # type: ignore[arg-type]
+    return answer.is_singleton() and answer.lower == sympy.true
+
+
+def asker(guard: ShapeGuard) -> Location | None:
     """The user's line that asked; torch keeps it as text, with the front of the path cut off."""
     noted = NOTED.search(guard.sloc.maybe_user_loc or "")
     if noted is None:
         return None
-    line, function = int(noted["line"]), noted["function"]
     known = {f for m in list(sys.modules.values()) if (f := getattr(m, "__file__", None))}
     files = [f for f in (*known, *linecache.cache) if shorten_filename(f) == noted["file"]]
-    if files and not is_library(files[0]):
-        return Location(files[0], line, function)
-    frame = f'{noted["file"]}", line {line}, in {function}\n'
-    traces = (n.stack_trace for n in gm.graph.nodes)
-    return locate(next((t for t in traces if t and frame in t), None))
+    if not files or is_library(files[0]):
+        return None
+    return Location(files[0], int(noted["line"]), noted["function"])
+
+
+@functools.cache
+def layers() -> frozenset[str]:
+    """The files of torch.nn."""
+    files = {getattr(m, "__file__", None) for n, m in sys.modules.items() if n.startswith("torch.nn")}
+    return frozenset(f for f in files if f)
+
+
+@contextlib.contextmanager
+def users_lines() -> Iterator[None]:
+    """While a model is captured: note with each guard the line that called a layer of torch.nn,
+    not the line in the layer."""
+    dull = uninteresting_files()
+    added = layers() - dull
+    dull |= added
+    try:
+        yield
+    finally:
+        dull -= added

@@ -128,6 +128,12 @@ def keeps_value(old: torch.dtype, new: torch.dtype) -> bool:
     return new in (old, torch.int64, torch.int32)
 
 
+def refuse_rounding(x: Value, dtype: torch.dtype | None) -> None:
+    """Refuse to cast a sum over samples on the way into an op, where it would be no sum."""
+    if isinstance(x.placement, Partial) and not keeps_value(x.dtype, dtype or x.dtype):
+        raise Mixed("a total over the batch is rounded", "uses-batch-total")
+
+
 def is_shared(*operands: Any) -> bool:
     """Are all tensors among the operands `Replicate`, and all numbers free of samples?"""
     return all(

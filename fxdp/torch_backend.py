@@ -162,7 +162,7 @@ def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> None:
             marked = graph.call_function(ops.samples.default, (node, axis))
             node.replace_all_uses_with(marked, lambda user, own=marked: user is not own)
             size = size or graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
-        whole = {"dtype": torch.bool, "device": a_device(inputs)}
+        whole: dict[str, Any] = {"dtype": torch.bool, "device": a_device(inputs)}
         mask = graph.call_function(torch.full, ((size,), True), whole)
     output = graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]

@@ -179,7 +179,8 @@ def step(private: PrivateModule, args: Any, kwargs: Any) -> dict[str, Tensor]:
         out = out.loss if isinstance(out, Outcome) else out[0]
     trained = {k: p for k, p in private.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(out, list(trained.values()), allow_unused=True)
-    return {k: g for k, g in zip(trained, grads, strict=True) if g is not None}
+    found: list[tuple[str, Tensor | None]] = list(zip(trained, grads, strict=True))
+    return {k: g for k, g in found if g is not None}
 
 
 def neighbours(private: PrivateModule, inputs: Inputs) -> list[Finding]:
@@ -227,13 +228,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 if isinstance(m, nn.modules.dropout._DropoutNd):
                     m.eval()
             for m in rates:
-                m.dropout = 0.0
+                setattr(m, "dropout", 0.0)  # noqa: B010 - no attribute that nn.Module declares
             yield
     finally:
         for m, mode in modes.items():
             m.training = mode
         for m, rate in rates.items():
-            m.dropout = rate
+            setattr(m, "dropout", rate)  # noqa: B010
         with torch.no_grad():
             for b, was in buffers.items():
                 b.copy_(was)

@@ -7,7 +7,7 @@ and mapped. Between the strategies that a form offers, the cost model decides.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import sympy
 import torch
@@ -15,14 +15,19 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from fxdp.forms import Outer, Scatter
+from fxdp.forms.batch import Strategy
 from fxdp.graph_pass import Choice, Gradient, study
 from fxdp.sums import fake_form, is_partial, sum_at, value
 
-FIXED = ("instantiate", "crb", "ghost", "naive", "multi")
+STRATEGIES: tuple[Strategy, ...] = ("instantiate", "crb", "ghost", "naive", "multi")
+# These two differ in kind; the others are there to compare with.
 MODELLED = ("instantiate", "ghost")
+Kind = Literal["one", "joined", "tied", "general"]
 
 
-def plan(gm: GraphModule, strategy: str = "auto", inspect_each: bool = False) -> GraphModule:
+def plan(
+    gm: GraphModule, strategy: Strategy | Literal["auto"] = "auto", inspect_each: bool = False
+) -> GraphModule:
     """Set the study's choices.
 
     Args:
@@ -37,26 +42,24 @@ def plan(gm: GraphModule, strategy: str = "auto", inspect_each: bool = False) ->
     return gm
 
 
-def choose(gm: GraphModule, gradient: Gradient, strategy: str) -> Choice:
+def choose(gm: GraphModule, gradient: Gradient, strategy: Strategy | Literal["auto"]) -> Choice:
     """The kind of a gradient's sums, and a strategy for them."""
     taken = [sum_at(gm, s) for s in gradient.sums]
     forms = [fake_form(s) for s in taken if s is not None]
     kind, merged = together(gm, gradient, forms)
-    offered = [s for s in FIXED if all(s in f.strategies for f in merged)]
+    offered: list[Strategy] = [s for s in STRATEGIES if all(s in f.strategies for f in merged)]
     if kind == "general":
         offered = [s for s in offered if s != "ghost"]
-    costs = {s: sum((f.cost(s) for f in merged), sympy.Integer(0)) for s in offered}
+    costs = {s: total_cost(merged, s) for s in offered}
     if strategy == "auto":
-        # The first two differ in kind; the others are there to compare with.
-        wanted = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, costs[s]))
-    else:
-        wanted = strategy if strategy in offered else "instantiate"
+        strategy = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, costs[s]))
+    wanted: Strategy = strategy if strategy in offered else "instantiate"
     if kind == "tied" and wanted != "ghost":
         kind = "general"
     return Choice(gradient, kind, wanted, costs)
 
 
-def together(gm: GraphModule, gradient: Gradient, forms: list[Any]) -> tuple[str, list[Any]]:
+def together(gm: GraphModule, gradient: Gradient, forms: list[Any]) -> tuple[Kind, list[Any]]:
     """What the sums of a gradient are together, and the forms to be measured."""
     if not all(is_isometry(gm, n) for n in gradient.linear):
         return "general", forms
@@ -72,6 +75,14 @@ def together(gm: GraphModule, gradient: Gradient, forms: list[Any]) -> tuple[str
     if kinds == {Outer, Scatter}:
         return "tied", forms
     return "general", forms
+
+
+def total_cost(forms: list[Any], strategy: Strategy) -> sympy.Expr:
+    """What a strategy costs for some forms together."""
+    total: sympy.Expr = sympy.Integer(0)
+    for form in forms:
+        total = total + form.cost(strategy)
+    return total
 
 
 def is_isometry(gm: GraphModule, node: Node) -> bool:
@@ -120,6 +131,8 @@ def layout(gradient: Gradient, source: Node) -> tuple[Any, ...] | None:
 
 def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
     """A cost in numbers, for the sizes that the model was captured with."""
-    env = value(study(gm).size).node.shape_env
+    size = study(gm).size
+    assert size is not None
+    env = value(size).node.shape_env
     hint = getattr(env, "optimization_hint", None) or env.size_hint  # torch 2.11 has the second
     return float(hint(cost))

@@ -7,6 +7,7 @@ refusal matters if it reaches an output.
 """
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import networkx
@@ -18,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import BatchMixingError, Diagnostic, ProofError, diagnose
 from fxdp.graph_pass import arguments, gradients, mark, mutations, outputs, study
-from fxdp.guards import refuse_other_programs
+from fxdp.guards import refuse_fixed_size, refuse_other_programs
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
@@ -45,7 +46,7 @@ def prove(gm: GraphModule) -> GraphModule:
     here = study(gm)
     here.mark = mark(gm)
     mask = here.mark.mask.meta["val"]
-    refuse_other_programs(gm, mask)
+    refuse_fixed_size(mask)
     here.n = batch_symbol(mask)
     faults: Faults = {}
     spoilt: set[Node] = set()
@@ -65,6 +66,7 @@ def prove(gm: GraphModule) -> GraphModule:
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
     report(gm, faults)
+    refuse_other_programs(mask)
     return gm
 
 
@@ -107,10 +109,10 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
     )
     if node.op == "get_attr":
         placed: Any = Replicate()
-    elif node.target in MARK_RULES:
-        placed = MARK_RULES[node.target](node, n)
+    elif (marked := MARK_RULES.get(node.target)) is not None:
+        placed = marked(node, n)
     else:
-        rule = table.get(node.target)
+        rule = table.get(node.target)  # pyright: ignore[reportArgumentType]
         if rule is None:
             raise Mixed("fxdp has no rule for this op", "no-rule")
         placed = apply(rule, node, Call(shapes, n, backward))
@@ -191,7 +193,7 @@ def place_seed(node: Node, n: sympy.Symbol) -> Placement:
     return loss if isinstance(loss, Shard) else Replicate()
 
 
-MARK_RULES = {
+MARK_RULES: dict[Any, Callable[[Node, sympy.Symbol], Placement]] = {
     MARKS.samples.default: place_samples,
     MARKS.release.default: place_release,
     MARKS.seed.default: place_seed,

@@ -11,15 +11,6 @@ pytestmark = pytest.mark.usefixtures("double")
 N = 5
 
 
-@pytest.fixture
-def double():
-    """Everything in float64, from a fixed seed."""
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=["2d", "3d", "4d"])
 @pytest.mark.parametrize("strategy", ["instantiate", "ghost", "naive", "multi"])
 def test_linear(shape: tuple[int, ...], strategy: str):

@@ -55,8 +55,8 @@ def weight_form(
 ) -> Conv:  # fmt: skip
     """The weight's gradient; a transposed convolution is one with its two sides exchanged."""
     kernel = weight.dim() - 2
-    moves = (each_axis(m, kernel) for m in (stride, padding, dilation))
-    spec = Spec(tuple(weight.shape), *moves, groups)
+    step, pad, gap = (each_axis(m, kernel) for m in (stride, padding, dilation))
+    spec = Spec(tuple(weight.shape), step, pad, gap, groups)
     x, grad = x.samples_first(), grad.samples_first()
     return Conv(grad, x, spec) if transposed else Conv(x, grad, spec)
 

@@ -10,7 +10,7 @@ import torch
 
 from fxdp.forms.reduce import Reduce
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, SumRule, Table
+from fxdp.rules import Call, Rule, SumRule, Table, refuse_rounding
 from fxdp.shapes import show
 
 aten = torch.ops.aten
@@ -28,8 +28,11 @@ def kept(at: Shard, dims: list[int], keepdim: bool) -> Shard:
     return Shard(at.dim if keepdim else at.dim - sum(d < at.dim for d in dims), at.inner)
 
 
-def summed(call: Call, x: Any, dims: Any = None, keepdim: bool = False, **_: Any) -> Placement:
+def summed(
+    call: Call, x: Any, dims: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Placement:
     """Sum over some axes."""
+    refuse_rounding(x, dtype)
     match x.placement:
         case Replicate() | Partial():
             return x.placement

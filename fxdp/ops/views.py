@@ -11,7 +11,16 @@ import sympy
 import torch
 
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, Table, agreed, keeps_value, refuse_samples
+from fxdp.rules import (
+    Call,
+    Rule,
+    Table,
+    agreed,
+    keeps_value,
+    refuse_counts,
+    refuse_rounding,
+    refuse_samples,
+)
 from fxdp.shapes import expr, is_whole, land, quotient, sample_axes
 
 aten = torch.ops.aten
@@ -217,6 +226,12 @@ def along(call: Call, x: Any, dims: Any, *_: Any, **__: Any) -> Placement:
     return moved(call, x, move)
 
 
+def accumulated(call: Call, x: Any, dim: Any, *, dtype: torch.dtype | None = None) -> Placement:
+    """cumsum, which is linear as long as it does not round."""
+    refuse_rounding(x, dtype)
+    return along(call, x, dim)
+
+
 def rolled(call: Call, x: Any, shifts: Any, dims: Any = ()) -> Placement:
     """A roll names its axes last; without axes it rolls the flattened tensor."""
     return along(call, x, dims or list(range(x.rank)))
@@ -375,7 +390,7 @@ LINEAR = {
     aten.cat.default: joined,
     aten.stack.default: stacked,
     aten.constant_pad_nd.default: padded,
-    aten.cumsum.default: along,
+    aten.cumsum.default: accumulated,
     aten.tril.default: matrix_triangle,
     aten.triu.default: matrix_triangle,
     aten.select_backward.default: select_grown,
