@@ -7,6 +7,8 @@ size is checked, small batches are padded, and the step marks inputs and loss fo
 import contextlib
 import inspect
 import itertools
+import logging
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -199,10 +201,14 @@ def local_loss(
     if isinstance(out, Tensor):
         return out, None
     if isinstance(out, dict) or hasattr(out, "loss"):
-        loss = out["loss"] if isinstance(out, dict) else out.loss
-        rest = {k: v for k, v in (out.items() if hasattr(out, "items") else vars(out).items()) if k != "loss"}
-        return loss, pytree.tree_map_only(Tensor, shown, rest)
-    return out[0], pytree.tree_map_only(Tensor, shown, tuple(out[1:]))
+        named = dict(out.items() if hasattr(out, "items") else vars(out).items())
+        loss = named.pop("loss", None)
+        # Other objects (a cache of keys and values) hold tensors that no mark could reach.
+        named = {k: v for k, v in named.items() if isinstance(v, Tensor | tuple | list | dict)}
+        return loss, pytree.tree_map_only(Tensor, shown, named)
+    if isinstance(out, list | tuple) and len(out) > 0:
+        return out[0], pytree.tree_map_only(Tensor, shown, tuple(out[1:]))
+    return out, None
 
 
 def check_loss(loss: Any, source: str) -> None:
@@ -222,6 +228,20 @@ def shown(x: Tensor) -> Tensor:
     return torch.ops.fxdp.shown(x.detach())
 
 
+# The name of the setting, which torch 2.11 knew by another.
+IGNORED = next(
+    name
+    for name in ("ignore_logging_functions", "ignore_logger_methods")
+    if hasattr(torch._dynamo.config, name)
+)
+
+
+def logging_functions() -> set[Any]:
+    """What writes to a log, and may be left out of a captured step."""
+    names = ("debug", "info", "warning", "error", "warning_once", "info_once", "warning_advice")
+    return {getattr(logging.Logger, name) for name in names if hasattr(logging.Logger, name)}
+
+
 @contextlib.contextmanager
 def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
     """Settings of torch under which a step is captured.
@@ -229,13 +249,16 @@ def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
     With `dynamic`, sizes that change between steps become symbols.
 
     Sizes that happen to be equal stay different symbols; recurrent layers are traced; LSTMs are
-    traced without oneDNN, whose fused kernel cannot be looked into.
+    traced without oneDNN, whose fused kernel cannot be looked into; and what a model writes to a
+    log does not break its graph.
     """
     lstm = any(isinstance(m, nn.LSTM) for m in model.modules())
     onednn = torch.backends.mkldnn.flags(enabled=False) if lstm else contextlib.nullcontext()
     with (
         SHAPES.patch(use_duck_shape=False),
-        torch._dynamo.config.patch(allow_rnn=True, automatic_dynamic_shapes=dynamic),
+        torch._dynamo.config.patch(
+            {"allow_rnn": True, "automatic_dynamic_shapes": dynamic, IGNORED: logging_functions()}
+        ),
         users_lines(),
         onednn,
     ):
@@ -253,19 +276,40 @@ def capture_errors() -> Iterator[None]:
         yield
     except ProofError as error:
         raise type(error)(*error.diagnostics) from None
-    except (ConstraintViolationError, UserError) as error:
-        raise CaptureError(captured("fixed-batch-size", error)) from error
-    except Unsupported as error:
-        raise CaptureError(captured("graph-break", error)) from error
+    except ConstraintViolationError as error:
+        raise CaptureError(captured("fixed-batch-size", error, first_line(error))) from None
+    except (Unsupported, UserError) as error:
+        name, why = trouble(str(error))
+        raise CaptureError(captured(name, error, why)) from None
 
 
-def captured(name: str, error: Exception) -> Diagnostic:
+# How torch writes an exception that the model raised while it was captured.
+RAISED = re.compile(r"raised exception (\w+)\((.*)\)$", re.MULTILINE)
+EXPLAINED = re.compile(r"^ *Explanation: (.*)$", re.MULTILINE)
+
+
+def trouble(text: str) -> tuple[str, str]:
+    """The name of a code and the fault, from what torch says of a model it cannot capture."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    if found := RAISED.search(text):
+        error, message = found.groups()
+        message = message.strip("'\"")
+        return ("no-loss", message) if error == NoLoss.__name__ else ("graph-break", f"{error}: {message}")
+    if "data-dependent" in text.lower():
+        return "graph-break", "a value read from a tensor decides what is computed"
+    explained = EXPLAINED.search(text)
+    return "graph-break", f"{first}: {explained[1]}" if explained else first
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    return next((t.strip() for t in str(error).splitlines() if t.strip()), type(error).__name__)
+
+
+def captured(name: str, error: Exception, why: str) -> Diagnostic:
     """The diagnostic of a failed capture."""
     stack: Any = getattr(error, "real_stack", None) or ()
     frames = [Location(f.filename, f.lineno or 0, f.name) for f in stack]
     own = [f for f in frames if not is_library(f.file)]
-    why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     code = CODES[name]
     return Diagnostic(code, own[-1] if own else None, "forward", why, code.remedy)
-
-

@@ -11,6 +11,10 @@ from fxdp.shapes import shape_of, show
 from fxdp.sums import value
 
 
+# The strategies that differ in what they cost by this model; the others cost what the first does.
+SHOWN = ("instantiate", "ghost")
+
+
 @dataclass(frozen=True)
 class Row:
     """One parameter.
@@ -39,9 +43,9 @@ class Report:
     rows: tuple[Row, ...]
 
     def __rich__(self) -> RenderableType:
-        table = Table("parameter", "shape", "sums", "kind", "strategy", "predicted cost")
+        table = Table("parameter", "shape", "sums", "kind", "strategy", "predicted flops")
         for row in self.rows:
-            costs = ", ".join(f"{name} {cost}" for name, cost in row.costs.items())
+            costs = ", ".join(f"{name} {row.costs[name]}" for name in SHOWN if name in row.costs)
             table.add_row(row.parameter, row.shape, str(row.sums), row.kind, row.strategy, costs)
         return table
 

@@ -25,6 +25,10 @@ def attended(call: Call, *operands: Any, **keywords: Any) -> tuple[Placement | N
     if len(found) > 1:
         raise Mixed("the operands hold their samples on different axes")
     at = found.pop() if found else Replicate()
+    # Heads, and batches, of queries and keys may differ in number: then they do not pair up.
+    main = [x for x in operands if isinstance(x, Value) and x.rank == 4]
+    if isinstance(at, Shard) and len({(x.placement, x.shape[at.dim]) for x in main}) > 1:
+        raise Mixed("the operands hold their samples on different axes")
     # Seeds and offsets of the random generator hold no samples; everything else has them.
     return tuple(at if any(s.has(call.n) for s in shape) else Replicate() for shape in call.out)
 

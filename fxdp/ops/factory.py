@@ -138,6 +138,7 @@ RULES: Table = {
     aten.tril_indices.default: Rule(constant_only),
     aten.triu_indices.default: Rule(constant_only),
     aten.linspace.default: Rule(constant_only),
+    aten.randperm.default: Rule(constant_only),
     aten.rand.default: Rule(drawn),
     aten.randn.default: Rule(drawn),
     aten.randint.default: Rule(drawn),

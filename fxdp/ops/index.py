@@ -48,7 +48,9 @@ def lookup(indices: Sequence[Any]) -> Lookup:
     """Where the axes go: in the place of adjacent indices, in front of all if they are apart."""
     named = [(d, i) for d, i in enumerate(indices) if isinstance(i, Value)]
     if any(i.dtype in (torch.bool, torch.uint8) for _, i in named):
-        raise Mixed("how many elements a mask selects depends on the samples", "no-rule")
+        holds = any(isinstance(i.placement, Shard) for _, i in named)
+        why = "how many elements a mask selects depends on the samples"
+        raise Mixed(why, "mixes-samples" if holds else "no-rule")
     dims = tuple(d for d, _ in named)
     adjacent = dims == tuple(range(dims[0], dims[0] + len(dims)))
     width = max(i.rank for _, i in named)
@@ -191,6 +193,13 @@ def embedding_form(grad: Any, ids: Any, rows: int, padding: int, by_frequency: b
     return Scatter(ids, grad, rows)
 
 
+def renormed(call: Call, weight: Any, ids: Any, *_: Any) -> Placement:
+    """max_norm: the rows that are looked up are scaled down in the table."""
+    if is_shared(weight, ids):
+        return Replicate()
+    raise Mixed("the rows that the batch looks up are rewritten, without noise", "writes-samples")
+
+
 def gathered(call: Call, x: Any, dim: int, index: Any, *_: Any, **__: Any) -> Placement:
     """out[i][j] = x[i][index[i][j]]"""
     match x.placement, index.placement:
@@ -282,6 +291,7 @@ RULES: Table = {
     aten.index_select.default: Rule(index_selected),
     aten.embedding.default: Rule(embedded),
     aten.embedding_dense_backward.default: SumRule(embedded_back, form=embedding_form),
+    aten.embedding_renorm.default: Rule(renormed),
     aten.gather.default: Rule(gathered),
     aten.scatter.src: Rule(scattered),
     aten.scatter.value: Rule(scattered),

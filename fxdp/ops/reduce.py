@@ -14,6 +14,7 @@ from fxdp.rules import Call, Rule, SumRule, Table, refuse_rounding
 from fxdp.shapes import show
 
 aten = torch.ops.aten
+prims = torch.ops.prims
 
 
 def axes(x: Any, dims: Any) -> list[int]:
@@ -91,7 +92,7 @@ def varied(call: Call, x: Any, dims: Any = None, **kwargs: Any) -> Placement:
 def sum_form(x: Any, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Reduce:
     """The sum over samples, with the axes inside a sample summed first."""
     tensor = x.samples_first()
-    dims = [d for d in (dims or range(x.rank)) if d != x.placement.dim]
+    dims = [d for d in axes(x, dims) if d != x.placement.dim]
     # The samples' axis is now axes 0 (sample) and 1 (outer and inner); the others follow.
     within = [1] + [2 + d - (d > x.placement.dim) for d in dims]
     out = tensor.sum(within, dtype=kwargs.get("dtype"))
@@ -131,6 +132,7 @@ RULES: Table = {
     aten.linalg_vector_norm.default: Rule(normed),
     aten.argmax.default: Rule(indexed),
     aten.argmin.default: Rule(indexed),
+    prims.var.default: Rule(lambda call, x, dims, *_, **__: reduced(call, x, dims)),
     aten.var.correction: Rule(varied),
     aten.std.correction: Rule(varied),
     aten.var_mean.correction: Rule(pair(varied)),

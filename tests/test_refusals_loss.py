@@ -1,0 +1,244 @@
+"""Losses that do not split into one for each sample, and state that is written from samples."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxdp
+from tests.findings import marked, refused
+
+N, T, D = 6, 5, 4
+X, Y, IDS = torch.randn(N, D), torch.arange(N) % 3, torch.arange(N * T).reshape(N, T) % 10
+
+
+class Scores(nn.Module):
+    def __init__(self, classes: int = 3):
+        super().__init__()
+        self.fc = nn.Linear(D, classes)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def standardised(out, y):
+    each = F.cross_entropy(out, y, reduction="none")
+    return (each / each.detach().std()).mean()  # FXD101
+
+
+def contrastive(out, y):
+    pairs = out @ out.T  # FXD101
+    return (pairs * torch.eye(len(out))).mean()  # FXD101
+
+
+def hardest(out, y):
+    return F.cross_entropy(out, y, reduction="none").max()  # FXD101
+
+
+def variance_penalty(out, y):
+    return F.cross_entropy(out, y) + out.var(0).sum()  # FXD101
+
+
+def share_of_total(out, y):
+    each = F.cross_entropy(out, y, reduction="none")
+    return (each * (each / each.sum()).detach()).sum()  # FXD102
+
+
+def squared_mean(out, y):
+    return out.mean(0).square().sum()  # FXD102
+
+
+def column(out, y):
+    return (out[:, :1] - y[:, None]).square()  # FXD201
+
+
+def accidental_outer(out, y):
+    return (out[:, :1] - y).square().mean()  # FXD101
+
+
+def logits(out, y):
+    return out * 2  # FXD201
+
+
+def by_size(out, y):
+    return F.cross_entropy(out, y) * (2 if len(y) > 4 else 1)  # FXD104
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [standardised, contrastive, hardest, variance_penalty, share_of_total, squared_mean, column,
+     accidental_outer, logits, by_size],
+)  # fmt: skip
+def test_loss_is_not_separable(loss_fn: Any):
+    kind = fxdp.BatchMixingError
+    refused(kind, __file__, marked(loss_fn), Scores(), X, Y, loss_fn=loss_fn)
+
+
+def tokens(out, y):
+    return F.cross_entropy(out.reshape(-1, 3), y.reshape(-1), reduction="none")  # FXD201
+
+
+def tokens_apart(out, y):
+    return F.cross_entropy(out.transpose(1, 2), y, reduction="none")  # FXD201
+
+
+@pytest.mark.parametrize("n", [N, T])
+@pytest.mark.parametrize("loss_fn", [tokens, tokens_apart])
+def test_tokens_are_no_samples(loss_fn: Any, n: int):
+    x, y = torch.randn(n, T, D), torch.zeros(n, T, dtype=torch.long)
+    (d,) = refused(fxdp.BatchMixingError, __file__, marked(loss_fn), Scores(), x, y, loss_fn=loss_fn)
+    assert "[5*N]" in d.why or "[N, 5]" in d.why
+
+
+def test_a_loss_of_torch_has_the_line_of_what_it_was_given():
+    with pytest.raises(fxdp.BatchMixingError) as caught:
+        fxdp.prove(Scores(1), X, torch.randn(N), loss_fn=F.mse_loss)
+    d = caught.value.first
+    assert (d.op, d.code.code) == ("sub", "FXD101")
+    assert d.location is None or d.location.file == __file__
+
+
+KEPT: list[Any] = []
+
+
+class Keeper(nn.Module):
+    """Scores that do something else with their inputs on the way."""
+
+    def __init__(self, aside: Any):
+        super().__init__()
+        self.fc = nn.Linear(D, 3)
+        self.register_buffer("run", torch.zeros(D))
+        self.plain, self.list, self.dict, self.aside = torch.zeros(D), [], {}, aside
+
+    def forward(self, x):
+        self.aside(self, x.detach())
+        return self.fc(x)
+
+
+def running_mean(m, x):
+    m.run.mul_(0.9).add_(x.mean(0), alpha=0.1)  # FXD301
+
+
+def running_sum(m, x):
+    m.run += x.sum(0)  # FXD301
+
+
+def assigned_buffer(m, x):
+    m.run = x.sum(0)  # FXD301
+
+
+def assigned_mean(m, x):
+    m.run = 0.9 * m.run + 0.1 * x.mean(0)  # FXD301
+
+
+def attribute(m, x):
+    m.plain = x * 2  # FXD301
+
+
+def new_attribute(m, x):
+    m.last = x.sum(0)  # FXD301
+
+
+def history(m, x):
+    m.list.append(x.sum(0))  # FXD301
+
+
+def entry(m, x):
+    m.dict["last"] = x.sum(0)  # FXD301
+
+
+def global_list(m, x):
+    KEPT.append(x.sum(0))  # FXD301
+
+
+def through_data(m, x):
+    m.run.data.copy_(x.sum(0))  # FXD301
+
+
+def frozen_weight(m, x):
+    with torch.no_grad():
+        m.fc.weight.add_(x.sum())  # FXD102
+
+
+@pytest.mark.parametrize(
+    "aside",
+    [running_mean, running_sum, assigned_buffer, assigned_mean, attribute, new_attribute, history,
+     entry, global_list, through_data, frozen_weight],
+)  # fmt: skip
+def test_state_is_not_written_from_samples(aside: Any):
+    model = Keeper(aside)
+    refused(fxdp.BatchMixingError, __file__, marked(aside), model, X, Y, loss_fn=F.cross_entropy)
+    assert not model.list
+    assert not model.dict
+    assert not KEPT
+    assert not hasattr(model, "last")
+
+
+def counted(m, x):
+    m.run += 1
+
+
+def decayed(m, x):
+    m.run = 0.9 * m.run + m.fc.weight.detach().sum(0)
+
+
+@pytest.mark.parametrize("aside", [counted, decayed])
+def test_state_may_be_written_from_state(aside: Any):
+    model = Keeper(aside)
+    private = fxdp.compile(
+        model, loss_fn=F.cross_entropy, max_grad_norm=1.0, noise_multiplier=0.0,
+        expected_batch_size=N, backend="eager",
+    )  # fmt: skip
+    private(X, Y).backward()
+    want = Keeper(aside)
+    want.load_state_dict({**model.state_dict(), "run": torch.zeros(D)})
+    aside(want, X)
+    assert torch.equal(model.run, want.run)
+
+
+class Words(nn.Module):
+    def __init__(self, **options: Any):
+        super().__init__()
+        self.rows = nn.Embedding(10, D, **options)
+
+    def forward(self, ids, y):
+        return self.rows(ids).mean(1).square().sum(1)  # FXD
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "word"),
+    [
+        ({"max_norm": 0.5}, "FXD301", "max_norm"),
+        ({"scale_grad_by_freq": True}, "FXD101", "scale_grad_by_freq"),
+    ],
+)
+def test_options_of_embeddings(options: dict[str, Any], code: str, word: str):
+    with pytest.raises(fxdp.BatchMixingError) as caught:
+        fxdp.prove(Words(**options), IDS, Y)
+    d = caught.value.first
+    assert d.code.code == code
+    assert d.location is not None
+    assert d.location.source.endswith("# FXD")
+    assert word in d.remedy
+
+
+class Centred(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g - g.mean(0)  # FXD102
+
+
+class Through(Scores):
+    def forward(self, x):
+        return Centred.apply(self.fc(x))
+
+
+def test_a_backward_of_ones_own():
+    kind = fxdp.BatchMixingError
+    refused(kind, __file__, marked(Centred), Through(), X, Y, loss_fn=F.cross_entropy)
