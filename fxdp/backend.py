@@ -6,7 +6,6 @@ run as they are (`eager`) or are compiled by Inductor. What Inductor makes of a 
 compared with the graph at its first call, before anything is released (`fxdp.check`).
 """
 
-import copy
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx import GraphModule, Node
 
 from fxdp.check import Checked
-from fxdp.graph_pass import Pass, Study, outputs, run
+from fxdp.graph_pass import Pass, Study, copied, outputs, run
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.rules import Table
 
@@ -137,7 +136,7 @@ def finish(
     is_backward: bool,
 ) -> Callable[[list[Any]], Any]:
     """A callable for one half of the graph."""
-    eager = make_boxed_func(safe_views(copy.deepcopy(graph)))
+    eager = make_boxed_func(safe_views(copied(graph)))
     if backend == "eager":
         return eager
     noise = noise_input(graph, record) if is_backward else None

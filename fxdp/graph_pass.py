@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import sympy
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from fxdp.forms.batch import Strategy
 from fxdp.placement import Placement
@@ -169,6 +169,20 @@ def mark(gm: GraphModule) -> Mark:
 def outputs(gm: GraphModule) -> list[Any]:
     """What a graph returns: forward results, then gradients and what else there is."""
     return list(arguments(gm.graph.output_node())[0])
+
+
+def copied(gm: GraphModule) -> GraphModule:
+    """A graph of its own over the same tensors, for one that others may change or go on using."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    graph.output(graph.graph_copy(gm.graph, copies))
+    for node, copy in copies.items():
+        if hasattr(node, "_dynamo_source"):  # where Dynamo found an input; not in the node's meta
+            setattr(copy, "_dynamo_source", node._dynamo_source)  # noqa: B010
+    graph.output_node().meta = dict(gm.graph.output_node().meta)
+    new = GraphModule(gm, graph)
+    new.meta = dict(gm.meta)
+    return new
 
 
 def placement(node: Node) -> Placement | None:

@@ -69,6 +69,8 @@ class Rule:
         pointwise: the op works element by element with broadcasting, so that a 0-d result
             can be computed for N samples at once by giving it [N] operands.
         adds: the op adds its operands up.
+        each: for an op that is linear, the same op on N values at once: operands that are sums
+            over samples come, and go, as `fxdp.ops.each.Each`.
     """
 
     place: Callable[..., Placements]
@@ -76,6 +78,7 @@ class Rule:
     identity: bool = False
     pointwise: bool = False
     adds: bool = False
+    each: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 from fxdp.backend import Record, compile_marked
 from fxdp.compiler import PASSES, checked_options
 from fxdp.diagnostic import CODES, Diagnostic, ProofError
+from fxdp.graph_pass import copied
 
 OPTIONS = (
     "max_grad_norm",
@@ -52,7 +53,9 @@ def fxdp(
         raise ValueError(f"options lacks {', '.join(missing)}")
     batch_dims = given.pop("batch_dims", 0)
     scales, settings = checked_options(**given)
-    gm = own_copy(gm)
+    sources: Any = gm._param_name_to_source
+    gm = copied(gm)  # Dynamo goes on using the one that it gave us
+    gm._param_name_to_source = sources
     inputs = user_inputs(gm, example_inputs, batch_dims)
     make_dynamic(inputs, example_inputs)
     constants = [torch.tensor(v, dtype=torch.float64, device=a_device(inputs)) for v in scales]
@@ -71,21 +74,6 @@ def a_device(inputs: dict[Node, tuple[int, int]]) -> torch.device:
         return node.meta["example_value"].device
     why = "no argument of the model is a tensor that could hold samples"
     raise ProofError(Diagnostic(CODES["undeclared-input"], None, "forward", why, ""))
-
-
-def own_copy(gm: GraphModule) -> GraphModule:
-    """A graph to change: Dynamo goes on using the one that it gave us."""
-    graph = torch.fx.Graph()
-    copies: dict[Node, Node] = {}
-    output = graph.graph_copy(gm.graph, copies)
-    graph.output(output)
-    for node, copied in copies.items():
-        if hasattr(node, "_dynamo_source"):
-            copied._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
-    new = GraphModule(gm, graph)
-    new.meta = dict(gm.meta)
-    new._param_name_to_source = gm._param_name_to_source
-    return new
 
 
 def user_inputs(

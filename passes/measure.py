@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from fxdp.diagnostic import ProofError, diagnose
 from fxdp.forms import Outer, Scatter
 from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph_pass import Choice, study
+from fxdp.ops.each import Each
 from fxdp.placement import Shard
 from fxdp.sums import Sum, image, sum_at
 from fxdp.trace import emit
@@ -115,7 +117,7 @@ def one_each(taken: Sum, strategy: Strategy) -> Any:
 
 
 def each_image(gm: GraphModule, choice: Choice, parts: dict[Node, Node], end: Node) -> Node:
-    """Per-sample gradients of a parameter from those of its sums: the linear nodes, vmapped."""
+    """Per-sample gradients of a parameter from those of its sums: the linear nodes on each."""
     shared = list(
         dict.fromkeys(
             i
@@ -126,18 +128,22 @@ def each_image(gm: GraphModule, choice: Choice, parts: dict[Node, Node], end: No
     )
 
     def mapped(each: list[Tensor], values: list[Any]) -> Tensor:
-        def one(*locals_: Tensor) -> Tensor:
-            known = dict(zip(shared, values, strict=True))
-            given = dict(zip(parts, locals_, strict=True))
-            return image(gm, choice.gradient, given, lambda n, a, k: apply(known, n, a, k))
-
-        return torch.vmap(one)(*each)
+        known = dict(zip(shared, values, strict=True))
+        given = {part: Each(e) for part, e in zip(parts, each, strict=True)}
+        return image(gm, choice.gradient, given, lambda n, a, k: apply(gm, known, n, a, k)).value
 
     return emit(end, mapped, list(parts.values()), shared, composite=False)
 
 
-def apply(known: dict[Node, Any], node: Node, args: Any, kwargs: Any) -> Any:
-    """One linear node on values."""
-    target: Any = node.target
+def apply(gm: GraphModule, known: dict[Node, Any], node: Node, args: Any, kwargs: Any) -> Any:
+    """One linear node on the values of all samples.
+
+    Raises:
+        ProofError: its op is not known to work on all samples at once.
+    """
+    rule = study(gm).table[node.target]  # type: ignore[index]
+    if rule.each is None:
+        why = "the gradients of single samples cannot be taken through this op"
+        raise ProofError(diagnose(node, why, "unexplained-gradient"))
     args, kwargs = pytree.tree_map_only(Node, lambda a: known[a], (args, kwargs))
-    return target(*args, **kwargs)
+    return rule.each(*args, **kwargs)

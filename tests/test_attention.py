@@ -80,7 +80,7 @@ def test_multihead(first: bool, weights: bool):
 
 def test_multihead_with_learned_bias():
     padding = torch.zeros(N, T, dtype=torch.bool)
-    model = SelfAttention(True, False, add_bias_kv=True, add_zero_attn=True)
+    model = SelfAttention(True, False, add_bias_kv=True)
     compare(model, torch.randn(N, T, D), padding, each=False)
 
 

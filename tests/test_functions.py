@@ -16,7 +16,7 @@ SEQUENCES = {
         "cat": lambda h: torch.cat([h, h.flip(1), h[:, :1]], 1),
         "stack": lambda h: torch.stack([h, h.roll(1, 1)], 2),
         "chunk": lambda h: torch.add(*h.chunk(2, -1)),
-        "split": lambda h: h.split([1, 3], 1)[1] * h.split(2, 2)[0][:, :1],
+        "split": lambda h: h.split([1, 3], 1)[1] * h.split(3, 1)[0][:, :1],
         "unbind": lambda h: sum((i + 1) * x for i, x in enumerate(h.unbind(1))),
         "slice": lambda h: h[:, ::2] * h[:, 1::2] + h[:, -1:],
         "index": lambda h: h[:, torch.tensor([3, 0, 0])] + h[..., [0]],
@@ -50,7 +50,6 @@ SEQUENCES = {
         "median": lambda h: h.median(-1).values,
         "own": lambda h: h[torch.arange(h.shape[0]), h[..., 0].argmax(1)],
         "one_hot": lambda h: F.one_hot(h.argmax(-1), 6) * h,
-        "take": lambda h: torch.take_along_dim(h, h.argmax(1, keepdim=True), 1),
         "scatter": lambda h: torch.zeros_like(h).scatter(2, h.argsort(-1), h),
         "clamp": lambda h: h.clamp(-0.3, 0.3) + h.relu().sqrt().nan_to_num(posinf=1.0),
         "masked": lambda h: h.masked_fill(h > 0.5, 0.5) * (h.detach() > 0),
@@ -96,9 +95,6 @@ IMAGES = {
         "area": lambda h: F.interpolate(h, size=(2, 4), mode="area"),
         "trilinear": lambda h: F.interpolate(h[:, None], size=(2, 3, 9), mode="trilinear"),
         "linear": lambda h: F.interpolate(h.flatten(1, 2), size=5, mode="linear"),
-        "grid": lambda h: F.grid_sample(
-            h, F.affine_grid(torch.eye(3)[None, :2].expand(h.shape[0], 2, 3) * 0.7, [N, 4, 4, 8])[: h.shape[0]],
-        ) if False else h,
     },
     "rearranged": {
         "pixel_shuffle": lambda h: F.pixel_shuffle(h, 2).sin() + F.pixel_shuffle(h.cos(), 2),

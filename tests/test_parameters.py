@@ -33,7 +33,7 @@ USES = {
         ((D, D), lambda x, p: x @ (p + p.T) @ p),
         ((2, T, D), lambda x, p: torch.einsum("ntd,ktd->nk", x, p)),
         ((T, D, 3), lambda x, p: torch.einsum("ntd,tde->nte", x, p)),
-        ((3, D, D), lambda x, p: torch.einsum("ntd,kde,nse->nkts", x, p, x)),
+        ((3, D, D), lambda x, p: torch.einsum("ntke,nse->nkts", torch.einsum("ntd,kde->ntke", x, p), x)),
         ((2, T), lambda x, p: p @ x),
         ((T, 3, D), lambda x, p: torch.bmm(x.transpose(0, 1), p.mT).transpose(0, 1)),
     ],
@@ -60,6 +60,9 @@ USES = {
         ((D, D), lambda x, p: p.gather(1, torch.arange(D)[:, None]).sum() * x),
         ((T, 3), lambda x, p: p.tril() * x[..., :1] + p[1:].sum()),
         ((2, D), lambda x, p: torch.stack([p[0] * x[:, 0], p[1] - x[:, 1]], 1)),
+        ((2, D), lambda x, p: x[:, :2] * torch.stack([p[1], p[0].exp()])),
+        ((2, D), lambda x, p: x * torch.cat([p[1], p[0].exp()]).reshape(2, D).sum(0)),
+        ((D, T), lambda x, p: x * torch.stack(p.split(2)).sum(0).sum(1, keepdim=True)[:1]),
     ],
 }
 
@@ -130,14 +133,14 @@ def test_frozen_and_unused():
         def __init__(self) -> None:
             super().__init__()
             self.frozen = nn.Linear(D, D).requires_grad_(False)
-            self.half = nn.Linear(D, D)
-            self.half.weight.requires_grad_(False)
+            self.partly = nn.Linear(D, D)
+            self.partly.weight.requires_grad_(False)
             self.free = nn.Linear(D, 3)
             self.unused = nn.Linear(D, D)
             self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.free(self.half(self.frozen(x)) * self.scale)
+            return self.free(self.partly(self.frozen(x)) * self.scale)
 
     model = Branches(Partly())
     compare(model, torch.randn(N, D))

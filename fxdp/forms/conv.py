@@ -153,7 +153,7 @@ class Conv:
         """[N] squared norms; the ghost norm is the linear one over the kernel's windows
         (Bu et al., arXiv:2205.10683, section 3.1), for each group by itself.
         """
-        if strategy != "ghost":
+        if strategy != "ghost" or self.x.is_complex():
             return sq_sum(self.per_sample(strategy))
         x, g = self.exact().unfolded()
         return ((x @ x.transpose(-2, -1)) * (g @ g.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)

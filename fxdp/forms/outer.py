@@ -65,7 +65,7 @@ class Outer:
         sum_{t,s} (a_t . a_s) (b_t . b_s); with one position, the product of two squared norms
         (Goodfellow, arXiv:1510.01799).
         """
-        if strategy != "ghost":
+        if strategy != "ghost" or self.a.is_complex():
             return sq_sum(self.per_sample(strategy))
         a, b = wide(self.a), wide(self.b)
         if a.shape[-2] == 1:

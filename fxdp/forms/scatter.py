@@ -46,7 +46,7 @@ class Scatter:
 
     def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
         """[N] squared norms; the ghost norm adds the products of rows with equal ids."""
-        if strategy != "ghost":
+        if strategy != "ghost" or self.g.is_complex():
             return sq_sum(self.per_sample())
         g = wide(self.g)
         if g.shape[1] == 1:

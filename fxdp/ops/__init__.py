@@ -1,5 +1,7 @@
 """Everything fxdp knows of aten, a file for each family of ops."""
 
+from dataclasses import replace
+
 from fxdp.ops import (
     attention,
     bag,
@@ -14,9 +16,10 @@ from fxdp.ops import (
     views,
 )
 from fxdp.ops.decompositions import DECOMPOSITIONS, FOR_INDUCTOR
+from fxdp.ops.each import EACH
 from fxdp.rules import Table
 
-RULES: Table = (
+ALL: Table = (
     dict(pointwise.RULES)
     | dict(views.RULES)
     | dict(reduce.RULES)
@@ -29,5 +32,7 @@ RULES: Table = (
     | dict(bag.RULES)
     | dict(factory.RULES)
 )
+
+RULES: Table = {op: replace(rule, each=EACH.get(op)) for op, rule in ALL.items()}
 
 __all__ = ["DECOMPOSITIONS", "FOR_INDUCTOR", "RULES"]

@@ -137,6 +137,8 @@ KEPT = (
     aten.max_pool2d_with_indices_backward.default,
     aten._softmax_backward_data.default,
     aten._log_softmax_backward_data.default,
+    aten.var.correction,
+    aten.std.correction,
     aten.reflection_pad1d.default,
     aten.reflection_pad2d.default,
     aten.reflection_pad3d.default,
@@ -174,8 +176,6 @@ MORE = (
     aten.addr,
     aten.addcmul,
     aten.addcdiv,
-    aten.var,
-    aten.std,
 )
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = (

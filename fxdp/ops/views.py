@@ -335,6 +335,22 @@ def diagonal(call: Call, x: Any, offset: Any = 0, dim1: int = 0, dim2: int = 1) 
     return moved(call, x, move)
 
 
+def diagonal_written(
+    call: Call, x: Any, part: Any, offset: Any = 0, dim1: int = 0, dim2: int = 1
+) -> Placement:
+    """part written into the diagonal of x."""
+    for one, other in ((x, part), (part, x)):
+        if isinstance(one.placement, Partial):
+            if other.placement in (one.placement, Replicate(zero=True)):
+                return one.placement
+            raise Mixed("a total over the batch is written into other values", "uses-batch-total")
+    if isinstance(x.placement, Replicate) and isinstance(part.placement, Replicate):
+        return Replicate()
+    if not isinstance(x.placement, Shard) or part.placement != diagonal(call, x, offset, dim1, dim2):
+        raise Mixed("the operands hold their samples on different axes")
+    return x.placement
+
+
 def windows(call: Call, x: Any, dim: int, size: Any, step: Any) -> Placement:
     """`Tensor.unfold`: windows of an axis, their elements on a new last axis."""
     return along(call, x, dim)
@@ -398,6 +414,10 @@ LINEAR = {
     aten.slice_scatter.default: written,
     aten.select_scatter.default: written,
     aten.diagonal.default: diagonal,
+    aten.diagonal_scatter.default: diagonal_written,
+    aten._fft_r2c.default: along,
+    aten._fft_c2r.default: along,
+    aten._fft_c2c.default: along,
     aten.unfold.default: windows,
     aten.unfold_backward.default: windows_back,
     aten.as_strided.default: strided,

@@ -1,0 +1,187 @@
+"""What cannot be captured is refused by the user's line, in words of ours."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fxdp
+import fxdp.passes
+from fxdp.diagnostic import CODES, Code, Diagnostic, Location, is_library, locate
+from tests.findings import Net, marked, refused
+
+N, T, D = 6, 5, 4
+
+
+def branch(net, x):
+    if x.sum() > 0:  # FXD501
+        return net.fc(x)
+    return x
+
+
+def branch_on_item(net, x):
+    if x.sum().item() > 0:  # FXD501
+        return net.fc(x)
+    return x
+
+
+def loop_over_data(net, x):
+    for _ in range(int(x.sum())):  # FXD501
+        x = net.fc(x)
+    return x
+
+
+def printing(net, x):
+    print("shape", x.shape)  # FXD501
+    return net.fc(x)
+
+
+def logger(net, x):
+    logging.getLogger(__name__).warning("seen")  # FXD501
+    return net.fc(x)
+
+
+def listing(net, x):
+    x.tolist()  # FXD501
+    return net.fc(x)
+
+
+def raising(net, x):
+    raise ValueError("no such thing")  # FXD501
+
+
+def fixed_view(net, x):
+    return net.fc(x).view(6, -1)  # FXD502
+
+
+def fixed_constant(net, x):
+    return net.fc(x) + torch.arange(6.0)[:, None]  # FXD502
+
+
+def each_by_itself(net, x):
+    return torch.stack([net.fc(row) for row in x])  # FXD502
+
+
+def transposed(net, x):
+    return net.layers["wide"](net.fc(x).t())  # FXD502
+
+
+def view_as_time(net, x):
+    return net.fc(x).permute(1, 0, 2).reshape(len(x), -1)  # FXD502
+
+
+@pytest.mark.parametrize(
+    "body",
+    [branch, branch_on_item, loop_over_data, printing, logger, listing, raising, fixed_view,
+     fixed_constant, each_by_itself],
+)  # fmt: skip
+def test_not_captured(body: Any):
+    refused(fxdp.CaptureError, __file__, marked(body), Net(body), torch.randn(N, D))
+
+
+@pytest.mark.parametrize("n", [N, D])
+def test_a_layer_along_the_batch_fixes_it(n: int):
+    model = Net(transposed, wide=nn.Linear(n, 3))
+    (d,) = refused(fxdp.CaptureError, __file__, marked(transposed), model, torch.randn(n, D))
+    assert d.why == f"the program works for batches of {n} samples only"
+
+
+def test_a_view_that_takes_time_for_the_batch_fixes_it():
+    model = Net(view_as_time)
+    refused(fxdp.CaptureError, __file__, marked(view_as_time), model, torch.randn(T, T, D))
+
+
+def test_what_the_model_raises_is_quoted():
+    with pytest.raises(fxdp.CaptureError) as caught:
+        fxdp.prove(Net(raising), torch.randn(N, D))
+    assert "ValueError: no such thing" in str(caught.value)
+
+
+class Returns(nn.Module):
+    def __init__(self, make: Any):
+        super().__init__()
+        self.fc, self.make = nn.Linear(D, 3), make
+
+    def forward(self, x):
+        return self.make(self.fc(x))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda out: None,
+        lambda out: 3.0,
+        lambda out: "loss",
+        lambda out: (),
+        lambda out: {"logits": out},
+        lambda out: {"loss": None, "logits": out},
+        lambda out: out.sum().detach(),
+        lambda out: out.sum().long(),
+    ],
+)
+def test_a_model_without_a_loss(make: Any):
+    (d,) = refused(fxdp.CaptureError, __file__, [(0, "FXD202")], Returns(make), torch.randn(N, D))
+    assert d.why.startswith("the model returned")
+
+
+def test_a_loss_function_without_a_loss():
+    def named(out, y):
+        return {"loss": F.cross_entropy(out, y)}
+
+    y = torch.zeros(N, dtype=torch.long)
+    (d,) = refused(
+        fxdp.CaptureError, __file__, [(0, "FXD202")], Returns(lambda o: o), torch.randn(N, D), y,
+        loss_fn=named,
+    )  # fmt: skip
+    assert d.why == "loss_fn returned a dict where a loss is needed"
+
+
+def no_rule(net, x):
+    return net.fc(x) + torch.histc(x, 4)  # FXD401
+
+
+def constant_mask(net, x):
+    return net.fc(x)[:, torch.tensor([True, False, True, True])]  # FXD401
+
+
+@pytest.mark.parametrize("body", [no_rule, constant_mask])
+def test_no_rule(body: Any):
+    refused(fxdp.ProofError, __file__, marked(body), Net(body), torch.randn(N, D))
+
+
+def test_every_code_is_described():
+    assert [c.code for c in CODES.values()] == sorted(c.code for c in CODES.values())
+    assert all(c.remedy and c.name == name for name, c in CODES.items())
+
+
+def test_an_error_reads_well():
+    where = Location(__file__, marked(branch)[0][0], "branch")
+    d = Diagnostic(Code("FXD999", "bad-thing", ""), where, "op", "it is bad", "be good", ("a", "b"))
+    error = fxdp.ProofError(d)
+    assert str(error).splitlines() == [
+        "the model cannot be made private, 1 fault found",
+        f"{__file__}:{where.line}: FXD999 bad-thing: op: it is bad",
+        "    if x.sum() > 0:  # FXD501",
+        "  help: be good",
+        "  path: a -> b",
+    ]
+    bare = fxdp.ProofError(Diagnostic(Code("FXD999", "bad-thing", ""), None, "op", "it is bad", ""))
+    assert str(bare).splitlines()[1:] == ["FXD999 bad-thing: op: it is bad"]
+
+
+def test_lines_of_libraries_are_not_the_users():
+    assert is_library(torch.nn.functional.__file__)
+    assert is_library(fxdp.capture.__file__)
+    assert is_library(fxdp.passes.__file__)
+    assert is_library(logging.__file__)
+    assert is_library("<string>")
+    assert not is_library(__file__)
+    assert not is_library(fxdp.__file__.replace("__init__.py", "")[:-1] + "_models/net.py")
+    assert not is_library(torch.__file__.replace("torch/__init__.py", "torchvision/models.py"))
+    trace = f'File "{__file__}", line 3, in a\nFile "{torch.__file__}", line 4, in b\n'
+    assert locate(trace) == Location(__file__, 3, "a")
+    assert locate(f'File "{torch.__file__}", line 4, in b\n') is None
+    assert locate(None) is None
