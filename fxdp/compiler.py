@@ -1,9 +1,11 @@
 """The pipeline, and `fxdp.compile`, which is `torch.compile` with it as the backend."""
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -216,6 +218,7 @@ class PrivateModule(nn.Module):
         self._settings = settings
         self._record = Record()
         self._dynamic = True
+        self._inspection: Inspection | None = None
         self.__dict__["_step"] = compiled_step(model, loss_fn, settings, self._record)
 
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
@@ -308,7 +311,7 @@ class PrivateModule(nn.Module):
 
     def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
         """[N] gradient norms, one a sample, over all trainable parameters. Not private."""
-        self._extras(self._step, self._record, args, kwargs)
+        self._extras(self._step, args, kwargs)
         return self._record.extras["norms"][: self._size(args, kwargs)]
 
     def per_sample_grads(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -316,17 +319,20 @@ class PrivateModule(nn.Module):
 
         Runs eagerly and materialises everything.
         """
-        record = Record()
-        settings = Settings("instantiate", "eager", self._settings.table, inspect=True)
-        step = compiled_step(self._model, self._loss_fn, settings, record)
-        self._extras(step, record, args, kwargs)
+        if self._inspection is None:
+            settings = Settings("instantiate", "eager", self._settings.table, inspect=True)
+            record = Record()
+            step = compiled_step(self._model, self._loss_fn, settings, record)
+            self._inspection = Inspection(step, record)
+        self._extras(self._inspection.step, args, kwargs)
         size = self._size(args, kwargs)
-        return {k: v[:size] for k, v in record.extras.items() if k != "norms"}
+        extras = self._inspection.record.extras
+        return {k: v[:size] for k, v in extras.items() if k != "norms"}
 
     def _size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         return gather(self._model, args, kwargs, self._batch_dims, self._loss_fn is not None).size
 
-    def _extras(self, step: Any, record: Record, args: Any, kwargs: Any) -> None:
+    def _extras(self, step: Any, args: Any, kwargs: Any) -> None:
         """Run a step and its backward pass without a release, for what it returns beside."""
         inputs, mask = self._prepared(args, kwargs, None)
         with self._silent(), torch.enable_grad():
@@ -334,7 +340,6 @@ class PrivateModule(nn.Module):
             loss = out.loss if isinstance(out, Outcome) else out
             trained = [p for p in self.parameters() if p.requires_grad]
             torch.autograd.grad(loss, trained, allow_unused=True)
-        del record
 
     @property
     def sensitivity(self) -> float:
@@ -382,11 +387,30 @@ class PrivateModule(nn.Module):
         self.training = mode
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PrivateModule":
+        """A private module over a copy of the model, with the same settings; not compiled yet."""
+        scales = (self.max_grad_norm, self.noise_multiplier, self.expected_batch_size)
+        model = copy.deepcopy(self._model, memo)
+        return PrivateModule(model, self._loss_fn, scales, self._settings, self._batch_dims)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "compiled code cannot be pickled: save the state_dict() and compile the model again"
+        )
+
     def extra_repr(self) -> str:
         return (
             f"max_grad_norm={self.max_grad_norm}, noise_multiplier={self.noise_multiplier}, "
             f"expected_batch_size={self.expected_batch_size}"
         )
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A step that also returns per-sample gradients, and where it leaves them."""
+
+    step: Callable[..., Any]
+    record: Record
 
 
 class Outcome(dict[str, Any]):

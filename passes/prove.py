@@ -66,6 +66,10 @@ def prove(gm: GraphModule) -> GraphModule:
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
     report(gm, faults)
+    # What is left can reach no output: assertions about the whole batch.
+    for node in reversed(gm.graph.nodes):
+        if node in spoilt:
+            gm.graph.erase_node(node)
     refuse_other_programs(mask)
     return gm
 

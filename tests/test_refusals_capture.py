@@ -39,11 +39,6 @@ def printing(net, x):
     return net.fc(x)
 
 
-def logger(net, x):
-    logging.getLogger(__name__).warning("seen")  # FXD501
-    return net.fc(x)
-
-
 def listing(net, x):
     x.tolist()  # FXD501
     return net.fc(x)
@@ -75,7 +70,7 @@ def view_as_time(net, x):
 
 @pytest.mark.parametrize(
     "body",
-    [branch, branch_on_item, loop_over_data, printing, logger, listing, raising, fixed_view,
+    [branch, branch_on_item, loop_over_data, printing, listing, raising, fixed_view,
      fixed_constant, each_by_itself],
 )  # fmt: skip
 def test_not_captured(body: Any):

@@ -19,7 +19,7 @@ def attended(call: Call, *operands: Any, **keywords: Any) -> tuple[Placement | N
     for x in (*operands, *keywords.values()):
         if not isinstance(x, Value) or isinstance(x.placement, Replicate):
             continue
-        if not isinstance(x.placement, Shard) or x.placement.dim > 1:
+        if not isinstance(x.placement, Shard) or x.placement.dim > 1 or x.rank == 2:
             raise Mixed("it attends along the batch axis")
         found.add(x.placement)
     if len(found) > 1:

@@ -1,0 +1,140 @@
+"""Every way to call a step: by name, nested, with the batch on another axis, with other outputs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxdp
+from tests.oracle import compare
+
+N, T, D, C = 6, 5, 4, 3
+X, Y = torch.randn(N, D, generator=torch.manual_seed(0)), torch.arange(N) % C
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(D, C)
+
+    def forward(self, x, scale=1.0, shift=None):
+        out = self.fc(x) * scale
+        return out if shift is None else out + shift
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "dims"),
+    [
+        ((X, 2.0), {}, 0),
+        ((X,), {"scale": 2.0}, 0),
+        ((X,), {"scale": X[:, :1]}, 0),
+        ((X,), {"shift": X[:, :C]}, 0),
+        ((X, 2.0, torch.ones(N, C)), {}, {"shift": None}),
+        ((X, torch.tensor(2.0)), {}, {"scale": None}),
+        ((X, torch.ones(C)), {}, {"scale": None}),
+    ],
+)
+def test_inputs(args: Any, kwargs: Any, dims: Any):
+    class Scored(Pair):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs).square().sum(1)
+
+    Scored.forward.__signature__ = __import__("inspect").signature(Pair.forward)
+    if dims == {"shift": None}:
+        with pytest.raises(fxdp.ProofError):  # a shared tensor that has the batch's size
+            fxdp.prove(Scored(), *args, batch_dims=dims, **kwargs)
+        return
+    compare(Scored(), *args, batch_dims=dims, each=False, **kwargs)
+
+
+class Time(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.RNN(D, C)
+
+    def forward(self, x):
+        return self.rnn(x)[0][-1]
+
+
+def test_the_batch_on_axis_one():
+    dims = {"x": 1, "target": 0}
+    x = torch.randn(T, N, D)
+    compare(Time(), x, Y, loss_fn=F.cross_entropy, batch_dims=dims, each=False)
+    compare(Time(), x, Y, loss_fn=F.cross_entropy, batch_dims={"x": -2}, each=False)
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(D, C)
+
+    def forward(self, batch, more=()):
+        out = self.fc(batch["x"]) + sum(self.fc(m) for m in more)
+        return F.cross_entropy(out, batch["y"], reduction="none")
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"more": (X, X.sin())}, {"more": [X.cos()]}])
+def test_nested_inputs(kwargs: Any):
+    private = fxdp.compile(
+        Nested(), max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=N, backend="eager"
+    )
+    norms = private.per_sample_norms({"x": X, "y": Y}, **kwargs)
+    for i in range(N):
+        own = {k: type(v)(m[i : i + 1] for m in v) for k, v in kwargs.items()}
+        loss = private._model({"x": X[i : i + 1], "y": Y[i : i + 1]}, **own).sum()
+        grads = torch.autograd.grad(loss, list(private.parameters()))
+        want = torch.cat([g.flatten() for g in grads]).norm()
+        torch.testing.assert_close(norms[i], want, rtol=1e-5, atol=1e-6)
+
+
+@dataclass
+class Output:
+    loss: Tensor
+    logits: Tensor
+
+
+class Returns(nn.Module):
+    def __init__(self, make: Any):
+        super().__init__()
+        self.fc, self.make = nn.Linear(D, C), make
+
+    def forward(self, x, y):
+        out = self.fc(x)
+        return self.make(F.cross_entropy(out, y), out)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda loss, out: (loss, out),
+        lambda loss, out: [loss, out],
+        lambda loss, out: {"logits": out, "loss": loss},
+        Output,
+    ],
+)
+def test_outputs(make: Any):
+    model = Returns(make)
+    private = fxdp.compile(
+        model, max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=N, backend="eager"
+    )
+    for n in (N, 3):
+        got = private(X[:n], Y[:n])
+        loss, logits = got if isinstance(got, tuple) else (got.loss, got.logits)
+        torch.testing.assert_close(logits, model.fc(X[:n]).detach())
+        assert not logits.requires_grad
+        torch.testing.assert_close(loss.detach(), F.cross_entropy(logits, Y[:n]))
+        loss.backward()
+    assert private.releases == 2
+
+
+def test_a_batch_of_one_shows_one_row():
+    private = fxdp.compile(
+        Returns(lambda loss, out: (loss, out)), max_grad_norm=1.0, noise_multiplier=0.0,
+        expected_batch_size=N, backend="eager",
+    )  # fmt: skip
+    for n in (1, 0):
+        loss, logits = private(X[:n], Y[:n])
+        assert logits.shape == (n, C)
