@@ -54,7 +54,8 @@ class Inputs:
     def resized(self, rows: int) -> "Inputs":
         """The same arguments with `rows` samples, the first one repeated or zeros added."""
         leaves = [
-            x if d is None else padded(x, d, rows) for x, d in zip(self.leaves, self.dims, strict=True)
+            x if d is None else padded(x, d, rows)
+            for x, d in zip(self.leaves, self.dims, strict=True)
         ]
         return replace(self, leaves=tuple(leaves), size=rows)
 
@@ -76,12 +77,16 @@ def gather(
     """Flatten and check the arguments of a step.
 
     Raises:
-        TypeError: an argument that should hold samples is no tensor.
+        TypeError: an argument that should hold samples is no tensor, or an axis no integer.
         ValueError: the arguments disagree on the number of samples, or none holds samples.
     """
     keys = argument_names(model, args, kwargs, has_target)
     if isinstance(batch_dims, Mapping) and (unknown := set(batch_dims) - set(keys)):
         raise ValueError(f"batch_dims names {sorted(unknown)}, but the arguments are {keys}")
+    axes: list[Any] = list(batch_dims.values()) if isinstance(batch_dims, Mapping) else [batch_dims]
+    for axis in axes:
+        if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
+            raise TypeError(f"batch_dims must name axes by integers, not {axis!r}")
     leaves: list[Any] = []
     dims: list[int | None] = []
     names: list[str] = []
@@ -188,7 +193,7 @@ def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None) -> Step:
 
 def local_loss(
     model: nn.Module, loss_fn: Callable[..., Any] | None, args: Any, kwargs: Any
-) -> tuple[Tensor, Any]:
+) -> tuple[Any, Any]:
     """The loss of a step, and what the model returned beside it, cut off from gradients."""
     if loss_fn is not None:
         if TARGET in kwargs:
@@ -294,7 +299,9 @@ def trouble(text: str) -> tuple[str, str]:
     if found := RAISED.search(text):
         error, message = found.groups()
         message = message.strip("'\"")
-        return ("no-loss", message) if error == NoLoss.__name__ else ("graph-break", f"{error}: {message}")
+        if error == NoLoss.__name__:
+            return "no-loss", message
+        return "graph-break", f"{error}: {message}"
     if "data-dependent" in text.lower():
         return "graph-break", "a value read from a tensor decides what is computed"
     explained = EXPLAINED.search(text)

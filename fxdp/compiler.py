@@ -249,12 +249,14 @@ class PrivateModule(nn.Module):
         return self._model(*args, **kwargs)
 
     def _prepared(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor | None
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any
     ) -> tuple[Inputs, Tensor]:
         """Checked arguments with at least two rows, and the mask of the real ones."""
         inputs = gather(self._model, args, kwargs, self._batch_dims, self._loss_fn is not None)
         if mask is None:
             mask = torch.ones(inputs.size, dtype=torch.bool, device=inputs.device)
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"sample_mask must be a bool tensor, not {type(mask).__name__}")
         if mask.dtype != torch.bool or tuple(mask.shape) != (inputs.size,):
             raise ValueError(
                 f"sample_mask must be bool of shape [{inputs.size}], not {mask.dtype} of shape "

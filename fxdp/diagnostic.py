@@ -40,10 +40,14 @@ CODES: dict[str, Code] = {
         Code("FXD202", "no-loss", "pass loss_fn, or let the model return a loss"),
         Code("FXD301", "writes-samples", "keep no statistics of samples in buffers"),
         Code("FXD302", "input-gradient", "detach the input, or ask for no gradient of it"),
-        Code("FXD401", "no-rule", "write the model with other ops, or pass rules={op: Rule(...)}"),
-        Code("FXD402", "unexplained-gradient", "use the parameter in an op that fxdp has rules for"),
-        Code("FXD501", "graph-break", "keep Python side effects and data-dependent branches out of forward"),
-        Code("FXD502", "fixed-batch-size", "compute sizes from x.shape, and run no layer along the batch axis"),
+        Code("FXD401", "no-rule", "write the model with other ops, or pass a Rule for this one"),
+        Code("FXD402", "unexplained-gradient", "use the parameter in ops that fxdp has rules for"),
+        Code("FXD501", "graph-break", "keep side effects and branches on data out of forward"),
+        Code(
+            "FXD502",
+            "fixed-batch-size",
+            "take sizes from x.shape, and run no layer along the batch axis",
+        ),
     )
 }
 
@@ -132,7 +136,9 @@ class ProofError(ShortenTraceback):
     def __init__(self, *diagnostics: Diagnostic) -> None:
         text = "\n".join(str(d) for d in diagnostics)
         count = f"{len(diagnostics)} faults" if len(diagnostics) > 1 else "1 fault"
-        super().__init__(f"the model cannot be made private, {count} found\n{text}", first_useful_frame=None)
+        super().__init__(
+            f"the model cannot be made private, {count} found\n{text}", first_useful_frame=None
+        )
         self.diagnostics = diagnostics
 
 
@@ -159,7 +165,9 @@ def is_library(file: str) -> bool:
 
 def locate(trace: str | None) -> Location | None:
     """The innermost line of the user's in a stack trace as text."""
-    frames = [Location(m["file"], int(m["line"]), m["function"]) for m in FRAME.finditer(trace or "")]
+    frames = [
+        Location(m["file"], int(m["line"]), m["function"]) for m in FRAME.finditer(trace or "")
+    ]
     own = [f for f in frames if not is_library(f.file)]
     return own[-1] if own else None
 

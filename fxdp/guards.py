@@ -117,8 +117,8 @@ def asker(guard: ShapeGuard) -> Location | None:
 @functools.cache
 def layers() -> frozenset[str]:
     """The files of torch.nn."""
-    files = {getattr(m, "__file__", None) for n, m in sys.modules.items() if n.startswith("torch.nn")}
-    return frozenset(f for f in files if f)
+    modules = [m for name, m in sys.modules.items() if name.startswith("torch.nn")]
+    return frozenset(f for m in modules if (f := getattr(m, "__file__", None)))
 
 
 @contextlib.contextmanager

@@ -69,6 +69,9 @@ class Rule:
         pointwise: the op works element by element with broadcasting, so that a 0-d result
             can be computed for N samples at once by giving it [N] operands.
         adds: the op adds its operands up.
+        repeats: the op only repeats its first operand along axes of size 1, as broadcasting does;
+            its second is the new shape.
+        reshapes: the op gives its first operand the shape that is its second.
         each: for an op that is linear, the same op on N values at once: operands that are sums
             over samples come, and go, as `fxdp.ops.each.Each`.
     """
@@ -78,6 +81,8 @@ class Rule:
     identity: bool = False
     pointwise: bool = False
     adds: bool = False
+    repeats: bool = False
+    reshapes: bool = False
     each: Callable[..., Any] | None = None
 
 

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._dynamo.exc import TensorifyScalarRestartAnalysis
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables.base import VariableTracker
+from torch._dynamo.variables.tensor import TensorVariable
 from torch.fx import GraphModule, Node
 
 from fxdp.backend import Record, compile_marked
@@ -154,15 +157,43 @@ def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> None:
         mask = graph.call_function(torch.full, ((size,), True), whole)
     output = graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]
+    kept = kept_by_model()
     place = loss_place(results)
     with graph.inserting_before(output):
         loss = graph.call_function(ops.release.default, (results[place], *bounds, mask, False))
         results = [
-            loss if i == place else graph.call_function(ops.shown.default, (graph.call_method("detach", (r,)),)) if is_tensor(r) else r
+            loss
+            if i == place
+            else graph.call_function(ops.shown.default, (graph.call_method("detach", (r,)),))
+            if is_tensor(r) and r.name not in kept
+            else r
             for i, r in enumerate(results)
         ]
     output.args = (tuple(results),)
     gm.recompile()
+
+
+def kept_by_model() -> set[str]:
+    """Names of the tensors that the model stores where they outlive the step.
+
+    An attribute, a list or a global that the model writes to makes Dynamo return the tensor from
+    the graph, and store it afterwards. What is not returned to the caller gets no mark, so that
+    the proof sees to it that it holds no samples.
+    """
+    found: set[str] = set()
+
+    def look(value: VariableTracker) -> None:
+        if isinstance(value, TensorVariable):
+            found.add(value.as_proxy().node.name)
+
+    effects = InstructionTranslator.current_tx().output.side_effects
+    written = [
+        v
+        for v in effects.id_to_variable.values()
+        if v.source is not None and effects.is_modified(v)
+    ]
+    VariableTracker.visit(look, [*written, *effects.store_attr_mutations.values()])
+    return found
 
 
 def is_tensor(result: Any) -> bool:

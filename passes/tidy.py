@@ -11,8 +11,9 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from fxdp.graph_pass import study
+from fxdp.graph_pass import arguments, study
 
+EXPAND = torch.ops.aten.expand.default
 # Names of schema arguments that are axes of the larger of operand and result.
 AXES = {"dim", "dims", "dim0", "dim1", "dim2"}
 # ... and of the operand, though the result has more axes.
@@ -24,15 +25,85 @@ def tidy(gm: GraphModule) -> GraphModule:
     table = study(gm).table
     gm.graph.eliminate_dead_code()
     for node in list(gm.graph.nodes):
-        if not isinstance(node.target, OpOverload):
+        if not isinstance(node.target, OpOverload) or node._erased:
             continue
         rule = table.get(node.target)
         if rule is not None and rule.identity:
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
+        elif rule is not None and rule.repeats:
+            let_broadcast(gm, node)
+            spell(node)
         else:
             spell(node)
+    gm.graph.eliminate_dead_code()
     return gm
+
+
+def let_broadcast(gm: GraphModule, node: Node) -> None:
+    """Repeat a 0-d value as late as possible, and not at all beside another operand.
+
+    A number that is repeated along an axis of N samples and T positions says nothing of how
+    those are laid out. So what is computed from it alone is computed before it is repeated.
+    """
+    table, source = study(gm).table, arguments(node)[0]
+    if source.meta["val"].dim() > 0:
+        return
+    for user in list(node.users):
+        rule = table.get(user.target)  # type: ignore[arg-type]
+        if rule is None:
+            continue
+        if rule.pointwise and is_redundant(node, user):
+            user.replace_input_with(node, source)
+        elif rule.pointwise and all(i is node or is_number(i) for i in user.all_input_nodes):
+            later(gm, node, user, swapped(user, node, source), arguments(node)[1])
+        elif rule.reshapes and unfolds(node, user):
+            later(gm, node, user, source, arguments(user)[1])
+
+
+def unfolds(node: Node, user: Node) -> bool:
+    """Does a view give the repeated value more axes, and so perhaps the samples one of their own?"""
+    grown = user.meta["val"].dim() > node.meta["val"].dim()
+    return grown and -1 not in arguments(user)[1]
+
+
+def is_number(node: Node) -> bool:
+    """Is this node a number, or a 0-d tensor?"""
+    value = node.meta["val"]
+    return not isinstance(value, torch.Tensor) or value.dim() == 0
+
+
+def swapped(user: Node, node: Node, source: Node) -> Node:
+    """`user` once more, of the 0-d value `source` instead of `node`."""
+    with user.graph.inserting_before(user):
+        copy = user.graph.node_copy(user, lambda a: source if a is node else a)
+    target: Any = copy.target
+    args, kwargs = pytree.tree_map_only(Node, lambda a: a.meta["val"], (copy.args, copy.kwargs))
+    with torch.no_grad():
+        copy.meta["val"] = target(*args, **kwargs)
+    return copy
+
+
+def later(gm: GraphModule, node: Node, user: Node, source: Node, sizes: Any) -> None:
+    """Replace `user` by `source`, repeated to its shape."""
+    target: Any = node.target
+    with gm.graph.inserting_before(user):
+        repeated = gm.graph.call_function(target, (source, sizes))
+    repeated.meta = dict(user.meta)
+    user.replace_all_uses_with(repeated)
+    gm.graph.erase_node(user)
+    let_broadcast(gm, repeated)
+    spell(repeated)
+
+
+def is_redundant(node: Node, user: Node) -> bool:
+    """Has a user of `node` the same shape and dtype by its other operands alone?"""
+    result, own = user.meta["val"], node.meta["val"]
+    others = [i.meta["val"] for i in user.all_input_nodes if i is not node]
+    return own.dtype == result.dtype and any(
+        isinstance(v, torch.Tensor) and v.shape == result.shape and v.dtype == result.dtype
+        for v in others
+    )
 
 
 def spell(node: Node) -> None:

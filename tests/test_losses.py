@@ -74,12 +74,106 @@ TARGETS: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:reduction:UserWarning")  # "mean" of kl_div is no mean
 @pytest.mark.parametrize("kind", LOSSES)
 def test_reduced(kind: str):
-    if kind == "ignored":
-        pytest.skip("a sample without a valid target has no loss: see below")
-
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return sum((i + 1) * f(x, y) for i, f in enumerate(LOSSES[kind].values()))
 
     compare(nn.Linear(6, C), torch.randn(N, 6), TARGETS[kind](), loss_fn=loss, each=False)
+
+
+def test_one_loss_for_each_sample():
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        weighted = F.cross_entropy(x, y, reduction="none", weight=WEIGHT.to(x), label_smoothing=0.1)
+        margin = F.multi_margin_loss(x, y, reduction="none")
+        own = -x.log_softmax(-1)[torch.arange(x.shape[0]), y]
+        return weighted + margin + own + F.mse_loss(x, x.detach() * 2, reduction="none").sum(1)
+
+    compare(nn.Linear(6, C), torch.randn(N, 6), torch.randint(C, (N,)), loss_fn=loss)
+
+
+def tokens() -> Tensor:
+    """Targets [N, T]: all, some and none of them valid."""
+    y = torch.randint(C, (N, T))
+    y[0, 1:] = -100
+    y[2] = -100
+    return y
+
+
+TOKENS: dict[str, Loss] = {
+    "classes second": lambda x, y: F.cross_entropy(x.transpose(1, 2), y),
+    "weights": lambda x, y: F.cross_entropy(x.transpose(1, 2), y, weight=WEIGHT.to(x)),
+    "flat": lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten()),
+    "shifted": lambda x, y: F.cross_entropy(x[:, :-1].reshape(-1, C), y[:, 1:].reshape(-1)),
+    "summed": lambda x, y: F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="sum") / T,
+    "masked mean": lambda x, y: (
+        F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="none") * (y >= 0).flatten()
+    ).sum() / (y >= 0).sum().clamp(min=1),
+    "time first": lambda x, y: F.cross_entropy(x.transpose(0, 1).flatten(0, 1), y.T.flatten()),
+}  # fmt: skip
+
+
+def test_of_tokens():
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return sum((i + 1) * f(x, y) for i, f in enumerate(TOKENS.values()))
+
+    compare(nn.Linear(6, C), torch.randn(N, T, 6), tokens(), loss_fn=loss, each=False)
+
+
+def test_one_loss_for_each_sample_of_tokens():
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        each = F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+        return each.sum(1) / (y >= 0).sum(1).clamp(min=1)
+
+    compare(nn.Linear(6, C), torch.randn(N, T, 6), tokens(), loss_fn=loss, each=False)
+
+
+def test_dense_targets():
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(x, y, label_smoothing=0.1) + F.nll_loss(x.log_softmax(1), y)
+
+    y = torch.randint(C, (N, 3, 3))
+    y[1, 0] = -100
+    compare(nn.Conv2d(2, C, 1), torch.randn(N, 2, 3, 3), y, loss_fn=loss, each=False)
+
+
+def test_a_term_without_samples_is_added_unclipped():
+    """Weight decay in the loss: (sum of clipped gradients) / L + the gradient of the term."""
+    model = nn.Linear(6, C)
+
+    def decay() -> Tensor:
+        return 0.3 * model.weight.square().sum() + 0.1 * model.bias.square().sum()
+
+    x, y = torch.randn(N, 6), torch.randint(C, (N,))
+    each, norms = per_sample(model, F.cross_entropy, (x, y), {}, N)
+    bound, expected = float(norms.median()), 7.0
+    private = fxdp.compile(
+        model, loss_fn=lambda out, y: F.cross_entropy(out, y) + decay(), max_grad_norm=bound,
+        noise_multiplier=0.0, expected_batch_size=expected, backend="eager",
+    )  # fmt: skip
+    private(x, y).backward()
+    public = torch.autograd.grad(decay(), list(model.parameters()))
+    want = clipped_sum(each, bound, expected)
+    for (name, p), term in zip(model.named_parameters(), public, strict=True):
+        torch.testing.assert_close(p.grad, want[name] + term, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(private.per_sample_norms(x, y), norms, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: F.mse_loss(x, y, reduction="none"),
+        lambda x, y: (x.mean(0) - y.mean(0)).square().sum(),
+        lambda x, y: F.mse_loss(x, y) / x.norm(),
+        lambda x, y: (x @ x.T).logsumexp(1).mean(),
+        lambda x, y: (x[:, None] - y[None]).square().mean(),
+        lambda x, y: x.flip(0).sub(y).square().mean(),
+        lambda x, y: (x - x.detach().amax(0)).square().mean(),
+    ],
+)
+def test_refused(loss: Loss):
+    private = fxdp.compile(nn.Linear(6, C), loss_fn=loss, max_grad_norm=1.0, noise_multiplier=0.0,
+                           expected_batch_size=N, backend="eager")  # fmt: skip
+    with pytest.raises(fxdp.ProofError):
+        private(torch.randn(N, 6), torch.randn(N, C))

@@ -139,7 +139,7 @@ def test_a_gradient_that_is_not_finite_adds_nothing(junk: float, strategy: str):
 
 def test_norm_zero_has_factor_one():
     model = nn.Linear(D, 1, bias=False)
-    private = private_of(model, loss_fn=lambda out, y: (out[:, 0] * y))
+    private = private_of(model, loss_fn=lambda out, y: out[:, 0] * y)
     got = released(private, X[:N], torch.tensor([0.0, 0, 0, 1, 0, 0]))
     torch.testing.assert_close(got["weight"][0], 0.5 * X[3] / X[3].norm() / 8)
 

@@ -253,7 +253,10 @@ def test_a_loss_for_each_position_is_no_loss_for_each_sample(n: int):
     found = refused(
         fxdp.BatchMixingError, __file__, marked(TimeFirst), TimeFirst(), torch.randn(n, T, D)
     )
-    assert (found[0].op, found[0].why) == ("loss", "a loss of shape [5] is not one number for each sample")
+    assert (found[0].op, found[0].why) == (
+        "loss",
+        "a loss of shape [5] is not one number for each sample",
+    )
 
 
 def test_independent_faults_come_in_order_and_once():
@@ -265,7 +268,9 @@ def test_independent_faults_come_in_order_and_once():
     with pytest.raises(fxdp.BatchMixingError) as caught:
         fxdp.prove(Net(several), torch.randn(N, D))
     first = several.__code__.co_firstlineno
-    found = [(d.location.line - first, d.op.split()[0]) for d in caught.value.diagnostics if d.location]
+    found = [
+        (d.location.line - first, d.op.split()[0]) for d in caught.value.diagnostics if d.location
+    ]
     assert found == [(1, "mean"), (2, "flip"), (3, "roll")]
     assert str(caught.value).startswith("the model cannot be made private, 3 faults found")
 

@@ -82,6 +82,9 @@ def found_at(call: Call, x: Any, indices: Sequence[Any]) -> Shard | None:
             return at
         case Shard(dim, inner) if dim in look.indexed:
             own = indices[dim]
+            others = [i for d, i in enumerate(indices) if d != dim and isinstance(i, Value)]
+            if any(isinstance(i.placement, Iota) for i in others):
+                raise Mixed("the result depends on a sample's position in the batch")
             own_row = isinstance(own.placement, Iota) and own.placement.step == 1
             if own_row and inner == 1 and x.shape[dim] == call.n:
                 return at
@@ -107,7 +110,7 @@ def put(call: Call, x: Any, indices: Any, values: Any, accumulate: bool = False)
         refuse_samples(*indices)
         other = values if sums[0] else x
         if all(sums) or other.placement == Replicate(zero=True):
-            return Partial()
+            return Partial(public=Partial(public=True) in (x.placement, values.placement))
         raise Mixed("a total over the batch is written into other values", "uses-batch-total")
     at = found_at(call, x, indices)
     look = lookup(indices)
@@ -221,7 +224,8 @@ def scattered(call: Call, x: Any, dim: int, index: Any, source: Any, *_: Any, **
     if is_shared(x, index, source):
         return Replicate()
     if any(isinstance(p, Partial) for p in places):
-        if isinstance(index.placement, Replicate) and all(
+        writes_number = not isinstance(source, Value) and source != 0
+        if isinstance(index.placement, Replicate) and not writes_number and all(
             p in (Partial(), Replicate(zero=True)) for p in (places[0], *places[2:])
         ):
             return Partial()
@@ -258,7 +262,7 @@ def index_added(call: Call, x: Any, dim: int, index: Any, source: Any, **_: Any)
         case Replicate(zero=True), Shard(0, inner), Shard(d, other) if d == dim and inner == other:
             return Partial()
         case (Partial() | Replicate(zero=True)), Replicate(), Partial():
-            return Partial()
+            return Partial(public=Partial(public=True) in (x.placement, source.placement))
         case _:
             raise Mixed(ELSEWHERE)
 
@@ -280,7 +284,9 @@ def index_selected(call: Call, x: Any, dim: int, index: Any) -> Placement:
 def bucketed(call: Call, x: Any, boundaries: Any, **_: Any) -> Placement:
     """The bucket of each element among shared boundaries."""
     refuse_samples(boundaries)
-    if isinstance(x.placement, Shard | Replicate):
+    if isinstance(x.placement, Replicate):
+        return Replicate()
+    if isinstance(x.placement, Shard):
         return x.placement
     raise Mixed("a total over the batch is used to compute something else", "uses-batch-total")
 

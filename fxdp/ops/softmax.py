@@ -49,8 +49,19 @@ def argsorted(call: Call, x: Any, dim: int = -1, *_: Any, **__: Any) -> Placemen
 
 
 def topped(call: Call, x: Any, k: Any, dim: int = -1, *_: Any) -> tuple[Placement, Placement]:
-    """topk and kthvalue."""
+    """topk."""
     at = along(call, dim % max(x.rank, 1), x)
+    return at, at
+
+
+def kth(call: Call, x: Any, k: Any, dim: int, keepdim: bool = False) -> tuple[Placement, Placement]:
+    """kthvalue, which drops the axis."""
+    at = x.placement
+    if isinstance(at, Shard) and at.dim != dim:
+        at = Shard(at.dim - (dim < at.dim and not keepdim), at.inner)
+    elif not isinstance(at, Replicate):
+        raise Mixed("it works along the batch axis")
+    at = at if isinstance(at, Shard) else Replicate()
     return at, at
 
 
@@ -92,7 +103,7 @@ RULES: Table = {
     aten.sort.stable: Rule(ordered_stably),
     aten.argsort.default: Rule(argsorted),
     aten.topk.default: Rule(topped),
-    aten.kthvalue.default: Rule(topped),
+    aten.kthvalue.default: Rule(kth),
     aten.cummax.default: Rule(scanned),
     aten.cummin.default: Rule(scanned),
     aten._cdist_forward.default: Rule(last_axes(2)),

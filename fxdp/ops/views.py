@@ -126,10 +126,12 @@ def cut(call: Call, x: Any, at: Shard, start: Any, step: Any, length: Any) -> Sh
 
 
 def sliced(call: Call, x: Any, dim: int = 0, start: Any = 0, end: Any = None, step: Any = 1):
-    """A slice of one axis."""
+    """A slice of one axis; one of the whole axis changes nothing."""
+    if call.out[0] == x.shape and step == 1:
+        return x.placement
 
     def move(at: Shard) -> Shard:
-        if at.dim != dim or call.out[0] == x.shape and step == 1:
+        if at.dim != dim:
             return at
         return cut(call, x, at, start or 0, step, call.out[0][dim])
 
@@ -395,7 +397,6 @@ ISOMETRIC = {
 }
 
 LINEAR = {
-    aten.expand.default: expanded,
     aten.copy.default: overwritten,
     aten.repeat.default: repeated,
     aten.slice.Tensor: sliced,
@@ -439,6 +440,8 @@ LINEAR = {
     aten.pixel_unshuffle.default: leading(3),
 }
 
-RULES: Table = {op: Rule(place, isometry=True) for op, place in ISOMETRIC.items()} | {
-    op: Rule(place) for op, place in LINEAR.items()
-}
+RULES: Table = (
+    {op: Rule(place, isometry=True, reshapes=place is viewed) for op, place in ISOMETRIC.items()}
+    | {op: Rule(place) for op, place in LINEAR.items()}
+    | {aten.expand.default: Rule(expanded, repeats=True)}
+)

@@ -95,10 +95,9 @@ class Home:
                 own_terms = [self.tensor.draw(shape, own) for _ in range(n)]
                 total = torch.stack(own_terms).sum(0).to(term.dtype)
                 return (total + term, [x + term for x in own_terms]) if public else (total, own_terms)
-            case Iota(dim):
+            case Iota() as at:
                 sizes = [int(s.subs(N, n)) for s in self.shape]
-                count = torch.arange(n).reshape(-1, *[1] * (len(sizes) - dim - 1))
-                return count.expand(sizes).clone(), [torch.zeros(shape, dtype=torch.int64)] * n
+                return counted(at, sizes).clone(), [torch.zeros(shape, dtype=torch.int64)] * n
             case Shard(dim, inner):
                 locals_ = [self.tensor.draw(shape, own) for _ in range(n)]
                 split = [x.unflatten(dim, (-1, int(inner))) for x in locals_]
@@ -122,8 +121,9 @@ def homes(t: T) -> list[Home]:
         if "shard" in t.only:
             inners = [i for i in range(1, size + 1) if size % i == 0]
             found += [Home(t, Shard(dim, sympy.Integer(i)), shape) for i in inners]
-        if "iota" in t.only and size == 1 and t.dtype == torch.int64:
-            found.append(Home(t, Iota(dim), shape))
+        if "iota" in t.only and t.dtype == torch.int64 and (size == 1 or t.only == ["iota"]):
+            steps = (1, 3) if size == 1 else (1,)
+            found += [Home(t, Iota(dim, sympy.Integer(size), sympy.Integer(s)), shape) for s in steps]
     return found
 
 
@@ -290,10 +290,15 @@ def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
         except Mixed:
             tally.refused += 1
             continue
+        try:
+            found = [Trial(node, inputs, placed, size, table).trouble() for size in BATCHES]
+        except ImpossibleError:
+            tally.impossible += 1
+            continue
         tally.claimed += 1
         tally.samples += held
-        for size in BATCHES:
-            if trouble := Trial(node, inputs, placed, size, table).trouble():
+        for size, trouble in zip(BATCHES, found, strict=True):
+            if trouble:
                 said = [(h.placement, h.shape) for h in homes_]
                 tally.false.append(
                     f"{op}{node.args} {dict(node.kwargs)} with {said} at N={size}, {backward=}: "
@@ -311,6 +316,10 @@ def concrete(x: Any, n: Any) -> Any:
 
 
 SQUEEZES = {getattr(torch.ops.aten.squeeze, name) for name in ("default", "dim", "dims")}
+
+
+class ImpossibleError(Exception):
+    """Operands that torch accepts as fake tensors only."""
 
 
 class Trial:
@@ -347,7 +356,11 @@ class Trial:
         self.data = data
         seen = {k: self.seen(k, *v) for k, v in data.items()}
         torch.manual_seed(0)
-        return self.call(seen), [self.call({k: v[1][i] for k, v in data.items()}) for i in range(self.n)]
+        try:
+            whole = self.call(seen)
+        except (RuntimeError, IndexError) as error:
+            raise ImpossibleError from error
+        return whole, [self.call({k: v[1][i] for k, v in data.items()}) for i in range(self.n)]
 
     def seen(self, node: Node, value: Any, locals_: list[Any]) -> Any:
         """An operand as `localize` hands it to a node that holds samples."""
@@ -388,9 +401,8 @@ class Trial:
                 own = [rows.select(dim + 1, i).flatten(dim, dim + 1) for i in range(self.n)]
                 good = all(same(a, b) for a, b in zip(own, locals_, strict=True))
                 return None if good else "a sample's slice is not its local value"
-            case Iota(dim):
-                count = torch.arange(self.n).reshape(-1, *[1] * (whole.dim() - dim - 1))
-                good = same(whole.double(), count.expand(whole.shape).double())
+            case Iota():
+                good = same(whole.double(), counted(at, whole.shape).double())
                 good = good and whole.dtype in (torch.int32, torch.int64)
                 return None if good else "the result does not count samples"
             case Partial(public):
@@ -408,7 +420,8 @@ class Trial:
 
     def by_twin(self, whole: torch.Tensor) -> bool:
         """Does `localize` give this result its local values from those of its operands?"""
-        return whole.dim() == 0 and bool(self.totals()) and self.rule.pointwise
+        numbers = all(not isinstance(x, Home) for x in self.inputs.values())
+        return whole.dim() == 0 and bool(self.totals()) and (self.rule.pointwise or numbers)
 
     def twin_trouble(self, locals_: list[Any]) -> str | None:
         """The op, called with the N local values at once, must give those of the result."""
@@ -422,7 +435,7 @@ class Trial:
     def form_trouble(self, locals_: list[Any], index: int, results: int) -> str | None:
         """The form of the sum must have the local results for its per-sample values."""
         held = [x for x in self.inputs.values() if isinstance(x, Home) and isinstance(x.placement, Shard)]
-        if not held:
+        if not held or self.totals():
             return None
         if not isinstance(self.rule, SumRule):
             return "it is a sum over samples without a form"
@@ -448,6 +461,12 @@ class Trial:
         if wanted.is_floating_point() and not same(form.total(factor), (wanted * factor.reshape(shape)).sum(0)):
             return "the form's total is not the weighted sum"
         return None
+
+
+def counted(at: Iota, sizes: Any) -> torch.Tensor:
+    """step times the number of the sample, along an axis of size N * inner."""
+    count = torch.arange(sizes[at.dim]) // int(at.inner) * int(at.step)
+    return count.reshape(-1, *[1] * (len(sizes) - at.dim - 1)).expand(*sizes)
 
 
 def flat(result: Any) -> list[Any]:

@@ -16,6 +16,7 @@ def ids(*shape: int, high: int = 3, only: str = IDS) -> T:
 
 
 ANY = T(3, 2, only=FEW)
+BELONGS = T(3, high=3, only="iota")  # the bag of each id
 CASES = [
     *(case(op, T(3, 2), [each(ids(2), ids(1, 2), ids(2, 1))]) for op in (aten.index.Tensor, aten._unsafe_index.Tensor)),
     case(aten.index.Tensor, T(2, 3), [None, each(ids(2), ids(1), ids(1, 2))]),
@@ -48,6 +49,14 @@ CASES = [
     case(aten.index_put.default, T(2, 3, 3, only=TABLE), [None, ids(2), ids(1)], each(T(2, 2, only=FEW), T(2, 1, only=FEW)), True),
     case(aten.index_add.default, T(3, 2), each(0, 1), each(ids(2, high=2), ids(3, high=2)), T(3, 2, only=FEW), alpha=each(1, 3, N)),
     case(aten.index_add.default, T(3, 2, 2, only=TABLE), each(0, 1), ids(2, high=2), each(T(2, 2, 2), T(3, 2, 2)), alpha=each(1, 3)),
+    *(case(op, T(4, 2), each(T(3, high=4), T(1, high=4)), ids(1), each(False, True), each(0, 1, 2), False, None, False, each(-1, 1))
+      for op in (aten._embedding_bag.default, aten._embedding_bag_forward_only.default)),
+    case(aten._embedding_bag.default, T(4, 2, only="replicate"), T(3, high=4), ids(1), False, 0, False, T(3)),
+    case(aten._embedding_bag_backward.default, T(1, 2, only="shard"), T(3, high=4, only="shard"), ids(1, only="iota"), BELONGS,
+         T(N, values=(3,), high=4), T(1, 2, high=4, only="shard"), 4, False, each(0, 1), False, None, each(-1, 1)),
+    case(aten._embedding_bag_per_sample_weights_backward.default, T(1, 2, only="shard"), T(4, 2, only="replicate"),
+         T(3, high=4, only="shard"), ids(1, only="iota"), BELONGS, 0, -1),
+    case(aten.embedding_renorm.default, T(3, 2), T(2, high=3), 1.0, 2.0, samples=False),
     case(aten.bucketize.Tensor, T(2, 3), T(1, only=FEW), right=each(False, True)),
 ]  # fmt: skip
 
