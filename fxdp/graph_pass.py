@@ -19,6 +19,7 @@ from fxdp.forms.batch import Strategy
 from fxdp.placement import Placement
 from fxdp.rules import Table
 
+NO_SOURCE = object()
 Fact = Callable[[GraphModule], str | None]
 
 
@@ -177,8 +178,9 @@ def copied(gm: GraphModule) -> GraphModule:
     copies: dict[Node, Node] = {}
     graph.output(graph.graph_copy(gm.graph, copies))
     for node, copy in copies.items():
-        if hasattr(node, "_dynamo_source"):  # where Dynamo found an input; not in the node's meta
-            setattr(copy, "_dynamo_source", node._dynamo_source)  # noqa: B010
+        # Where Dynamo found an input, which it does not keep in the node's meta.
+        if (source := getattr(node, "_dynamo_source", NO_SOURCE)) is not NO_SOURCE:
+            setattr(copy, "_dynamo_source", source)  # noqa: B010
     graph.output_node().meta = dict(gm.graph.output_node().meta)
     new = GraphModule(gm, graph)
     new.meta = dict(gm.meta)
