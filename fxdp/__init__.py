@@ -4,9 +4,11 @@ from fxdp import operators as operators  # registers the marks that graphs carry
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.check import MiscompilationWarning
-from fxdp.compiler import PASSES, PrivateModule, compile, prove  # noqa: A004 - torch.compile's name
+from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
 from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
 from fxdp.ops import RULES
+from fxdp.pipeline import PASSES
+from fxdp.private_module import PrivateModule
 from fxdp.rules import Rule, SumRule
 from fxdp.verify import Verification, verify
 

@@ -18,9 +18,10 @@ from torch._dynamo.variables.tensor import TensorVariable
 from torch.fx import GraphModule, Node
 
 from fxdp.backend import Record, compile_marked
-from fxdp.compiler import PASSES, checked_options
 from fxdp.diagnostic import CODES, Diagnostic, ProofError
 from fxdp.graph_pass import copied
+from fxdp.options import checked_options
+from fxdp.pipeline import PASSES
 
 OPTIONS = (
     "max_grad_norm",

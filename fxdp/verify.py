@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxdp.capture import BatchDims, Inputs, gather, local_loss
-from fxdp.compiler import Outcome, PrivateModule, compile  # noqa: A004
+from fxdp.compiler import compile  # noqa: A004
 from fxdp.ops import RULES
+from fxdp.private_module import Outcome, PrivateModule
 from fxdp.rules import Table
 
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}

@@ -14,7 +14,7 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 
 import fxdp
-from fxdp import compiler
+from fxdp import pipeline
 from fxdp.backend import safe_views
 from fxdp.check import Checked, MiscompilationWarning, difference
 
@@ -83,7 +83,7 @@ class TestTheNetThatInductorGetsWrong:
             expected_batch_size=8,
         )  # fmt: skip
         settings = replace(private._settings, check=guard)
-        step = compiler.compiled_step(model, F.cross_entropy, settings, private._record)
+        step = pipeline.compiled_step(model, F.cross_entropy, settings, private._record)
         private.__dict__["_step"] = step
         private(x, y).backward()
         got = [p.grad for p in model.parameters() if p.grad is not None]

@@ -62,13 +62,10 @@ class Conv:
         room = [h + 2 * p for h, p in zip(self.x.shape[3:], s.padding, strict=True)]
         if all(h - r < step for h, r, step in zip(room, reach, s.stride, strict=True)):
             return self
-        pads = [
-            (p, r - p - h)
-            for p, r, h in zip(s.padding, reach, self.x.shape[3:], strict=True)
-        ]
-        flat = [side for pad in reversed(pads) for side in pad]
-        x = torch.nn.functional.pad(self.x, flat)
-        return Conv(x, self.g, Spec(s.weight, s.stride, (0,) * len(pads), s.dilation, s.groups))
+        x = torch.nn.functional.pad(self.x, [p for p in reversed(s.padding) for _ in range(2)])
+        for axis, r in enumerate(reach):
+            x = x.narrow(3 + axis, 0, r)
+        return Conv(x, self.g, Spec(s.weight, s.stride, (0,) * len(reach), s.dilation, s.groups))
 
     def per_sample(self, strategy: Strategy = "instantiate") -> Tensor:
         """[N, D, C / G, *k]"""

@@ -70,7 +70,7 @@ class Outer:
         a, b = wide(self.a), wide(self.b)
         if a.shape[-2] == 1:
             squares = a.square().sum((-2, -1)) * b.square().sum((-2, -1))
-            return squares.reshape(a.shape[0], -1).sum(1)
+            return squares.unsqueeze(-1).flatten(1).sum(1)
         # Rounding can leave a sum of products a little below 0.
         return ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
 

@@ -1,0 +1,74 @@
+"""The pipeline, and a step of a model with it inside."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from fxdp import facts
+from fxdp.backend import Record, Settings, compile_marked
+from fxdp.capture import own_step
+from fxdp.diagnostic import ProofError
+from fxdp.graph_pass import Pass
+from fxdp.passes.clip import clip
+from fxdp.passes.explain import explain
+from fxdp.passes.localize import localize
+from fxdp.passes.lower import lower
+from fxdp.passes.measure import measure
+from fxdp.passes.noise import noise
+from fxdp.passes.plan import plan
+from fxdp.passes.prove import prove
+from fxdp.passes.tidy import tidy
+
+PASSES: tuple[Pass, ...] = (
+    # One spelling of each op.
+    Pass(tidy, needs=(facts.one_mark,), gives=(facts.axes_from_left,)),
+    # Place every value; refuse what mixes samples.
+    Pass(prove, needs=(facts.axes_from_left,), gives=(facts.placed, facts.batch_symbolic)),
+    # Totals over the batch that are used as values become each sample's own.
+    Pass(localize, needs=(facts.placed,), gives=(facts.totals_local,)),
+    # Every path to a gradient ends in sums over samples that have a form.
+    Pass(explain, needs=(facts.totals_local,), gives=(facts.explained,)),
+    # Choose how each norm is found.
+    Pass(plan, needs=(facts.explained,)),
+    # Emit squared norms and clip factors.
+    Pass(measure),
+    # Re-weight every sum by the factors.
+    Pass(clip),
+    # Add noise, once for each parameter, and put the result in the gradient's place.
+    Pass(noise, gives=(facts.private_outputs, facts.noise_once)),
+    # Retrace to plain aten ops.
+    Pass(lower, gives=(facts.batch_symbolic,)),
+)
+
+# The passes that say whether a model can be private at all.
+PROOF = PASSES[:4]
+
+
+def compiled_step(
+    model: nn.Module,
+    loss_fn: Callable[..., Any] | None,
+    settings: Settings,
+    record: Record,
+    passes: tuple[Pass, ...] = PASSES,
+) -> Callable[..., Any]:
+    """A step of the model as torch.compile makes it, with passes inside."""
+
+    def fxdp(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
+        return compile_marked(gm, example_inputs, passes, settings, record)
+
+    return torch.compile(own_step(model, loss_fn), backend=fxdp, fullgraph=True)
+
+
+class Proven(ProofError):
+    """Raised to leave a capture once the proof is done; no error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def stop(gm: GraphModule) -> GraphModule:
+    """Leave the capture: there is nothing to compile."""
+    raise Proven

@@ -1,0 +1,304 @@
+"""A model whose training steps are private."""
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fxdp.backend import Record, Settings
+from fxdp.capture import (
+    SMALLEST,
+    BatchDims,
+    Inputs,
+    argument_names,
+    capture_errors,
+    capture_settings,
+    gather,
+)
+from fxdp.certificate import Certificate, certify
+from fxdp.diagnostic import ProofError
+from fxdp.graph_pass import Pass, Study
+from fxdp.ops import RULES
+from fxdp.options import Scales, check_scales
+from fxdp.pipeline import PROOF, Proven, compiled_step, stop
+from fxdp.report import Report, report
+
+
+class PrivateModule(nn.Module):
+    """A model whose training steps are private; made by `fxdp.compile`.
+
+    It has the model's own parameters, buffers and submodules, under their own names.
+
+    Guarantees:
+        - After `loss.backward()`, what was added to each `p.grad` is the clipped, noised sum of
+          `fxdp.compile`, and was made from one noise draw.
+        - The released sum changes by at most `sensitivity` in L2 norm when one sample is added
+          or removed.
+        - Nothing is released where capture, proof or the check of compiled code fails.
+
+        ===========================  ============================================
+        case                         what happens
+        ===========================  ============================================
+        empty batch                  noise alone is released; the loss is 0
+        one sample                   as any batch
+        a norm of 0                  factor 1
+        a norm that is inf or NaN    that sample adds nothing
+        a row masked out             that row adds nothing, to loss and gradient
+        ===========================  ============================================
+
+    Attributes:
+        max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
+        releases: how many private gradients were released.
+    """
+
+    _model: nn.Module
+    _step: Callable[..., Any]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Tensor] | None,
+        scales: Scales,
+        settings: Settings,
+        batch_dims: BatchDims,
+    ) -> None:
+        super().__init__()
+        # The same parameters, buffers and submodules, not copies and not one level down.
+        for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[shared] = model.__dict__[shared]
+        self.__dict__["_model"] = model
+        self.training = model.training
+        self.max_grad_norm, self.noise_multiplier, self.expected_batch_size = scales
+        self._loss_fn = loss_fn
+        self._batch_dims = batch_dims
+        self._settings = settings
+        self._record = Record()
+        self._dynamic = True
+        self._inspection: Inspection | None = None
+        self.__dict__["_step"] = compiled_step(model, loss_fn, settings, self._record)
+
+    def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """One step's loss, the mean of the samples' own losses, 0-d.
+
+        With a model that returns a loss among other things, those come along without gradients.
+        In eval mode, or without gradients, the model runs as it is.
+
+        Args:
+            *args, **kwargs: the model's arguments, and the target last where there is a loss_fn.
+            sample_mask: bool [N]; rows that are False are padding.
+
+        Raises:
+            ProofError: the model cannot be proven private.
+            TypeError, ValueError: the arguments do not fit together.
+        """
+        if not self.training or not torch.is_grad_enabled():
+            return self._plain(args, kwargs)
+        inputs, mask = self._prepared(args, kwargs, sample_mask)
+        return self._captured(self._step, inputs, mask, self.noise_multiplier)
+
+    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model as it is; with a target, its loss."""
+        wanted = argument_names(self._model, args, kwargs, has_target=False)
+        if self._loss_fn is not None and ("target" in kwargs or wanted[-1:] == [f"args[{len(args) - 1}]"]):
+            *own, target = (*args, kwargs.pop("target")) if "target" in kwargs else args
+            return self._loss_fn(self._model(*own, **kwargs), target)
+        return self._model(*args, **kwargs)
+
+    def _prepared(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any
+    ) -> tuple[Inputs, Tensor]:
+        """Checked arguments with at least two rows, and the mask of the real ones."""
+        inputs = gather(self._model, args, kwargs, self._batch_dims, self._loss_fn is not None)
+        if mask is None:
+            mask = torch.ones(inputs.size, dtype=torch.bool, device=inputs.device)
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"sample_mask must be a bool tensor, not {type(mask).__name__}")
+        if mask.dtype != torch.bool or tuple(mask.shape) != (inputs.size,):
+            raise ValueError(
+                f"sample_mask must be bool of shape [{inputs.size}], not {mask.dtype} of shape "
+                f"{list(mask.shape)}"
+            )
+        if inputs.size < SMALLEST:
+            mask = torch.cat([mask, mask.new_zeros(SMALLEST - inputs.size)])
+            inputs = inputs.resized(SMALLEST)
+        return inputs, mask
+
+    def _captured(self, step: Any, inputs: Inputs, mask: Tensor, sigma: float) -> Any:
+        """Run a compiled step on checked inputs."""
+        check_scales(self.max_grad_norm, sigma, self.expected_batch_size)
+        scales = tuple(
+            torch.tensor(v, dtype=torch.float64, device=mask.device)
+            for v in (self.max_grad_norm, sigma, self.expected_batch_size)
+        )
+        leaves: list[Any] = []
+        for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):
+            if dim is not None:
+                leaf = leaf.detach()
+                torch._dynamo.mark_dynamic(leaf, dim)
+            leaves.append(leaf)
+        mask = mask.detach()
+        torch._dynamo.mark_dynamic(mask, 0)
+        call = functools.partial(step, scales, mask, tuple(leaves), inputs.dims, inputs.spec)
+        loss, others = self._traced(call)
+        return loss if others is None else Outcome.of(loss, others)
+
+    def _traced(self, call: Callable[[], Any]) -> Any:
+        """Run a step, capturing it first where it has to be.
+
+        Sizes that change between steps become symbols, like the batch size. Where the proof
+        cannot follow a model through those, each size gets a graph of its own from then on.
+        """
+        compiled_before = self._record.compilations > 0
+        try:
+            with capture_settings(self._model, self._dynamic), capture_errors():
+                return call()
+        except ProofError as error:
+            if isinstance(error, Proven) or not (self._dynamic and compiled_before):
+                raise
+        self._dynamic = False
+        with capture_settings(self._model, self._dynamic), capture_errors():
+            return call()
+
+    @contextlib.contextmanager
+    def _silent(self) -> Any:
+        """A step that releases nothing: no noise, no count, no change of the generators."""
+        releases = self._record.releases
+        with torch.random.fork_rng():
+            yield
+        self._record.releases = releases
+
+    def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
+        """[N] gradient norms, one a sample, over all trainable parameters. Not private."""
+        self._extras(self._step, args, kwargs)
+        return self._record.extras["norms"][: self._size(args, kwargs)]
+
+    def per_sample_grads(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """{parameter: [N, *shape]} gradients, one a sample. Not private; for debugging.
+
+        Runs eagerly and materialises everything.
+        """
+        if self._inspection is None:
+            settings = Settings("instantiate", "eager", self._settings.table, inspect=True)
+            record = Record()
+            step = compiled_step(self._model, self._loss_fn, settings, record)
+            self._inspection = Inspection(step, record)
+        self._extras(self._inspection.step, args, kwargs)
+        size = self._size(args, kwargs)
+        extras = self._inspection.record.extras
+        return {k: v[:size] for k, v in extras.items() if k != "norms"}
+
+    def _size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        return gather(self._model, args, kwargs, self._batch_dims, self._loss_fn is not None).size
+
+    def _extras(self, step: Any, args: Any, kwargs: Any) -> None:
+        """Run a step and its backward pass without a release, for what it returns beside."""
+        inputs, mask = self._prepared(args, kwargs, None)
+        with self._silent(), torch.enable_grad():
+            out = self._captured(step, inputs, mask, 0.0)
+            loss = out.loss if isinstance(out, Outcome) else out
+            trained = [p for p in self.parameters() if p.requires_grad]
+            torch.autograd.grad(loss, trained, allow_unused=True)
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one sample, added or removed, moves the released gradient: C / L, in L2 norm.
+
+        Before the user scales the loss by a constant, which scales this too.
+        """
+        return self.max_grad_norm / self.expected_batch_size
+
+    @property
+    def releases(self) -> int:
+        return self._record.releases
+
+    @property
+    def graph_module(self) -> GraphModule:
+        """The joint graph after the last pass that is made for reading."""
+        readable = self._study().readable
+        assert readable is not None
+        return readable
+
+    def report(self) -> Report:
+        """One row for each parameter: its sums, their form, strategy and predicted cost."""
+        return report(self._study())
+
+    def certificate(self, *args: Any, **kwargs: Any) -> Certificate:
+        """What is proven and what is assumed; of the last compilation, or of given inputs.
+
+        Raises:
+            ProofError: these inputs cannot be proven.
+            RuntimeError: nothing was compiled yet and no inputs are given.
+        """
+        if not args and not kwargs:
+            return certify(self._study(), RULES, self._record.fallbacks)
+        inputs, mask = self._prepared(args, kwargs, None)
+        return self._proven(inputs, mask)
+
+    def _proven(self, inputs: Inputs, mask: Tensor) -> Certificate:
+        """Capture a step and run only the proof on it."""
+        record = Record()
+        passes = (*PROOF, Pass(stop))
+        step = compiled_step(self._model, self._loss_fn, self._settings, record, passes)
+        with contextlib.suppress(Proven):
+            self._captured(step, inputs, mask, 0.0)
+        assert record.study is not None
+        return certify(record.study, RULES, self._record.fallbacks)
+
+    def _study(self) -> Study:
+        if self._record.study is None or self._record.study.readable is None:
+            raise RuntimeError("nothing was compiled yet: run a step first")
+        return self._record.study
+
+    def train(self, mode: bool = True) -> "PrivateModule":
+        """Training mode releases private gradients; eval mode is the model as it is."""
+        self._model.train(mode)
+        self.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PrivateModule":
+        """A private module over a copy of the model, with the same settings; not compiled yet."""
+        scales = (self.max_grad_norm, self.noise_multiplier, self.expected_batch_size)
+        model = copy.deepcopy(self._model, memo)
+        return PrivateModule(model, self._loss_fn, scales, self._settings, self._batch_dims)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "compiled code cannot be pickled: save the state_dict() and compile the model again"
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"max_grad_norm={self.max_grad_norm}, noise_multiplier={self.noise_multiplier}, "
+            f"expected_batch_size={self.expected_batch_size}"
+        )
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A step that also returns per-sample gradients, and where it leaves them."""
+
+    step: Callable[..., Any]
+    record: Record
+
+
+class Outcome(dict[str, Any]):
+    """The outputs of a model beside its loss, by name; and the loss."""
+
+    @classmethod
+    def of(cls, loss: Tensor, others: Any) -> Any:
+        """A dict where the model returned names, a tuple where it returned a tuple."""
+        if not isinstance(others, Mapping):
+            return (loss, *others)
+        return cls({"loss": loss} | dict(others))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None

@@ -1,0 +1,38 @@
+"""Plain sums over samples, and tensors that know where their samples are."""
+
+import sympy
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fxdp.forms import Reduce
+from fxdp.forms.batch import Batch
+from fxdp.placement import Shard
+from tests.forms.loops import DTYPES, QUICK, drawn, hold, silent
+
+
+@QUICK
+@given(st.integers(0, 4), st.lists(st.integers(1, 3), max_size=3), st.sampled_from(DTYPES))
+def test_every_shape(n: int, shape: list[int], dtype: torch.dtype) -> None:
+    x = drawn(1, n, *shape, dtype=dtype)
+    hold(Reduce(x), x)
+
+
+def test_factor_zero_is_silence() -> None:
+    silent(Reduce, drawn(1, 3, 2, 4))
+
+
+@QUICK
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
+def test_batches_are_taken_apart(n: int, outer: int, inner: int, dim: int) -> None:
+    """`kept` gives the local values; the others the same with the positions elsewhere."""
+    shape = [2, 3, 4]
+    shape[dim] = outer * inner
+    each = [drawn(i, *shape) for i in range(n)]
+    split = [x.unflatten(dim, (outer, inner)) for x in each]
+    whole = torch.stack(split, dim + 1).flatten(dim, dim + 2)
+    batch = Batch(whole, Shard(dim, sympy.Integer(inner)), n)
+    wanted = torch.stack(each)
+    assert torch.equal(batch.kept(), wanted)
+    assert torch.equal(batch.samples_first(), wanted.movedim(dim + 1, 1))
+    assert torch.equal(batch.positions(), wanted.movedim(dim + 1, 1).movedim(1, -2))
