@@ -104,6 +104,7 @@ class Study:
         n: the symbol of the number of samples (from `prove`).
         size: a node with the number of samples (from `prove`).
         mark: where the loss is (from `prove`).
+        shown: placements of what the caller sees beside the loss, in order (from `prove`).
         gradients: from `explain`.
         choices: from `plan`.
         each: per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`).
@@ -120,6 +121,7 @@ class Study:
     n: sympy.Symbol | None = None
     mark: Mark | None = None
     size: Node | None = None
+    shown: tuple[Any, ...] = ()
     gradients: tuple[Gradient, ...] = ()
     choices: tuple[Choice, ...] = ()
     each: dict[str, Node] = field(default_factory=lambda: {})

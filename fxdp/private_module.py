@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 from fxdp.backend import Record, Settings
 from fxdp.capture import (
@@ -27,6 +28,7 @@ from fxdp.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.options import Scales, check_scales
 from fxdp.pipeline import PROOF, Proven, compiled_step, stop
+from fxdp.placement import Shard
 from fxdp.report import Report, report
 
 
@@ -99,21 +101,23 @@ class PrivateModule(nn.Module):
         """
         if not self.training or not torch.is_grad_enabled():
             return self._plain(args, kwargs)
-        inputs, mask = self._prepared(args, kwargs, sample_mask)
-        return self._captured(self._step, inputs, mask, self.noise_multiplier)
+        inputs, mask, size = self._prepared(args, kwargs, sample_mask)
+        out = self._captured(self._step, inputs, mask, self.noise_multiplier)
+        return self._without_padding(out, size) if size < SMALLEST else out
 
     def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The model as it is; with a target, its loss."""
         wanted = argument_names(self._model, args, kwargs, has_target=False)
-        if self._loss_fn is not None and ("target" in kwargs or wanted[-1:] == [f"args[{len(args) - 1}]"]):
+        beyond = wanted[-1:] == [f"args[{len(args) - 1}]"]  # one more than the model takes
+        if self._loss_fn is not None and ("target" in kwargs or beyond):
             *own, target = (*args, kwargs.pop("target")) if "target" in kwargs else args
             return self._loss_fn(self._model(*own, **kwargs), target)
         return self._model(*args, **kwargs)
 
     def _prepared(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any
-    ) -> tuple[Inputs, Tensor]:
-        """Checked arguments with at least two rows, and the mask of the real ones."""
+    ) -> tuple[Inputs, Tensor, int]:
+        """Checked arguments with at least two rows, the mask of the real ones, their number."""
         inputs = gather(self._model, args, kwargs, self._batch_dims, self._loss_fn is not None)
         if mask is None:
             mask = torch.ones(inputs.size, dtype=torch.bool, device=inputs.device)
@@ -124,10 +128,11 @@ class PrivateModule(nn.Module):
                 f"sample_mask must be bool of shape [{inputs.size}], not {mask.dtype} of shape "
                 f"{list(mask.shape)}"
             )
-        if inputs.size < SMALLEST:
-            mask = torch.cat([mask, mask.new_zeros(SMALLEST - inputs.size)])
+        size = inputs.size
+        if size < SMALLEST:
+            mask = torch.cat([mask, mask.new_zeros(SMALLEST - size)])
             inputs = inputs.resized(SMALLEST)
-        return inputs, mask
+        return inputs, mask, size
 
     def _captured(self, step: Any, inputs: Inputs, mask: Tensor, sigma: float) -> Any:
         """Run a compiled step on checked inputs."""
@@ -147,6 +152,24 @@ class PrivateModule(nn.Module):
         call = functools.partial(step, scales, mask, tuple(leaves), inputs.dims, inputs.spec)
         loss, others = self._traced(call)
         return loss if others is None else Outcome.of(loss, others)
+
+    def _without_padding(self, out: Any, size: int) -> Any:
+        """What a model returned beside its loss, with the rows of the first `size` samples."""
+        places = iter(self._study().shown)
+
+        def own_rows(x: Tensor) -> Tensor:
+            at = next(places)
+            if not isinstance(at, Shard):
+                return x
+            apart = x.unflatten(at.dim, (-1, SMALLEST, int(at.inner)))
+            return apart.narrow(at.dim + 1, 0, size).flatten(at.dim, at.dim + 2)
+
+        if isinstance(out, Outcome):
+            rest = {k: v for k, v in out.items() if k != "loss"}
+            return Outcome.of(out.loss, pytree.tree_map_only(Tensor, own_rows, rest))
+        if isinstance(out, tuple):
+            return (out[0], *pytree.tree_map_only(Tensor, own_rows, out[1:]))
+        return out
 
     def _traced(self, call: Callable[[], Any]) -> Any:
         """Run a step, capturing it first where it has to be.
@@ -198,7 +221,7 @@ class PrivateModule(nn.Module):
 
     def _extras(self, step: Any, args: Any, kwargs: Any) -> None:
         """Run a step and its backward pass without a release, for what it returns beside."""
-        inputs, mask = self._prepared(args, kwargs, None)
+        inputs, mask, _ = self._prepared(args, kwargs, None)
         with self._silent(), torch.enable_grad():
             out = self._captured(step, inputs, mask, 0.0)
             loss = out.loss if isinstance(out, Outcome) else out
@@ -237,7 +260,7 @@ class PrivateModule(nn.Module):
         """
         if not args and not kwargs:
             return certify(self._study(), RULES, self._record.fallbacks)
-        inputs, mask = self._prepared(args, kwargs, None)
+        inputs, mask, _ = self._prepared(args, kwargs, None)
         return self._proven(inputs, mask)
 
     def _proven(self, inputs: Inputs, mask: Tensor) -> Certificate:

@@ -66,6 +66,8 @@ def prove(gm: GraphModule) -> GraphModule:
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
     report(gm, faults)
+    seen = gm.graph.find_nodes(op="call_function", target=MARKS.shown.default)
+    here.shown = tuple(n.meta["placement"] for n in seen)
     # What is left can reach no output: assertions about the whole batch.
     for node in reversed(gm.graph.nodes):
         if node in spoilt:

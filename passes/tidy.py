@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from fxdp.graph_pass import arguments, study
 
-EXPAND = torch.ops.aten.expand.default
 # Names of schema arguments that are axes of the larger of operand and result.
 AXES = {"dim", "dims", "dim0", "dim1", "dim2"}
 # ... and of the operand, though the result has more axes.

@@ -126,7 +126,6 @@ def test_outputs(make: Any):
     assert private.releases == 2
 
 
-@pytest.mark.xfail(strict=True, reason="the rows that pad a small batch are shown")
 def test_a_batch_of_one_shows_one_row():
     private = fxdp.compile(
         Returns(lambda loss, out: (loss, out)), max_grad_norm=1.0, noise_multiplier=0.0,

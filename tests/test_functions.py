@@ -16,7 +16,7 @@ SEQUENCES = {
         "cat": lambda h: torch.cat([h, h.flip(1), h[:, :1]], 1),
         "stack": lambda h: torch.stack([h, h.roll(1, 1)], 2),
         "chunk": lambda h: torch.add(*h.chunk(2, -1)),
-        "split": lambda h: h.split([1, 3], 1)[1] * h.split(3, 1)[0][:, :1],
+        "split": lambda h: h.split([1, 3], 1)[1] * h.split(3, 1)[0],
         "unbind": lambda h: sum((i + 1) * x for i, x in enumerate(h.unbind(1))),
         "slice": lambda h: h[:, ::2] * h[:, 1::2] + h[:, -1:],
         "index": lambda h: h[:, torch.tensor([3, 0, 0])] + h[..., [0]],

@@ -27,12 +27,12 @@ def views(draw: st.DrawFn) -> tuple[list[sympy.Expr], list[sympy.Expr], Shard]:
     digits = draw(st.permutations(digits)) if draw(st.booleans()) else digits
     cuts = sorted(draw(st.lists(st.integers(0, len(digits)), max_size=3)))
     bounds = [0, *cuts, len(digits)]
-    new = [sympy.prod(digits[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    new = [sympy.sympify(sympy.prod(digits[a:b])) for a, b in zip(bounds, bounds[1:], strict=False)]
     return old, new, Shard(dim, sympy.Integer(inner))
 
 
 def concrete(shape: list[sympy.Expr], n: int) -> list[int]:
-    return [int(sympy.sympify(s).subs(N, n)) for s in shape]
+    return [int(s.subs(N, n)) for s in shape]
 
 
 def owners(shape: list[int], at: Shard, n: int) -> torch.Tensor:
@@ -57,7 +57,7 @@ def test_where_samples_land(view: tuple[list[sympy.Expr], list[sympy.Expr], Shar
         for dim, s in enumerate(new):
             for inner in range(1, math.prod(concrete(new, 1)) + 1):
                 other = Shard(dim, sympy.Integer(inner))
-                whole = is_whole(tuple(map(sympy.sympify, new)), other, N)
+                whole = is_whole(tuple(new), other, N)
                 assert not (whole and all(is_true(old, new, at, other, n) for n in (2, 3, 5))), s
         return
     assert all(is_true(old, new, at, there, n) for n in (2, 3, 4, 5))

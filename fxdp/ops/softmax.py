@@ -107,4 +107,5 @@ RULES: Table = {
     aten.cummax.default: Rule(scanned),
     aten.cummin.default: Rule(scanned),
     aten._cdist_forward.default: Rule(last_axes(2)),
+    aten._cdist_backward.default: Rule(last_axes(2)),
 }
