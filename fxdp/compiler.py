@@ -60,7 +60,12 @@ def compile(  # noqa: A001 - torch.compile's name
 def check_parameters(model: nn.Module) -> None:
     """A model must have something to train, and nothing that cannot be."""
     for name, p in model.named_parameters():
-        if not (p.is_floating_point() or p.is_complex()):
+        if p.is_complex():
+            raise TypeError(
+                f"model's parameter {name!r} is complex; keep it as a real one of twice the size, "
+                "and use torch.view_as_complex in forward"
+            )
+        if not p.is_floating_point():
             raise TypeError(f"model's parameter {name!r} has dtype {p.dtype}; make it a buffer")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: set requires_grad on at least one")

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxdp.diagnostic import ProofError, diagnose
 from fxdp.graph_pass import Gradient, gradients, placement, study
 from fxdp.placement import Replicate
-from fxdp.sums import is_partial, is_sum, sum_at
+from fxdp.sums import is_partial, is_sum, sum_at, value
 
 
 def explain(gm: GraphModule) -> GraphModule:
@@ -21,6 +21,10 @@ def explain(gm: GraphModule) -> GraphModule:
     """
     found: list[Gradient] = []
     for name, node in gradients(gm).items():
+        if not value(node).is_floating_point():
+            # torch draws complex noise with half the variance for each part.
+            why = f"{name} is complex: keep its real and imaginary parts as a real parameter"
+            raise ProofError(diagnose(node, why, "unexplained-gradient", (node.name, name)))
         sums, linear = trace_back(node)
         for source in sums:
             if sum_at(gm, source) is None:

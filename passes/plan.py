@@ -50,6 +50,8 @@ def choose(gm: GraphModule, gradient: Gradient, strategy: Strategy | Literal["au
     offered: list[Strategy] = [s for s in STRATEGIES if all(s in f.strategies for f in merged)]
     if kind == "general":
         offered = [s for s in offered if s != "ghost"]
+    if any(value(s).is_complex() for s in gradient.sums):
+        offered = ["instantiate"]
     costs = {s: total_cost(merged, s) for s in offered}
     if strategy == "auto":
         strategy = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, costs[s]))

@@ -25,15 +25,17 @@ BatchDims = Mapping[str, int | None] | int
 
 
 def axes_of(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dims: BatchDims, has_target: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dims: BatchDims,
+    has_target: bool,
 ) -> list[int | None]:
     """The axis of the samples of each tensor among the arguments, flattened."""
     own = len(args) - has_target
     names = list(inspect.signature(model.forward).parameters)
     keys = [*(names[i] if i < len(names) else "" for i in range(own)), *["target"] * has_target]
-    wanted = [
-        dims.get(k, 0) if isinstance(dims, Mapping) else dims for k in (*keys, *kwargs)
-    ]
+    wanted = [dims.get(k, 0) if isinstance(dims, Mapping) else dims for k in (*keys, *kwargs)]
     return [
         d if isinstance(leaf, Tensor) else None
         for value, d in zip((*args, *kwargs.values()), wanted, strict=True)
@@ -55,7 +57,9 @@ def local_loss(
         loss = loss_fn(model(*args, **kwargs), target)
     else:
         out = model(*args, **kwargs)
-        loss = out if isinstance(out, Tensor) else out["loss"] if isinstance(out, dict) else out.loss
+        loss = (
+            out if isinstance(out, Tensor) else out["loss"] if isinstance(out, dict) else out.loss
+        )
     return loss.sum()
 
 
@@ -89,11 +93,14 @@ def norms(each: dict[str, Tensor]) -> Tensor:
     return torch.stack([g.unsqueeze(-1).flatten(1).square().sum(1) for g in wide]).sum(0).sqrt()
 
 
-def clipped_sum(each: dict[str, Tensor], max_grad_norm: float, expected: float) -> dict[str, Tensor]:
+def clipped_sum(
+    each: dict[str, Tensor], max_grad_norm: float, expected: float
+) -> dict[str, Tensor]:
     """What is released without noise: (sum_i min(1, C / |g_i|) g_i) / L."""
     factor = (max_grad_norm / norms(each)).clamp(max=1)
     return {
-        name: torch.einsum("n,n...->...", factor.to(g.dtype), g) / expected for name, g in each.items()
+        name: torch.einsum("n,n...->...", factor.to(g.dtype), g) / expected
+        for name, g in each.items()
     }
 
 

@@ -19,7 +19,7 @@ SEQUENCES = {
         "split": lambda h: h.split([1, 3], 1)[1] * h.split(3, 1)[0],
         "unbind": lambda h: sum((i + 1) * x for i, x in enumerate(h.unbind(1))),
         "slice": lambda h: h[:, ::2] * h[:, 1::2] + h[:, -1:],
-        "index": lambda h: h[:, torch.tensor([3, 0, 0])] + h[..., [0]],
+        "index": lambda h: h[:, torch.tensor([3, 0, 0, 1])] + h[..., [0]],
         "swap": lambda h: h.transpose(0, 1).reshape(4, -1).reshape(4, -1, 6).transpose(0, 1),
         "repeat": lambda h: h.repeat(1, 2, 1) + h.repeat_interleave(2, 1),
         "pad": lambda h: F.pad(h, (1, 2, 0, 3), value=0.5),
@@ -60,7 +60,9 @@ SEQUENCES = {
         "outer": lambda h: h.unsqueeze(2) * h.unsqueeze(1),
         "cdist": lambda h: torch.cdist(h, h[:, :2] + 3),
         "cosine": lambda h: F.cosine_similarity(h[:, 1:], h[:, :1], dim=-1),
-        "fft": lambda h: torch.fft.rfft(h, dim=1).abs() + torch.fft.fft2(h).real[..., :1].sum(1, True),
+        "fft": lambda h: (
+            torch.fft.rfft(h, dim=1).abs() + torch.fft.fft2(h).real[..., :1].sum(1, True)
+        ),
         "baddbmm": lambda h: torch.baddbmm(h[:, :, :4], h, h.mT, beta=0.5, alpha=2.0),
         "layer norm": lambda h: F.layer_norm(h, (6,)),
         "lerp": lambda h: h.lerp(h.flip(2), 0.3) + torch.addcmul(h, h, h, value=0.2),

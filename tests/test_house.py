@@ -16,6 +16,9 @@ LAYERS = (
     ("graph_pass", "trace", "sums", "facts", "guards"),
     ("passes",),
     ("backend", "check", "capture", "certificate", "report"),
+    ("options",),
+    ("pipeline",),
+    ("private_module",),
     ("compiler",),
     ("verify", "demo", "torch_backend", "lint", "__init__"),
 )
@@ -80,7 +83,9 @@ def code(path: Path) -> str:
     """A file without its docstrings and comments."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
             node.body[0] = ast.Expr(ast.Constant(None))
     return ast.unparse(tree)
 

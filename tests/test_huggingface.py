@@ -45,7 +45,9 @@ def bert() -> nn.Module:
 
 
 def albert() -> nn.Module:
-    config = transformers.AlbertConfig(**TINY, **STILL, num_labels=3, embedding_size=4, classifier_dropout_prob=0.0)
+    config = transformers.AlbertConfig(
+        **TINY, **STILL, num_labels=3, embedding_size=4, classifier_dropout_prob=0.0
+    )
     return transformers.AlbertForSequenceClassification(config)
 
 

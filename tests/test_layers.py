@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import fxdp
 from tests.oracle import Branches, compare
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -224,8 +225,6 @@ def test_spectral_norm(wrap):
 
 @pytest.mark.parametrize("wrap", [parametrizations.spectral_norm, nn.utils.spectral_norm])
 def test_spectral_norm_iterates(wrap):
-    import fxdp
-
     model = Branches(wrap(nn.Linear(4, 3)))
     private = fxdp.compile(model, max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=N,
                            backend="eager")  # fmt: skip
@@ -233,10 +232,10 @@ def test_spectral_norm_iterates(wrap):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout, nn.Dropout1d, nn.AlphaDropout, nn.FeatureAlphaDropout]
+)
 def test_dropout_draws_for_each_sample(layer: type[nn.Module]):
-    import fxdp
-
     model = Branches(nn.Sequential(nn.Linear(4, 64), layer(0.5), nn.Linear(64, 3)))
     private = fxdp.compile(model, max_grad_norm=1e9, noise_multiplier=0.0, expected_batch_size=N,
                            backend="eager")  # fmt: skip

@@ -66,8 +66,9 @@ def test_where_samples_land(view: tuple[list[sympy.Expr], list[sympy.Expr], Shar
 A, B = sympy.symbols("A B", positive=True, integer=True)
 monomials = st.builds(
     lambda c, powers: c * N ** powers[0] * A ** powers[1] * B ** powers[2],
-    st.integers(1, 12), st.tuples(*[st.integers(0, 2)] * 3),
-)  # fmt: skip
+    st.integers(1, 12),
+    st.tuples(*[st.integers(0, 2)] * 3),
+)
 polynomials = st.lists(monomials, min_size=1, max_size=3).map(sum)
 
 

@@ -72,5 +72,7 @@ def muted(x: Tensor, factor: Tensor) -> Tensor:
 
 def sq_sum(each: Tensor) -> Tensor:
     """Squared norms [N] of [N, ...]."""
+    if each.is_complex():
+        each = torch.view_as_real(each.resolve_conj())
     each = torch.view_as_real(each.resolve_conj()) if each.is_complex() else each
     return wide(each).square().unsqueeze(-1).flatten(1).sum(1)

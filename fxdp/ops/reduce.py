@@ -140,7 +140,6 @@ RULES: Table = {
     aten.min.dim: Rule(pair(reduced)),
     aten.median.dim: Rule(pair(reduced)),
     aten.mode.default: Rule(pair(reduced)),
-    aten.kthvalue.default: Rule(pair(lambda call, x, k, *rest: reduced(call, x, *rest))),
     aten.aminmax.default: Rule(
         pair(lambda call, x, **kw: reduced(call, x, kw.get("dim"), kw.get("keepdim", False)))
     ),

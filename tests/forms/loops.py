@@ -15,13 +15,17 @@ DTYPES = (torch.float64, torch.float32)
 
 def close(a: Tensor, b: Tensor) -> None:
     """Equal as far as the dtype allows."""
-    near = {"rtol": 1e-9, "atol": 1e-9} if a.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    near = (
+        {"rtol": 1e-9, "atol": 1e-9} if a.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    )
     scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
     torch.testing.assert_close(a / scale, b / scale, **near)
 
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def hold(form: Any, wanted: Tensor) -> None:

@@ -65,7 +65,9 @@ def test_output_padding_leaves_stops_out(form: Conv) -> None:
 @pytest.mark.parametrize("nd", [1, 2])
 def test_factor_zero_is_silence(nd: int) -> None:
     spec = Spec((2, 1, *[2] * nd), (2,) * nd, (1,) * nd, (1,) * nd, 2)
-    silent(lambda x, g: Conv(x, g, spec), drawn(1, 3, 1, 2, *[5] * nd), drawn(2, 3, 1, 2, *[3] * nd))
+    silent(
+        lambda x, g: Conv(x, g, spec), drawn(1, 3, 1, 2, *[5] * nd), drawn(2, 3, 1, 2, *[3] * nd)
+    )
 
 
 def test_transposed() -> None:

@@ -44,9 +44,13 @@ class T:
     """
 
     def __init__(
-        self, *shape: Any, high: int = 0, dtype: torch.dtype = torch.float64, only: str = ONLY,
+        self,
+        *shape: Any,
+        high: int = 0,
+        dtype: torch.dtype = torch.float64,
+        only: str = ONLY,
         values: tuple[float, ...] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.shape = tuple(sympy.sympify(s) for s in shape)
         self.high, self.values = high, values
         self.dtype = torch.int64 if high and dtype == torch.float64 else dtype
@@ -94,7 +98,9 @@ class Home:
                 term = self.tensor.draw(shape, shared)
                 own_terms = [self.tensor.draw(shape, own) for _ in range(n)]
                 total = torch.stack(own_terms).sum(0).to(term.dtype)
-                return (total + term, [x + term for x in own_terms]) if public else (total, own_terms)
+                return (
+                    (total + term, [x + term for x in own_terms]) if public else (total, own_terms)
+                )
             case Iota() as at:
                 sizes = [int(s.subs(N, n)) for s in self.shape]
                 return counted(at, sizes).clone(), [torch.zeros(shape, dtype=torch.int64)] * n
@@ -123,7 +129,9 @@ def homes(t: T) -> list[Home]:
             found += [Home(t, Shard(dim, sympy.Integer(i)), shape) for i in inners]
         if "iota" in t.only and t.dtype == torch.int64 and (size == 1 or t.only == ["iota"]):
             steps = (1, 3) if size == 1 else (1,)
-            found += [Home(t, Iota(dim, sympy.Integer(size), sympy.Integer(s)), shape) for s in steps]
+            found += [
+                Home(t, Iota(dim, sympy.Integer(size), sympy.Integer(s)), shape) for s in steps
+            ]
     return found
 
 
@@ -244,9 +252,7 @@ def has_guards(n: Any) -> bool:
     if not isinstance(symbol, sympy.Symbol):
         return True
     # torch asks for the batch size to choose a convolution kernel, too: `fxdp.guards`.
-    asked = [
-        g.expr for g in env.guards if getattr(g.sloc.framework_loc, "name", "") != "conv"
-    ]
+    asked = [g.expr for g in env.guards if getattr(g.sloc.framework_loc, "name", "") != "conv"]
     return any(a.subs(symbol, size) == sympy.false for a in asked for size in range(2, 20))
 
 
@@ -325,7 +331,9 @@ class ImpossibleError(Exception):
 class Trial:
     """One claim, tried on real tensors."""
 
-    def __init__(self, node: Node, inputs: dict[Node, Any], placed: Any, n: int, table: Table) -> None:
+    def __init__(
+        self, node: Node, inputs: dict[Node, Any], placed: Any, n: int, table: Table
+    ) -> None:
         self.node, self.inputs, self.placed, self.n = node, inputs, placed, n
         self.rule = table[node.target]  # type: ignore[index]
 
@@ -396,7 +404,9 @@ class Trial:
                 if self.node.target in SQUEEZES and locals_[0].dim() < whole.dim():
                     locals_ = [x.unsqueeze(dim) for x in locals_]  # no graph is made for N = 1
                 if whole.shape[dim] != self.n * locals_[0].shape[dim]:
-                    return f"shape {tuple(whole.shape)} is not that of N x {tuple(locals_[0].shape)}"
+                    return (
+                        f"shape {tuple(whole.shape)} is not that of N x {tuple(locals_[0].shape)}"
+                    )
                 rows = whole.unflatten(dim, (-1, self.n, int(inner)))
                 own = [rows.select(dim + 1, i).flatten(dim, dim + 1) for i in range(self.n)]
                 good = all(same(a, b) for a, b in zip(own, locals_, strict=True))
@@ -409,14 +419,17 @@ class Trial:
                 if self.by_twin(whole):
                     return self.twin_trouble(both[-1][1])
                 gaps = [gap(total, torch.stack(xs).sum(0)) for total, xs in both]
-                good = same(gaps[0], gaps[1]) if public else same(gaps[0], torch.zeros_like(gaps[0]))
+                good = (
+                    same(gaps[0], gaps[1]) if public else same(gaps[0], torch.zeros_like(gaps[0]))
+                )
                 return None if good else "the result is not the sum of the local ones"
 
     def totals(self) -> list[Node]:
         return [
-            node for node, x in self.inputs.items()
+            node
+            for node, x in self.inputs.items()
             if not isinstance(x, Home) or isinstance(x.placement, Partial) and not x.shape
-        ]  # fmt: skip
+        ]
 
     def by_twin(self, whole: torch.Tensor) -> bool:
         """Does `localize` give this result its local values from those of its operands?"""
@@ -426,7 +439,9 @@ class Trial:
     def twin_trouble(self, locals_: list[Any]) -> str | None:
         """The op, called with the N local values at once, must give those of the result."""
         twins = {
-            k: torch.stack(v[1]) if k in self.totals() and isinstance(v[0], torch.Tensor) else v[1][0]
+            k: torch.stack(v[1])
+            if k in self.totals() and isinstance(v[0], torch.Tensor)
+            else v[1][0]
             for k, v in self.data.items()
         }
         twin = self.call(twins).expand(self.n)
@@ -434,7 +449,11 @@ class Trial:
 
     def form_trouble(self, locals_: list[Any], index: int, results: int) -> str | None:
         """The form of the sum must have the local results for its per-sample values."""
-        held = [x for x in self.inputs.values() if isinstance(x, Home) and isinstance(x.placement, Shard)]
+        held = [
+            x
+            for x in self.inputs.values()
+            if isinstance(x, Home) and isinstance(x.placement, Shard)
+        ]
         if not held or self.totals():
             return None
         if not isinstance(self.rule, SumRule):
@@ -443,7 +462,9 @@ class Trial:
             return None  # taken apart by a decomposition
         self.results(1)
         values = {
-            k: Batch(v[0], k.meta["placement"], self.n) if isinstance(k.meta.get("placement"), Shard) else v[0]
+            k: Batch(v[0], k.meta["placement"], self.n)
+            if isinstance(k.meta.get("placement"), Shard)
+            else v[0]
             for k, v in self.data.items()
         }
         args, kwargs = pytree.tree_map_only(
@@ -456,9 +477,13 @@ class Trial:
         for strategy in form.strategies:
             if not same(form.per_sample(strategy), wanted):
                 return f"the form's per-sample values ({strategy}) are not the local ones"
-            if not same(form.sq_norm(strategy), wanted.double().square().reshape(self.n, -1).sum(1)):
+            if not same(
+                form.sq_norm(strategy), wanted.double().square().reshape(self.n, -1).sum(1)
+            ):
                 return f"the form's norms ({strategy}) are not those of the local values"
-        if wanted.is_floating_point() and not same(form.total(factor), (wanted * factor.reshape(shape)).sum(0)):
+        if wanted.is_floating_point() and not same(
+            form.total(factor), (wanted * factor.reshape(shape)).sum(0)
+        ):
             return "the form's total is not the weighted sum"
         return None
 

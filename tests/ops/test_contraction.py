@@ -17,13 +17,20 @@ def conv_back(mask: list[bool], groups: int, transposed: bool = False) -> list[C
     """One-dimensional, with T folded into the batch axis by the outer and inner factors."""
     return [
         case(
-            aten.convolution_backward.default, T(2, 2, length, only=FEW),
-            T(2, 2, 3, only=FEW), T(2, 2 // groups, 2, only=SOLE), None, *settings,
-            transposed, [0], groups, mask,
+            aten.convolution_backward.default,
+            T(2, 2, length, only=FEW),
+            T(2, 2, 3, only=FEW),
+            T(2, 2 // groups, 2, only=SOLE),
+            None,
+            *settings,
+            transposed,
+            [0],
+            groups,
+            mask,
         )
         for settings, length in zip(GRAD, (4, 4, 5) if transposed else (2, 2, 1), strict=True)
         if not (transposed and settings[0] == [2])
-    ]  # fmt: skip
+    ]
 
 
 CASES = [
@@ -31,21 +38,74 @@ CASES = [
     case(aten.mm.default, T(2, 6), T(6, 3)),
     case(aten.bmm.default, T(2, 3, 2), T(2, 2, 3)),
     case(aten.bmm.default, T(3, 1, 4), T(3, 4, 1)),
-    *(case(aten.convolution.default, T(2, 2, 4), T(4, 2 // groups, 2, only=SOLE), each(None, T(4, only=SOLE)), *settings, False, [0], groups)
-      for settings in GRAD for groups in (1, 2)),
-    case(aten.convolution.default, T(1, 1, 3, only=FEW), T(1, 1, 2, only=FEW), each(None, T(1, only=FEW)), [1], [0], [1], False, [0], 1),
+    *(
+        case(
+            aten.convolution.default,
+            T(2, 2, 4),
+            T(4, 2 // groups, 2, only=SOLE),
+            each(None, T(4, only=SOLE)),
+            *settings,
+            False,
+            [0],
+            groups,
+        )
+        for settings in GRAD
+        for groups in (1, 2)
+    ),
+    case(
+        aten.convolution.default,
+        T(1, 1, 3, only=FEW),
+        T(1, 1, 2, only=FEW),
+        each(None, T(1, only=FEW)),
+        [1],
+        [0],
+        [1],
+        False,
+        [0],
+        1,
+    ),
     case(aten.convolution.default, T(2, 2, 4), T(2, 3, 2), None, [2], [1], [1], True, [1], 1),
-    case(aten.convolution.default, T(2, 1, 3, 3), T(2, 1, 2, 2, only=SHARD), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1),
-    case(aten.convolution.default, T(2, 2, 4), T(2, 2, 2, only=SHARD), None, each([1], [N]), [0], [1], False, [0], 1),
+    case(
+        aten.convolution.default,
+        T(2, 1, 3, 3),
+        T(2, 1, 2, 2, only=SHARD),
+        None,
+        [1, 1],
+        [0, 0],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+    ),
+    case(
+        aten.convolution.default,
+        T(2, 2, 4),
+        T(2, 2, 2, only=SHARD),
+        None,
+        each([1], [N]),
+        [0],
+        [1],
+        False,
+        [0],
+        1,
+    ),
     *conv_back([False, True, False], 1),
     *conv_back([True, False, False], 2),
     *conv_back([False, True, False], 2),
     *conv_back([False, True, False], 1, transposed=True),
     case(ATTEND.default, *[T(2, 1, 1, 2, only=SHARD)] * 3),
-    case(ATTEND.default, *[T(N, 1, 3, 4)] * 3, attn_mask=each(T(3, 3, only=SHARD), T(1, 1, 3, 3, only=SHARD))),
+    case(
+        ATTEND.default,
+        *[T(N, 1, 3, 4)] * 3,
+        attn_mask=each(T(3, 3, only=SHARD), T(1, 1, 3, 3, only=SHARD)),
+    ),
     case(ATTEND.default, *[each(T(2, 2 * N, 3, 4), T(2, 2, 3, 4, only=SOLE))] * 3, 0.0, True),
-    case(ATTEND.default, each(T(1, 4 * N, 3, 4), T(N, 4, 3, 4)), *[each(T(1, 2 * N, 3, 4), T(N, 2, 3, 4))] * 2),
-]  # fmt: skip
+    case(
+        ATTEND.default,
+        each(T(1, 4 * N, 3, 4), T(N, 4, 3, 4)),
+        *[each(T(1, 2 * N, 3, 4), T(N, 2, 3, 4))] * 2,
+    ),
+]
 
 
 @pytest.mark.parametrize("one", CASES, ids=str)

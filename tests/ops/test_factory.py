@@ -21,11 +21,27 @@ CASES = [
     case(aten.zeros_like.default, each(T(2, 3), T(1, high=2), T())),
     case(aten.ones_like.default, each(T(2, 3), T(1, high=2), T())),
     case(aten.scalar_tensor.default, each(0, 2, N, 1 / N), samples=False),
-    case(prims.iota.default, each(3, N, 2 * N), start=each(0, 1, N), step=each(1, 2), dtype=torch.int64, **CPU, samples=False),
+    case(
+        prims.iota.default,
+        each(3, N, 2 * N),
+        start=each(0, 1, N),
+        step=each(1, 2),
+        dtype=torch.int64,
+        **CPU,
+        samples=False,
+    ),
     case(aten.arange.default, each(3, N, 2 * N), samples=False),
     case(aten.arange.start, each(0, 1, N), each(3, N, 2 * N, N + 3), samples=False),
-    case(aten.arange.start_step, each(0, 1, N), each(3, N, 3 * N, N + 3), each(1, 3, N), samples=False),
-    case(aten.arange.default, N, dtype=each(torch.float64, torch.float16, torch.int32), samples=False),
+    case(
+        aten.arange.start_step,
+        each(0, 1, N),
+        each(3, N, 3 * N, N + 3),
+        each(1, 3, N),
+        samples=False,
+    ),
+    case(
+        aten.arange.default, N, dtype=each(torch.float64, torch.float16, torch.int32), samples=False
+    ),
     case(aten.eye.default, each(3, N), samples=False),
     case(aten.eye.m, each(3, N), each(2, N), samples=False),
     case(aten.tril_indices.default, 3, 3, samples=False),
@@ -34,7 +50,7 @@ CASES = [
     case(aten.bernoulli.default, T(2, 3, values=(0.0, 1.0), only="replicate zero shard partial")),
     case(aten.bernoulli.p, T(2, 3), each(0.0, 1.0)),
     case(aten.native_dropout.default, T(2, 3), 0.5, False),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("one", CASES, ids=str)

@@ -11,10 +11,18 @@ from tests.ops.placements import Case, N, T, case, each, hold
 aten, prims = torch.ops.aten, torch.ops.prims
 FEW = "replicate shard partial"
 WORDS: dict[str, Any] = {
-    "approximate": each("none", "tanh"), "rounding_mode": each(None, "floor", "trunc"),
-    "reduction": each(0, 1, 2), "dtype": torch.float32, "is_result": False,
-    "self_is_result": False, "mask": T(1, 2, dtype=torch.bool, only=FEW), "p": 2, "n": 1, "decimals": 1, "memory_format": None,
-}  # fmt: skip
+    "approximate": each("none", "tanh"),
+    "rounding_mode": each(None, "floor", "trunc"),
+    "reduction": each(0, 1, 2),
+    "dtype": torch.float32,
+    "is_result": False,
+    "self_is_result": False,
+    "mask": T(1, 2, dtype=torch.bool, only=FEW),
+    "p": 2,
+    "n": 1,
+    "decimals": 1,
+    "memory_format": None,
+}
 
 
 def arguments(op: Any, dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
@@ -86,11 +94,20 @@ CASES = [
     *(case(op, T(1, 3), T(3, 1)) for op in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)),
     *(case(op, T(), T(2)) for op in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)),
     *(case(op, T(2), T()) for op in (aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)),
-    *(case(op, T(), T(), samples=False) for op in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)),
+    *(
+        case(op, T(), T(), samples=False)
+        for op in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)
+    ),
     case(aten.add.Tensor, T(2), T(2), alpha=each(1, 3, N)),
     case(aten.sub.Tensor, T(2), T(2), alpha=each(1, 3, N)),
-    *(case(op, each(T(2), T()), each(2, 0.5, N, 1 / N)) for op in (aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor)),
-    *(case(op, each(T(2), T()), each(2, N)) for op in (aten.pow.Tensor_Scalar, aten.mul.Scalar, aten.div.Scalar)),
+    *(
+        case(op, each(T(2), T()), each(2, 0.5, N, 1 / N))
+        for op in (aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor)
+    ),
+    *(
+        case(op, each(T(2), T()), each(2, N))
+        for op in (aten.pow.Tensor_Scalar, aten.mul.Scalar, aten.div.Scalar)
+    ),
     case(aten.sub.Scalar, each(T(2), T()), each(1, N), each(1, N)),
     case(aten.rsub.Scalar, each(T(2), T()), each(1, N), each(1, N)),
     case(aten.addcmul.default, T(2, only=FEW), T(2, only=FEW), T(2, only=FEW), value=each(2, N)),
@@ -99,18 +116,39 @@ CASES = [
     case(aten.div.Scalar_mode, T(2), each(2, N), rounding_mode=each(None, "floor")),
     case(aten.where.self, T(2, dtype=torch.bool, only="replicate shard"), T(2), T(2)),
     case(aten.where.self, T(dtype=torch.bool), each(T(2), T()), T()),
-    case(aten.where.self, T(2, 1, dtype=torch.bool, only="replicate shard"), T(3), T(1, only=SMALL)),
+    case(
+        aten.where.self, T(2, 1, dtype=torch.bool, only="replicate shard"), T(3), T(1, only=SMALL)
+    ),
     case(aten.masked_fill.Scalar, T(2), T(2, dtype=torch.bool, only=FEW), each(0, 1.5, N)),
-    case(aten.masked_fill.Scalar, T(2), T(3, 2, dtype=torch.bool, only="replicate shard"), each(0, 2.0)),
+    case(
+        aten.masked_fill.Scalar,
+        T(2),
+        T(3, 2, dtype=torch.bool, only="replicate shard"),
+        each(0, 2.0),
+    ),
     case(aten.masked_fill.Tensor, T(2), T(2, dtype=torch.bool, only=FEW), T(only="replicate zero")),
     case(aten.clamp.default, each(T(2), T()), each(0, None, N), each(1, N)),
-    case(aten._to_copy.default, each(T(2), T(), T(2, 1, high=3)), dtype=each(
-        None, torch.float32, torch.int64, torch.int32, torch.bool, torch.float16)),
+    case(
+        aten._to_copy.default,
+        each(T(2), T(), T(2, 1, high=3)),
+        dtype=each(None, torch.float32, torch.int64, torch.int32, torch.bool, torch.float16),
+    ),
     case(aten._to_copy.default, T(2, dtype=torch.complex64), dtype=each(torch.complex128)),
-    case(prims.convert_element_type.default, each(T(2), T(1, high=3)), each(torch.float32, torch.int64, torch.bool)),
+    case(
+        prims.convert_element_type.default,
+        each(T(2), T(1, high=3)),
+        each(torch.float32, torch.int64, torch.bool),
+    ),
     case(aten.clone.default, each(T(2, 3), T(1, 2, high=3), T())),
     case(aten.neg.default, each(T(2, 3), T(1, high=3), T())),
-    case(aten.huber_loss_backward.default, T(2, only=FEW), T(2, only=FEW), T(2, only=FEW), each(0, 1, 2), 1.0),
+    case(
+        aten.huber_loss_backward.default,
+        T(2, only=FEW),
+        T(2, only=FEW),
+        T(2, only=FEW),
+        each(0, 1, 2),
+        1.0,
+    ),
     case(aten.pow.Tensor_Tensor, T(2), T(2)),
     case(aten.pow.Scalar, each(2, N), each(T(2), T())),
     case(aten.maximum.default, T(2, 3), T(3)),
@@ -120,7 +158,7 @@ CASES = [
     case(aten.view_as_complex.default, T(3, 2)),
     case(aten.lerp.Scalar, T(2), T(2), each(0.5, 1 / N)),
     case(aten.nan_to_num.default, T(2), each(0.0, N)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("one", CASES, ids=str)

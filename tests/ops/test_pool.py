@@ -48,10 +48,22 @@ def arguments(name: str, count: int) -> tuple[Any, ...]:
 SIZED = ("upsample", "_upsample")
 # torch takes no symbolic input_size in these.
 UNSIZED = {
-    *(f"upsample_{kind}_backward" for kind in ("nearest1d", "linear1d", "bilinear2d", "bicubic2d", "nearest3d", "trilinear3d")),
-    *(f"_upsample_{kind}_backward" for kind in ("nearest_exact1d", "bicubic2d_aa", "nearest_exact3d")),
-}  # fmt: skip
-OPS = [(op, count) for table in (pool.SINGLE, pool.PAIRS) for count, names in table.items() for op in names if op not in UNSIZED]
+    *(
+        f"upsample_{kind}_backward"
+        for kind in ("nearest1d", "linear1d", "bilinear2d", "bicubic2d", "nearest3d", "trilinear3d")
+    ),
+    *(
+        f"_upsample_{kind}_backward"
+        for kind in ("nearest_exact1d", "bicubic2d_aa", "nearest_exact3d")
+    ),
+}
+OPS = [
+    (op, count)
+    for table in (pool.SINGLE, pool.PAIRS)
+    for count, names in table.items()
+    for op in names
+    if op not in UNSIZED
+]
 
 
 def cases() -> list[Case]:
