@@ -212,7 +212,10 @@ def readable_source(placeholder: Node) -> str:
         source = getattr(source, "base", None)
     hidden = {"", "_modules", "_parameters", "_buffers", "self"}
     parts = [p for p in reversed(path) if p not in hidden]
-    return ".".join(parts[1:] if parts[:1] == ["model"] and len(parts) > 1 else parts) or placeholder.name
+    return (
+        ".".join(parts[1:] if parts[:1] == ["model"] and len(parts) > 1 else parts)
+        or placeholder.name
+    )
 
 
 @functools.cache

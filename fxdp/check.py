@@ -120,4 +120,8 @@ def difference(got: Any, wanted: Any) -> str | None:
 
 def peak(x: Tensor) -> float:
     """The largest finite magnitude."""
-    return float(torch.nan_to_num(x.detach().double(), 0.0, 0.0, 0.0).abs().max()) if x.numel() else 0.0
+    return (
+        float(torch.nan_to_num(x.detach().double(), 0.0, 0.0, 0.0).abs().max())
+        if x.numel()
+        else 0.0
+    )

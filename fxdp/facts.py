@@ -27,7 +27,9 @@ def axes_from_left(gm: GraphModule) -> str | None:
 
 def ints(value: object) -> list[int]:
     """The integers in an argument."""
-    return [v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int)]
+    return [
+        v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int)
+    ]
 
 
 def placed(gm: GraphModule) -> str | None:
@@ -103,5 +105,3 @@ def noise_once(gm: GraphModule) -> str | None:
     )
     wanted = sum(1 for c in study(gm).clipped if c.total is not None)
     return None if count == wanted else f"{count} noises are drawn for {wanted} gradients"
-
-

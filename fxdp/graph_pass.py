@@ -223,7 +223,9 @@ def places_of(gm: GraphModule, kind: str) -> list[tuple[str, int]]:
     The name is that of the input which the output is the gradient or the new value of.
     """
     descriptors = gm.graph.output_node().meta["desc"]
-    inputs: dict[Any, str] = {n.meta["desc"]: n.name for n in gm.graph.find_nodes(op="placeholder") if "desc" in n.meta}
+    inputs: dict[Any, str] = {
+        n.meta["desc"]: n.name for n in gm.graph.find_nodes(op="placeholder") if "desc" in n.meta
+    }
     known: dict[str, str] = study(gm).names
     found: list[tuple[str, int]] = []
     taken: set[str] = set()

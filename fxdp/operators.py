@@ -100,7 +100,17 @@ def loop_conv(
     flat = [0] * len(stride)
     each = [
         torch.ops.aten.convolution_backward(
-            gi, xi, shape, None, stride, padding, dilation, False, flat, groups, [False, True, False]
+            gi,
+            xi,
+            shape,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            flat,
+            groups,
+            [False, True, False],
         )[1]
         for xi, gi in zip(x, g, strict=True)
     ]

@@ -33,9 +33,7 @@ def checked_options(
     return (float(scales[0]), float(scales[1]), float(scales[2])), settings
 
 
-def check_scales(
-    max_grad_norm: float, noise_multiplier: float, expected_batch_size: float
-) -> None:
+def check_scales(max_grad_norm: float, noise_multiplier: float, expected_batch_size: float) -> None:
     """Check the numbers that a release depends on."""
     number("max_grad_norm", max_grad_norm, positive=True)
     number("noise_multiplier", noise_multiplier)

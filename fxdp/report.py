@@ -10,7 +10,6 @@ from fxdp.graph_pass import Choice, Study
 from fxdp.shapes import shape_of, show
 from fxdp.sums import value
 
-
 # The strategies that differ in what they cost by this model; the others cost what the first does.
 SHOWN = ("instantiate", "ghost")
 

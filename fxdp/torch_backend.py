@@ -108,9 +108,7 @@ def argument_name(node: Node) -> str | None:
     return source.local_name if getattr(source, "is_input", False) else None
 
 
-def make_dynamic(
-    inputs: dict[Node, tuple[int, int]], example_inputs: Sequence[Any]
-) -> None:
+def make_dynamic(inputs: dict[Node, tuple[int, int]], example_inputs: Sequence[Any]) -> None:
     """See to it that the batch axes are symbols; where they are numbers, capture again.
 
     Raises:
@@ -127,7 +125,9 @@ def make_dynamic(
         raise ProofError(Diagnostic(CODES["fixed-batch-size"], None, "forward", why, ""))
     if not fixed:
         code = CODES["fixed-batch-size"]
-        raise ProofError(Diagnostic(code, None, "forward", "the model fixes its batch size", code.remedy))
+        raise ProofError(
+            Diagnostic(code, None, "forward", "the model fixes its batch size", code.remedy)
+        )
     for x, axis in fixed:
         torch._dynamo.mark_dynamic(x, axis)
     raise WithDynamicBatch(restart_reason="fxdp: the batch axis is dynamic")
@@ -217,4 +217,3 @@ def loss_place(results: list[Any]) -> int:
         code = CODES["no-loss"]
         raise ProofError(Diagnostic(code, None, "forward", why, code.remedy))
     return losses[0]
-

@@ -53,7 +53,9 @@ def emit(
 
     def closed(*values: Any) -> Any:
         known = dict(zip(nodes, values, strict=True))
-        return function(*pytree.tree_unflatten([known[a] if isinstance(a, Node) else a for a in flat], spec))
+        return function(
+            *pytree.tree_unflatten([known[a] if isinstance(a, Node) else a for a in flat], spec)
+        )
 
     with torch.no_grad():
         traced = make_fx(closed, pre_dispatch=composite, _allow_non_fake_inputs=True)(
@@ -63,7 +65,12 @@ def emit(
 
 
 def _copy(
-    traced: Graph, before: Node, nodes: list[Node], like: Node, placement: Placement | None, name: str
+    traced: Graph,
+    before: Node,
+    nodes: list[Node],
+    like: Node,
+    placement: Placement | None,
+    name: str,
 ) -> Any:
     """Copy a traced graph in front of a node, with `nodes` for its placeholders."""
     graph = before.graph
@@ -73,7 +80,9 @@ def _copy(
         if node.op == "placeholder":
             copies[node] = next(inputs)
         elif node.op == "output":
-            result = pytree.tree_map(lambda a: copies.get(a, a) if isinstance(a, Node) else a, node.args[0])
+            result = pytree.tree_map(
+                lambda a: copies.get(a, a) if isinstance(a, Node) else a, node.args[0]
+            )
             if isinstance(result, Node) and placement is not None and result not in nodes:
                 result.meta["placement"] = placement
             if isinstance(result, Node) and name and result not in nodes:

@@ -220,7 +220,9 @@ def check(
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Training mode without dropout; modes, buffers and generators are put back."""
     modes = {m: m.training for m in model.modules()}
-    rates = {m: m.dropout for m in model.modules() if isinstance(getattr(m, "dropout", None), float)}
+    rates = {
+        m: m.dropout for m in model.modules() if isinstance(getattr(m, "dropout", None), float)
+    }
     buffers = {b: b.clone() for b in model.buffers()}
     try:
         with torch.random.fork_rng(), torch.enable_grad():

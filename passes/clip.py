@@ -72,4 +72,3 @@ def again(end: Node, node: Node, args: Any, kwargs: Any) -> Node:
         copy = node.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
     copy.meta = dict(node.meta)
     return copy
-

@@ -19,7 +19,9 @@ from fxdp.trace import emit
 MARKS = torch.ops.fxdp
 
 
-def lower(gm: GraphModule, decompositions: dict[Any, Callable[..., Any]] | None = None) -> GraphModule:
+def lower(
+    gm: GraphModule, decompositions: dict[Any, Callable[..., Any]] | None = None
+) -> GraphModule:
     """The same computation as a graph of aten ops.
 
     Args:

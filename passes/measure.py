@@ -69,10 +69,12 @@ def square(gm: GraphModule, choice: Choice, end: Node) -> Node:
     whole = choice.strategy != "multi"  # torch.vmap is traced only as what it dispatches to
     if choice.kind == "general":
         parts = {
-            s.node: emit(end, one_each(s, choice.strategy), *s.inputs, composite=whole) for s in taken
+            s.node: emit(end, one_each(s, choice.strategy), *s.inputs, composite=whole)
+            for s in taken
         }
         each = each_image(gm, choice, parts, end)
     elif choice.strategy != "ghost":
+
         def gather(*groups: Any) -> Tensor:
             return joined(taken, groups).per_sample(choice.strategy)
 

@@ -55,9 +55,7 @@ class Conv:
         s = self.spec
         reach = [
             (t - 1) * step + d * (k - 1) + 1
-            for t, step, d, k in zip(
-                self.g.shape[3:], s.stride, s.dilation, s.kernel, strict=True
-            )
+            for t, step, d, k in zip(self.g.shape[3:], s.stride, s.dilation, s.kernel, strict=True)
         ]
         room = [h + 2 * p for h, p in zip(self.x.shape[3:], s.padding, strict=True)]
         if all(h - r < step for h, r, step in zip(room, reach, s.stride, strict=True)):
@@ -153,7 +151,9 @@ class Conv:
         if strategy != "ghost" or self.x.is_complex():
             return sq_sum(self.per_sample(strategy))
         x, g = self.exact().unfolded()
-        return ((x @ x.transpose(-2, -1)) * (g @ g.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
+        return (
+            ((x @ x.transpose(-2, -1)) * (g @ g.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
+        )
 
     def total(self, factor: Tensor) -> Tensor:
         """[D, C / G, *k], the sum with sample n counted factor[n] times."""

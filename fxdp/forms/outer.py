@@ -72,7 +72,9 @@ class Outer:
             squares = a.square().sum((-2, -1)) * b.square().sum((-2, -1))
             return squares.unsqueeze(-1).flatten(1).sum(1)
         # Rounding can leave a sum of products a little below 0.
-        return ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
+        return (
+            ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
+        )
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""

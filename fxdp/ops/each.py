@@ -179,8 +179,10 @@ def put(x: Any, indices: Any, values: Any, accumulate: bool = False) -> Each:
     where = spots(x.shape)
     flat = in_front(x, axes)
     shape = back_in_place(flat.new_zeros(()).expand(n, *where.shape, *flat.shape[2:]), axes, width)
-    values = raised(values, shape.dim() - 1).expand(shape.shape) if isinstance(values, Each) else (
-        values.expand(shape.shape)
+    values = (
+        raised(values, shape.dim() - 1).expand(shape.shape)
+        if isinstance(values, Each)
+        else (values.expand(shape.shape))
     )
     first = first_axis(axes)
     values = values.movedim(list(range(first + 1, first + 1 + width)), list(range(1, 1 + width)))

@@ -225,8 +225,10 @@ def scattered(call: Call, x: Any, dim: int, index: Any, source: Any, *_: Any, **
         return Replicate()
     if any(isinstance(p, Partial) for p in places):
         writes_number = not isinstance(source, Value) and source != 0
-        if isinstance(index.placement, Replicate) and not writes_number and all(
-            p in (Partial(), Replicate(zero=True)) for p in (places[0], *places[2:])
+        if (
+            isinstance(index.placement, Replicate)
+            and not writes_number
+            and all(p in (Partial(), Replicate(zero=True)) for p in (places[0], *places[2:]))
         ):
             return Partial()
         raise Mixed("a total over the batch is written into other values", "uses-batch-total")
@@ -261,7 +263,7 @@ def index_added(call: Call, x: Any, dim: int, index: Any, source: Any, **_: Any)
             return at
         case Replicate(zero=True), Shard(0, inner), Shard(d, other) if d == dim and inner == other:
             return Partial()
-        case (Partial() | Replicate(zero=True)), Replicate(), Partial():
+        case ((Partial() | Replicate(zero=True)), Replicate(), Partial()):
             return Partial(public=Partial(public=True) in (x.placement, source.placement))
         case _:
             raise Mixed(ELSEWHERE)

@@ -50,7 +50,10 @@ def copied(call: Call, x: Any, *_: Any, **__: Any) -> Placement:
 
 def cast(call: Call, x: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Placement:
     """The same numbers in another dtype; a sum must stay a sum, a count a count."""
-    if isinstance(x.placement, Iota) and not {x.dtype, dtype or x.dtype} <= {torch.int32, torch.int64}:
+    if isinstance(x.placement, Iota) and not {x.dtype, dtype or x.dtype} <= {
+        torch.int32,
+        torch.int64,
+    }:
         raise Mixed("the result depends on a sample's position in the batch")
     if isinstance(x.placement, Partial) and dtype is not None and not dtype.is_floating_point:
         return pointwise(call, x)
@@ -175,6 +178,7 @@ UNTAGGED: tuple[OpOverload, ...] = (
     aten.rrelu_with_noise_backward.default,
     prims.convert_element_type.default,
 )
+
 
 def as_complex(call: Call, x: Any) -> Placement:
     """A view that adds or drops a last axis of real and imaginary parts."""

@@ -38,7 +38,9 @@ def ordered(call: Call, x: Any, dim: int = -1, *_: Any, **__: Any) -> tuple[Plac
     return at, at
 
 
-def ordered_stably(call: Call, x: Any, *, stable: Any = None, dim: int = -1, descending: Any = None):
+def ordered_stably(
+    call: Call, x: Any, *, stable: Any = None, dim: int = -1, descending: Any = None
+):
     """sort with its keywords."""
     return ordered(call, x, dim)
 

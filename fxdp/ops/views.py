@@ -348,7 +348,9 @@ def diagonal_written(
             raise Mixed("a total over the batch is written into other values", "uses-batch-total")
     if isinstance(x.placement, Replicate) and isinstance(part.placement, Replicate):
         return Replicate()
-    if not isinstance(x.placement, Shard) or part.placement != diagonal(call, x, offset, dim1, dim2):
+    if not isinstance(x.placement, Shard) or part.placement != diagonal(
+        call, x, offset, dim1, dim2
+    ):
         raise Mixed("the operands hold their samples on different axes")
     return x.placement
 

@@ -73,6 +73,7 @@ APART = {
     # torch cannot work out their shapes from symbols
     aten.softshrink_backward.default,
     aten.hardshrink_backward.default,
+    aten.rrelu_with_noise_functional.default,  # its noise is a second result
     aten.contiguous.default,  # never in a graph
     aten.masked_fill.Tensor,  # takes a 0-d value: below
 }
@@ -158,6 +159,14 @@ CASES = [
     case(aten.view_as_complex.default, T(3, 2)),
     case(aten.lerp.Scalar, T(2), T(2), each(0.5, 1 / N)),
     case(aten.nan_to_num.default, T(2), each(0.0, N)),
+    case(
+        aten.rrelu_with_noise_functional.default,
+        T(2, 3),
+        each(T(2, 3, only="replicate shard")),
+        0.1,
+        0.3,
+        each(False),
+    ),
 ]
 
 

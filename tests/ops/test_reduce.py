@@ -7,6 +7,7 @@ from tests.ops.placements import Case, N, T, case, each, hold
 
 aten = torch.ops.aten
 B = torch.bool
+FEW = "replicate shard"
 
 DIMS = each([0], [1], [0, 1], [-1])
 CASES = [
@@ -120,6 +121,14 @@ CASES = [
     *(case(op, T(2, 3), each(0, 1, -1)) for op in (aten.cummax.default, aten.cummin.default)),
     case(aten._cdist_forward.default, each(T(2, 3, 2), T(3, 2)), T(2, 2, 2), 2.0, None),
     case(aten._cdist_forward.default, T(1, 2, 2, 2), T(2, 3, 2), 1.0, None),
+    case(
+        aten._cdist_backward.default,
+        T(2, 3, 2, only=FEW),
+        each(T(2, 3, 2, only=FEW), T(3, 2, only=FEW), T(1, 3, 2, only=FEW)),
+        T(2, 2, 2, only=FEW),
+        2.0,
+        T(2, 3, 2, only=FEW),
+    ),
 ]
 
 
