@@ -159,7 +159,8 @@ def safe_views(graph: GraphModule) -> GraphModule:
 
 def noise_input(graph: GraphModule, record: Record) -> int | None:
     """Which input of the backward graph is the noise multiplier."""
-    assert record.study is not None and record.study.mark is not None
+    assert record.study is not None
+    assert record.study.mark is not None
     name = record.study.mark.sigma.name
     names = [n.name for n in graph.graph.find_nodes(op="placeholder")]
     return names.index(name) if name in names else None

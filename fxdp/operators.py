@@ -1,9 +1,10 @@
 """The custom ops that fxdp writes into graphs.
 
 `samples`, `release` and `shown` are marks: they say which axis of an input holds the samples,
-where the loss leaves the model, together with everything the release needs, and what else the
-model returns to its caller. `seed` is the gradient of `release`. They compute nothing that a compiled graph keeps: `localize` and `lower` replace
-them. `loop_outer` and `loop_conv` are the loops behind `strategy="naive"`.
+where the loss leaves the model, with everything the release needs, and what else the caller
+gets to see. `seed` is the gradient of `release`. They compute nothing that a compiled graph
+keeps: `localize` and `lower` replace them. `loop_outer` and `loop_conv` are the loops behind
+`strategy="naive"`; the convolutions are those whose groups hold the batch.
 """
 
 import torch

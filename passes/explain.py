@@ -28,7 +28,7 @@ def explain(gm: GraphModule) -> GraphModule:
         sums, linear = trace_back(node)
         for source in sums:
             if sum_at(gm, source) is None:
-                why = f"no form describes this sum over samples, which the gradient of {name} contains"
+                why = f"no form describes this sum over samples in the gradient of {name}"
                 raise ProofError(diagnose(source, why, "unexplained-gradient", (source.name, name)))
         found.append(Gradient(name, node, sums, linear))
     study(gm).gradients = tuple(found)

@@ -116,7 +116,8 @@ def seen_by(gm: GraphModule, a: Node, user: Node) -> Any:
         why = "each sample's share of a total over the batch cannot be worked out"
         raise BatchMixingError(diagnose(a, why, "uses-batch-total"))
     at, n = placement(user), study(gm).n
-    assert isinstance(at, Shard) and n is not None
+    assert isinstance(at, Shard)
+    assert n is not None
     result = value(user)
     times = quotient(expr(result.shape[at.dim]), n * at.inner)
     if times is None or not times.is_Integer or not at.inner.is_Integer:

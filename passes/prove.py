@@ -163,9 +163,8 @@ def place_number(node: Node) -> None:
     for source in node.all_input_nodes:
         at = source.meta.get("placement")
         is_size = isinstance(node.target, OpOverload) and "sym_" in node.target._schema.name
-        if at is not None and not isinstance(at, Replicate) and not is_size:
-            if node.users:
-                raise Mixed("a number is read from the samples", "no-rule")
+        if at is not None and not isinstance(at, Replicate) and not is_size and node.users:
+            raise Mixed("a number is read from the samples", "no-rule")
 
 
 def place_samples(node: Node, n: sympy.Symbol) -> Placement:

@@ -61,7 +61,7 @@ def let_broadcast(gm: GraphModule, node: Node) -> None:
 
 
 def unfolds(node: Node, user: Node) -> bool:
-    """Does a view give the repeated value more axes, and so perhaps the samples one of their own?"""
+    """Does a view give the repeated value more axes, and so perhaps the samples their own?"""
     grown = user.meta["val"].dim() > node.meta["val"].dim()
     return grown and -1 not in arguments(user)[1]
 

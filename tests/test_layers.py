@@ -132,7 +132,8 @@ ACTIVATIONS = [
 @pytest.mark.parametrize("half", [0, 1])
 def test_activation(half: int):
     layers = [nn.Sequential(nn.Linear(4, 4), a.double()) for a in ACTIVATIONS[half::2]]
-    compare(Branches(*layers), torch.randn(N, 3, 4), each=False)
+    # torch works hardsigmoid's sixths out in single precision, here or there.
+    compare(Branches(*layers), torch.randn(N, 3, 4), each=False, tolerance=(1e-6, 1e-7))
 
 
 def test_softmax2d_and_channelwise_prelu():

@@ -22,7 +22,7 @@ LOSSES: dict[str, dict[str, Loss]] = {
         "cross entropy": F.cross_entropy,
         "label smoothing": lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1),
         "class weights": lambda x, y: F.cross_entropy(x, y, weight=WEIGHT.to(x)),
-        "both": lambda x, y: F.cross_entropy(x, y, weight=WEIGHT.to(x), label_smoothing=0.1),
+        "both": lambda x, y: F.cross_entropy(x, y, WEIGHT.to(x), label_smoothing=0.1),
         "nll": lambda x, y: F.nll_loss(x.log_softmax(-1), y, weight=WEIGHT.to(x)),
         "margin": lambda x, y: F.multi_margin_loss(x, y),
         "sum": lambda x, y: F.cross_entropy(x, y, reduction="sum"),
@@ -46,7 +46,9 @@ LOSSES: dict[str, dict[str, Loss]] = {
     },
     "probability": {
         "soft targets": F.cross_entropy,
-        "soft weights": lambda x, y: F.cross_entropy(x, y, weight=WEIGHT.to(x), label_smoothing=0.1),
+        "soft weights": lambda x, y: F.cross_entropy(
+            x, y, weight=WEIGHT.to(x), label_smoothing=0.1
+        ),
         "bce": lambda x, y: F.binary_cross_entropy(x.sigmoid(), y),
         "bce logits": F.binary_cross_entropy_with_logits,
         "bce weights": lambda x, y: F.binary_cross_entropy_with_logits(

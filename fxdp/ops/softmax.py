@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, Table, agreed, is_shared
+from fxdp.rules import Call, Rule, Table, Value, agreed, is_shared
 
 aten = torch.ops.aten
 
@@ -86,6 +86,13 @@ def last_axes(count: int) -> Any:
             raise Mixed("the operands hold their samples on different axes")
         if any(at.dim >= x.rank - count for x in operands if hasattr(x, "placement")):
             raise Mixed("it works along the batch axis")
+        # Not every kernel checks that its operands fit: those of one size pair up, or one of 1.
+        values = [x for x in operands if isinstance(x, Value)]
+        held = {(x.rank, x.shape[at.dim]) for x in values if x.placement == at}
+        rank = max(r for r, _ in held)
+        others = [(x, at.dim + x.rank - rank) for x in values if x.placement != at]
+        if len(held) > 1 or any(d >= 0 and x.shape[d] != 1 for x, d in others):
+            raise Mixed("the operands hold their samples on different axes")
         return at
 
     return place

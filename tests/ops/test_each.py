@@ -115,7 +115,7 @@ def is_tensor(x: Any) -> bool:
     return isinstance(x, Tensor | Each)
 
 
-@pytest.mark.parametrize("op, args", CASES, ids=[str(op) for op, _ in CASES])
+@pytest.mark.parametrize(("op", "args"), CASES, ids=[str(op) for op, _ in CASES])
 def test_each(op: Any, args: tuple[Any, ...]):
     got = EACH[op](*args)
     for i in range(N):
