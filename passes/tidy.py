@@ -99,10 +99,18 @@ def is_redundant(node: Node, user: Node) -> bool:
     """Has a user of `node` the same shape and dtype by its other operands alone?"""
     result, own = user.meta["val"], node.meta["val"]
     others = [i.meta["val"] for i in user.all_input_nodes if i is not node]
-    return own.dtype == result.dtype and any(
-        isinstance(v, torch.Tensor) and v.shape == result.shape and v.dtype == result.dtype
-        for v in others
+    tensors = [v for v in others if isinstance(v, torch.Tensor)]
+    # Beside masks and integers even a 0-d float sets the dtype, beside other floats it does not.
+    same = all(v.dtype == own.dtype or is_exact(v.dtype) for v in tensors)
+    return own.dtype == result.dtype and same and any(
+        v.shape == result.shape and (v.dtype == own.dtype or not is_exact(own.dtype))
+        for v in tensors
     )
+
+
+def is_exact(dtype: torch.dtype) -> bool:
+    """Is this a dtype of masks or integers?"""
+    return not (dtype.is_floating_point or dtype.is_complex)
 
 
 def spell(node: Node) -> None:
