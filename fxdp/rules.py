@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
-from fxdp.shapes import Shape
+from fxdp.shapes import Shape, expr, is_whole, quotient
 
 Placements = Placement | tuple[Placement | None, ...]
 
@@ -168,3 +168,40 @@ def linear(call: Call, x: Any, *others: Any) -> Partial | None:
         refuse_samples(*others)
         return x.placement
     return None
+
+
+def moved(call: Call, x: Any, move: Callable[[Shard], Shard]) -> Placement:
+    """The placement of x after `move` has said where its batch axis goes."""
+    match x.placement:
+        case Shard() as at:
+            return move(at)
+        case Iota():
+            raise Mixed("the result depends on a sample's position in the batch")
+        case shared_or_sum:
+            return shared_or_sum
+
+
+def followed(call: Call, x: Any, move: Callable[[Shard], Shard]) -> Placement:
+    """`moved`, for ops that keep every element, so that a count of samples stays one."""
+    if isinstance(x.placement, Iota):
+        count = x.placement
+        at = move(Shard(count.dim, count.inner))
+        if quotient(call.out[0][at.dim], call.n * at.inner) != 1:
+            raise Mixed("the result depends on a sample's position in the batch")
+        return Iota(at.dim, at.inner, count.step)
+    return moved(call, x, move)
+
+
+def whole(call: Call, at: Shard) -> Shard:
+    """`at`, if the result holds all samples there and nowhere else."""
+    if not is_whole(call.out[0], at, call.n):
+        raise Mixed("the result pairs samples with samples")
+    return at
+
+
+def cut(call: Call, x: Any, at: Shard, start: Any, step: Any, length: Any) -> Shard:
+    """A slice of the batch axis: allowed where it takes whole batches."""
+    unit = call.n * at.inner
+    if step == 1 and quotient(expr(start), unit) is not None and quotient(length, unit) is not None:
+        return at
+    raise Mixed("it takes some samples of the batch and leaves others")

@@ -93,6 +93,12 @@ def sum_at(gm: GraphModule, node: Node) -> Sum | None:
     return Sum(node, build, (here.size, *flat))
 
 
+def introduces_public(node: Node) -> bool:
+    """Does a term that holds no samples come in at this node?"""
+    public = Partial(public=True)
+    return placement(node) == public and public not in map(placement, node.all_input_nodes)
+
+
 def fake_form(taken: Sum) -> Any:
     """The form of a sum on fake tensors: for its kind and its sizes."""
     with torch.no_grad():
@@ -126,6 +132,9 @@ def image(
         terms = {i: known[i] for i in node.all_input_nodes if is_partial(i)}
         if rule.adds:
             terms |= shared
+        if introduces_public(node) and (not rule.adds or node.kwargs.get("alpha", 1) != 1):
+            why = "a term without samples is combined with a sum over samples, and not by adding"
+            raise ProofError(diagnose(node, why, "unexplained-gradient"))
         alive = [i for i, v in terms.items() if v is not None]
         if not alive:
             known[node] = None

@@ -102,9 +102,13 @@ def is_redundant(node: Node, user: Node) -> bool:
     tensors = [v for v in others if isinstance(v, torch.Tensor)]
     # Beside masks and integers even a 0-d float sets the dtype, beside other floats it does not.
     same = all(v.dtype == own.dtype or is_exact(v.dtype) for v in tensors)
-    return own.dtype == result.dtype and same and any(
-        v.shape == result.shape and (v.dtype == own.dtype or not is_exact(own.dtype))
-        for v in tensors
+    return (
+        own.dtype == result.dtype
+        and same
+        and any(
+            v.shape == result.shape and (v.dtype == own.dtype or not is_exact(own.dtype))
+            for v in tensors
+        )
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from fxdp.ops import (
     attention,
     bag,
+    compose,
     contraction,
     convolution,
     factory,
@@ -22,6 +23,7 @@ from fxdp.rules import Table
 ALL: Table = (
     dict(pointwise.RULES)
     | dict(views.RULES)
+    | dict(compose.RULES)
     | dict(reduce.RULES)
     | dict(contraction.RULES)
     | dict(convolution.RULES)
