@@ -241,6 +241,20 @@ IGNORED = next(
 )
 
 
+MOST_GRAPHS = 64  # that one model may have, for sizes and modes that the proof cannot merge
+
+
+@contextlib.contextmanager
+def onednn(enabled: bool) -> Iterator[None]:
+    """oneDNN on or off, without the warnings that torch's own switch for it gives."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(before and enabled)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
+
+
 def logging_functions() -> set[Any]:
     """What writes to a log, and may be left out of a captured step."""
     names = ("debug", "info", "warning", "error", "warning_once", "info_once", "warning_advice")
@@ -258,14 +272,20 @@ def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
     log does not break its graph.
     """
     lstm = any(isinstance(m, nn.LSTM) for m in model.modules())
-    onednn = torch.backends.mkldnn.flags(enabled=False) if lstm else contextlib.nullcontext()
     with (
         SHAPES.patch(use_duck_shape=False),
         torch._dynamo.config.patch(
-            {"allow_rnn": True, "automatic_dynamic_shapes": dynamic, IGNORED: logging_functions()}
+            {
+                "allow_rnn": True,
+                "automatic_dynamic_shapes": dynamic,
+                "recompile_limit": MOST_GRAPHS,
+                IGNORED: logging_functions(),
+            }
         ),
+        # With opt_einsum, a product of three tensors makes their sizes constants.
+        torch.backends.opt_einsum.flags(enabled=False),
         users_lines(),
-        onednn,
+        onednn(not lstm),
     ):
         yield
 

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxdp.diagnostic import ProofError, diagnose
 from fxdp.graph_pass import Gradient, gradients, placement, study
 from fxdp.placement import Replicate
-from fxdp.sums import is_partial, is_sum, sum_at, value
+from fxdp.sums import is_partial, is_sum, maker, sum_at, value
 
 
 def explain(gm: GraphModule) -> GraphModule:
@@ -26,6 +26,11 @@ def explain(gm: GraphModule) -> GraphModule:
             why = f"{name} is complex: keep its real and imaginary parts as a real parameter"
             raise ProofError(diagnose(node, why, "unexplained-gradient", (node.name, name)))
         sums, linear = trace_back(node)
+        several = next((n for n in linear if maker(n) is not n), None)
+        if several is not None or not (sums or isinstance(placement(node), Replicate)):
+            why = f"the gradient of {name} passes an op with several results, which is not followed"
+            at = several or node
+            raise ProofError(diagnose(at, why, "unexplained-gradient", (at.name, name)))
         for source in sums:
             if sum_at(gm, source) is None:
                 why = f"no form describes this sum over samples in the gradient of {name}"

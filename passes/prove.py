@@ -119,10 +119,27 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
         placed = marked(node, n)
     else:
         rule = table.get(node.target)  # pyright: ignore[reportArgumentType]
-        if rule is None:
+        if rule is None and not is_shared_alone(node, n):
             raise Mixed("fxdp has no rule for this op", "no-rule")
-        placed = apply(rule, node, Call(shapes, n, backward))
+        call = Call(shapes, n, backward)
+        placed = apply(rule, node, call) if rule is not None else shared_results(node)
     return checked(node, placed, n)
+
+
+def is_shared_alone(node: Node, n: sympy.Symbol) -> bool:
+    """Is a node made of values without samples only? Then no rule is needed for its op."""
+    operands = [operand(i) for i in node.all_input_nodes]
+    functional = isinstance(node.target, OpOverload) and not node.target._schema.is_mutable
+    return functional and all(
+        isinstance(x.placement, Replicate) if isinstance(x, Value) else not x.has(n)
+        for x in operands
+    )
+
+
+def shared_results(node: Node) -> Placement | tuple[Placement, ...]:
+    """Every result of a node that is made of values without samples."""
+    values = node.meta["val"]
+    return tuple(Replicate() for _ in values) if isinstance(values, tuple | list) else Replicate()
 
 
 def apply(rule: Rule, node: Node, call: Call) -> Any:
