@@ -141,7 +141,11 @@ def spread_loss(gm: GraphModule) -> None:
     own = mark.loss.meta["twin"] if is_total(mark.loss) else mark.loss
 
     def mean(own: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return own.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+        # A sample without a valid target has no loss of its own, 0 / 0; a batch of those is NaN.
+        known = mask & ~own.isnan()
+        count = known.sum()
+        loss = own.masked_fill(~known, 0).sum() / count.clamp(min=1)
+        return loss.masked_fill(mask.any() & (count == 0), float("nan"))
 
     result = emit(mark.node, mean, own, mark.mask, name="loss")
     mark.node.replace_all_uses_with(result)
