@@ -3,8 +3,9 @@
 `samples`, `release` and `shown` are marks: they say which axis of an input holds the samples,
 where the loss leaves the model, with everything the release needs, and what else the caller
 gets to see. `seed` is the gradient of `release`. They compute nothing that a compiled graph
-keeps: `localize` and `lower` replace them. `loop_outer` and `loop_conv` are the loops behind
-`strategy="naive"`; the convolutions are those whose groups hold the batch.
+keeps: `localize` and `lower` replace them. `loop_outer`, `loop_conv` and `replicas_conv` are
+behind the strategies "naive" and "multi"; the convolutions are those whose groups hold the
+batch.
 """
 
 import torch
@@ -91,34 +92,39 @@ def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[-1], b.shape[-1])
 
 
+def _weight_of_one(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """[*weight], the gradient of one sample x [t, C, ...] with g [t, D, ...]."""
+    shape = x.new_zeros(()).expand(weight)
+    rest = (stride, padding, dilation, False, [0] * len(stride), groups, [False, True, False])
+    return torch.ops.aten.convolution_backward(g, x, shape, None, *rest)[1]
+
+
 @torch.library.custom_op("fxdp::loop_conv", mutates_args=())
 def loop_conv(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """[N, *weight] from x [N, t, C, ...] and g [N, t, D, ...], one sample after the other."""
-    shape = x.new_zeros(()).expand(weight)
-    flat = [0] * len(stride)
-    each = [
-        torch.ops.aten.convolution_backward(
-            gi,
-            xi,
-            shape,
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            flat,
-            groups,
-            [False, True, False],
-        )[1]
-        for xi, gi in zip(x, g, strict=True)
-    ]
+    spec = (weight, stride, padding, dilation, groups)
+    each = [_weight_of_one(xi, gi, *spec) for xi, gi in zip(x, g, strict=True)]
     return torch.stack(each) if each else x.new_zeros(0, *weight)
 
 
+@torch.library.custom_op("fxdp::replicas_conv", mutates_args=())
+def replicas_conv(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """The same by `torch.vmap`, whose rule for convolutions would make N a constant if traced."""
+    spec = (weight, stride, padding, dilation, groups)
+    return torch.vmap(lambda xi, gi: _weight_of_one(xi, gi, *spec))(x, g).contiguous()
+
+
 @loop_conv.register_fake
+@replicas_conv.register_fake
 def _(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,

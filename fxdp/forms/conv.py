@@ -71,13 +71,13 @@ class Conv:
         match strategy:
             case "crb" if len(self.spec.kernel) < 3:
                 return self.chain_rule_based()
-            case "naive":
+            case "naive" | "multi":
+                loops = torch.ops.fxdp
+                run = loops.loop_conv if strategy == "naive" else loops.replicas_conv
                 s = self.spec
-                return torch.ops.fxdp.loop_conv(
+                return run(
                     wide(self.x), wide(self.g), s.weight, s.stride, s.padding, s.dilation, s.groups
                 )
-            case "multi":
-                return torch.vmap(self.replica)(wide(self.x), wide(self.g))
             case _:
                 return self.grouped()
 
