@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxdp
 from fxdp.backend import Record, Settings
 from fxdp.graph_pass import Pass, Study
+from fxdp.ops import RULES
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.shapes import shape_of, show
 
@@ -77,11 +79,44 @@ def mean_square(out: Tensor, target: Tensor) -> Tensor:
     return (out - target).square().sum(-1).mean()
 
 
+def sum_square(out: Tensor, target: Tensor) -> Tensor:
+    """A loss of outputs [N, a, b]."""
+    return out.square().sum((1, 2)).mean()
+
+
+class Twice(nn.Linear):
+    """A layer that is used twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(super().forward(x))
+
+
+class Decay(nn.Linear):
+    """A loss with a term that holds no samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).square().mean() + self.weight.square().sum()
+
+
 @functools.cache
 def linear(last: str = "lower", strategy: str = "auto") -> Run:
     """The model of most tests: a linear layer, a squared error."""
     x, y = torch.zeros(4, 3), torch.zeros(4, 2)
     return passed(nn.Linear(3, 2), mean_square, x, y, last=last, strategy=strategy)
+
+
+@functools.cache
+def sequence(last: str = "measure", strategy: str = "auto") -> Run:
+    """A linear layer without bias at five positions."""
+    model, x = nn.Linear(3, 2, bias=False), torch.zeros(4, 5, 3)
+    return passed(model, sum_square, x, torch.zeros(4), last=last, strategy=strategy)
+
+
+@functools.cache
+def conv(last: str = "measure", strategy: str = "auto") -> Run:
+    """A convolution in two groups, of stride 2."""
+    model, x = nn.Conv1d(2, 4, 2, stride=2, groups=2, bias=False), torch.zeros(4, 2, 8)
+    return passed(model, sum_square, x, torch.zeros(4), last=last, strategy=strategy)
 
 
 @functools.cache
@@ -116,10 +151,31 @@ def normal(text: str, names: dict[str, str]) -> str:
 
 
 def cut(text: str, first: str, last: str = "") -> str:
-    """The lines of a normal text from one name to another."""
+    """The lines of a normal text from one that holds `first` to the next that holds `last`.
+
+    Numbers in names count from the top of these lines; a name from above them is written ^name.
+    """
     lines = text.splitlines()
-    names = [line.split(" = ")[0] for line in lines]
-    return "\n".join(lines[names.index(first) : names.index(last or first) + 1])
+    start = next(i for i, line in enumerate(lines) if first in line)
+    end = next(i for i, line in enumerate(lines) if (last or first) in line and i >= start)
+    known = {line.split(" = ")[0]: "^" + base(line) for line in lines[:start]}
+    known.pop("N", None)
+    count: dict[str, int] = {}
+    for line in lines[start : end + 1]:
+        count[base(line)] = count.get(base(line), 0) + 1
+        number = f"_{count[base(line)]}" if count[base(line)] > 1 else ""
+        known[line.split(" = ")[0]] = base(line) + number
+
+    def renamed(found: re.Match[str]) -> str:
+        return known.get(found[0], found[0])
+
+    chosen = "\n".join(lines[start : end + 1])
+    return re.sub(r"\b[A-Za-z_]\w*\b(?![.(])", renamed, chosen)
+
+
+def base(line: str) -> str:
+    """The name of a line, without its number."""
+    return re.sub(r"_\d+$", "", line.split(" = ")[0])
 
 
 def block(text: str) -> str:
@@ -132,3 +188,15 @@ def shape(run: Run, node: Any) -> str:
     assert isinstance(node, Node)
     assert run.study.n is not None
     return show(shape_of(node.meta["val"].shape), run.study.n)
+
+
+def op(node: Node) -> str:
+    """The name of a node's op."""
+    return getattr(node.target, "__name__", str(node.target)).split(".")[0]
+
+
+def made(function: Callable[..., Any], *inputs: Tensor) -> GraphModule:
+    """The graph of a function, with the rules and nothing else known of it."""
+    gm = make_fx(function, tracing_mode="fake")(*inputs)
+    gm.meta["study"] = Study(RULES, 1, {})
+    return gm

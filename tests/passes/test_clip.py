@@ -1,0 +1,71 @@
+"""Every sum over samples again, weighed by the clip factors."""
+
+from torch.fx import Node
+
+from tests.passes.graphs import block, conv, cut, linear, sequence, shape
+
+
+def ancestors(node: Node) -> set[Node]:
+    """A node and what it is computed from."""
+    found: set[Node] = set()
+    open_ends = [node]
+    while open_ends:
+        if (at := open_ends.pop()) not in found:
+            found.add(at)
+            open_ends += at.all_input_nodes
+    return found
+
+
+def test_plain_gradient_is_left() -> None:
+    """No clipped sum is computed from a plain one, and each from the factors."""
+    for run in (linear("clip"), sequence("clip"), conv("clip")):
+        plain = {n for g in run.study.gradients for n in (*g.sums, *g.linear)}
+        for clipped in run.study.clipped:
+            assert clipped.total is not None
+            assert clipped.public is None
+            assert not plain & ancestors(clipped.total)
+            assert run.study.factor in ancestors(clipped.total)
+            assert shape(run, clipped.total) == shape(run, clipped.gradient.node)
+
+
+def test_weighed_form() -> None:
+    """Sums that were not instantiated: the factor on one operand of the product."""
+    texts = linear().texts
+    assert cut(texts["measure"], "permute(mul", "permute(permute") == block("""
+        permute = permute(^mul, [1, 0])
+        mm = mm(permute, ^samples)
+        permute_2 = permute(mm, [1, 0])
+        sum = sum(^mul, [0], True)
+        view = view(sum, [2])
+        permute_3 = permute(permute_2, [1, 0])
+    """)
+    assert cut(texts["clip"], "masked_fill(movedim", "permute(permute") == block("""
+        masked_fill = masked_fill(^movedim, ^eq, 0)
+        reshape = reshape(^factor, [-1, 1, 1])
+        to = to(reshape, torch.float32)
+        mul = mul(^movedim, to)
+        eq = eq(to, 0)
+        masked_fill_2 = masked_fill(mul, eq, 0)
+        flatten = flatten(masked_fill, 0, 1)
+        transpose = transpose(flatten, -2, -1)
+        flatten_2 = flatten(masked_fill_2, 0, 1)
+        matmul = matmul(transpose, flatten_2)
+        permute = permute(matmul, [1, 0])
+        permute_2 = permute(permute, [1, 0])
+    """)
+
+
+def test_weighed_each() -> None:
+    """Per-sample gradients that exist: weighed and added up."""
+    texts = sequence("clip", "instantiate").texts
+    assert "(factor" not in texts["measure"]
+    assert cut(texts["clip"], "reshape(factor", "permute(permute") == block("""
+        reshape = reshape(^factor, [-1, 1, 1])
+        to = to(reshape, torch.float32)
+        mul = mul(^einsum, to)
+        eq = eq(to, 0)
+        masked_fill = masked_fill(mul, eq, 0)
+        sum = sum(masked_fill, [0])
+        permute = permute(sum, [1, 0])
+        permute_2 = permute(permute, [1, 0])
+    """)

@@ -1,0 +1,115 @@
+"""Squared norms and clip factors."""
+
+import math
+
+import pytest
+import torch
+
+from fxdp.passes.measure import clip_factor
+from tests.passes.graphs import block, conv, cut, linear, sequence, shape
+
+
+@pytest.mark.parametrize(
+    ("norm", "bound", "mask", "factor"),
+    [
+        (0.0, 2.0, True, 1.0),
+        (1.0, 2.0, True, 1.0),
+        (2.0, 2.0, True, 1.0),
+        (8.0, 2.0, True, 0.25),
+        (0.0, math.inf, True, 1.0),
+        (8.0, math.inf, True, 1.0),
+        (math.inf, 2.0, True, 0.0),
+        (math.nan, 2.0, True, 0.0),
+        (math.inf, math.inf, True, 0.0),
+        (1.0, 2.0, False, 0.0),
+        (math.nan, 2.0, False, 0.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factor(norm: float, bound: float, mask: bool, factor: float, dtype: torch.dtype) -> None:
+    """The lines of the docstring's table."""
+    scale = torch.tensor(bound, dtype=torch.float64)
+    found = clip_factor(torch.tensor([norm], dtype=dtype), scale, torch.tensor([mask]))
+    assert found.dtype == dtype
+    assert found.tolist() == [factor]
+
+
+def test_factor_text() -> None:
+    """The same, as nodes; squared norms add up over parameters first."""
+    texts = linear().texts
+    assert "factor" not in texts["plan"]
+    assert cut(texts["measure"], "zeros_like(mask", "factor =") == block("""
+        zeros_like = zeros_like(mask)
+        add = add(zeros_like, ^sum)
+        add_2 = add(add, ^sum)
+        norms = sqrt(add_2)
+        to = to(C, torch.float32)
+        div = div(to, norms)
+        clamp = clamp(div, None, 1)
+        isfinite = isfinite(norms)
+        and = __and__(mask, isfinite)
+        bitwise_not = bitwise_not(and)
+        factor = masked_fill(clamp, bitwise_not, 0)
+    """)
+
+
+def test_norms() -> None:
+    """A number for each sample, in the study too."""
+    run = linear("measure")
+    assert shape(run, run.study.norms) == shape(run, run.study.factor) == "[N]"
+    assert list(run.study.each) == ["bias"]  # the weight's norms need no gradients
+
+
+def test_ghost() -> None:
+    """One position: the product of two squared norms. Several: that of two Gram matrices."""
+    assert cut(linear().texts["measure"], "square(movedim", "mul(") == block("""
+        square = square(^movedim)
+        sum = sum(square, [-2, -1])
+        square_2 = square(^movedim)
+        sum_2 = sum(square_2, [-2, -1])
+        mul = mul(sum, sum_2)
+    """)
+    assert cut(sequence(strategy="ghost").texts["measure"], "matmul(movedim", " mul(") == block("""
+        matmul = matmul(^movedim, ^transpose)
+        transpose = transpose(^movedim, -2, -1)
+        matmul_2 = matmul(^movedim, transpose)
+        mul = mul(matmul, matmul_2)
+    """)
+
+
+def test_instantiate() -> None:
+    """The per-sample gradient of a linear layer is one einsum."""
+    run = sequence(strategy="instantiate")
+    assert cut(run.texts["measure"], "einsum(", "square(") == block("""
+        einsum = einsum('nti,nto->nio', [^movedim, ^movedim])
+        square = square(einsum)
+    """)
+    assert shape(run, run.study.each["weight"]) == "[N, 2, 3]"
+
+
+def test_conv() -> None:
+    """N convolutions of G groups are one of N * G groups."""
+    run = conv(strategy="instantiate")
+    assert shape(run, run.study.each["weight"]) == "[N, 4, 1, 2]"
+    *before, call = cut(run.texts["measure"], "N * 4", "convolution_backward(reshape").splitlines()
+    assert "\n".join(before) == block("""
+        mul = N * 4
+        expand = expand(^new_zeros, [mul, 1, 2])
+        reshape = reshape(^unsqueeze, [1, mul, 4])
+        mul_2 = N * 2
+        reshape_2 = reshape(^unsqueeze, [1, mul_2, 8])
+    """)
+    assert call.endswith("None, [2], [0], [1], False, [0], mul_2, [False, True, False])")
+
+
+def test_crb() -> None:
+    """Stride and dilation swap places: the outputs' gradients are the kernel."""
+    run = conv(strategy="crb")
+    assert shape(run, run.study.each["weight"]) == "[N, 4, 1, 2]"
+    assert cut(run.texts["measure"], "N * 2", "conv2d(") == block("""
+        mul = N * 2
+        reshape = reshape(^unsqueeze, [1, mul, 1, 8])
+        mul_2 = N * 4
+        reshape_2 = reshape(^unsqueeze, [mul_2, 1, 1, 4])
+        conv2d = conv2d(reshape, reshape_2, None, [1, 1], [0, 0], [1, 2], mul)
+    """)

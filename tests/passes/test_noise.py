@@ -1,0 +1,77 @@
+"""Noise, once for each parameter."""
+
+import pytest
+import torch
+
+from fxdp.graph_pass import gradient_places, outputs, run
+from fxdp.passes.noise import noise
+from fxdp.pipeline import PASSES
+from tests.passes.graphs import Decay, block, cut, linear, passed
+
+
+def test_text() -> None:
+    """(clipped sum + sigma C xi) / L, times the gradient of the loss."""
+    texts = linear().texts
+    assert "randn" not in texts["clip"]
+    assert cut(texts["noise"], "mul(sigma", "private_permute") == block("""
+        mul = mul(sigma, C)
+        eq = eq(sigma, 0)
+        masked_fill = masked_fill(mul, eq, 0)
+        to = to(masked_fill, torch.float32)
+        randn_like = randn_like(^permute)
+        mul_2 = mul(to, randn_like)
+        add = add(^permute, mul_2)
+        to_2 = to(L, torch.float32)
+        div = div(add, to_2)
+        to_3 = to(tangent, torch.float32)
+        mul_3 = mul(div, to_3)
+        private_permute = to(mul_3, torch.float32)
+    """)
+    assert texts["noise"].count("randn_like(") == 2
+
+
+def test_outputs() -> None:
+    """Private gradients stand where the gradients were; the norms come last."""
+    gm = linear("noise").gm
+    places = dict(gradient_places(gm))
+    assert list(places) == ["weight", "bias"]
+    assert all(outputs(gm)[p].name.startswith("private_") for p in places.values())
+    assert outputs(gm)[-1].name == gm.graph.output_node().meta["desc"][-1] == "norms"
+    assert outputs(gm)[0].name == "loss"
+
+
+def test_public_term() -> None:
+    """What holds no samples is added after the noise and the division."""
+    run = passed(Decay(3, 2, bias=False), None, torch.zeros(4, 3))
+    (clipped,) = run.study.clipped
+    assert clipped.public is not None
+    assert cut(run.texts["noise"], "randn_like(", "private_") == block("""
+        randn_like = randn_like(^permute)
+        mul = mul(^to, randn_like)
+        add = add(^permute, mul)
+        to = to(L, torch.float32)
+        div = div(add, to)
+        add_2 = add(div, ^mul)
+        to_2 = to(tangent, torch.float32)
+        mul_2 = mul(add_2, to_2)
+        private_add = to(mul_2, torch.float32)
+    """)
+
+
+def test_forgotten_gradient() -> None:
+    """A gradient that nobody clipped is not released."""
+    gm = linear.__wrapped__("clip").gm
+    gm.meta["study"].clipped = gm.meta["study"].clipped[:1]
+    with pytest.raises(AssertionError, match="'bias'"):
+        noise(gm)
+
+
+def test_facts_are_checked() -> None:
+    """The runner looks for plain sums among the ancestors of what is released."""
+    gm = linear.__wrapped__("clip").gm
+    study = gm.meta["study"]
+    first = study.clipped[0]
+    study.clipped = (type(first)(first.gradient, first.gradient.node, None), *study.clipped[1:])
+    step = next(p for p in PASSES if p.name == "noise")
+    with pytest.raises(AssertionError, match="noise gives private_outputs"):
+        run(gm, (step,))
