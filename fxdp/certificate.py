@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
 from fxdp.graph_pass import Study
+from fxdp.report import as_text
 from fxdp.rules import Table as Rules
 
 
@@ -62,10 +63,7 @@ class Certificate:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=140)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return as_text(self)
 
 
 ASSUMPTIONS = (

@@ -49,10 +49,15 @@ class Report:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=140)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return as_text(self)
+
+
+def as_text(shown: RenderableType) -> str:
+    """What rich would print, as plain text."""
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(shown)
+    return capture.get()
 
 
 def report(study: Study) -> Report:

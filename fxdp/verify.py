@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table as RichTable
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -20,6 +20,7 @@ from fxdp.capture import BatchDims, Inputs, gather, local_loss
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.ops import RULES
 from fxdp.private_module import Outcome, PrivateModule
+from fxdp.report import as_text
 from fxdp.rules import Table
 
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}
@@ -66,10 +67,7 @@ class Verification:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=120)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
+        return as_text(self)
 
 
 def verify(
