@@ -21,8 +21,16 @@ from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 from torch.utils import _pytree as pytree
 
-from fxdp.diagnostic import CODES, CaptureError, Diagnostic, Location, ProofError, is_library
-from fxdp.guards import users_lines
+from fxdp.diagnostic import (
+    CODES,
+    BatchMixingError,
+    CaptureError,
+    Diagnostic,
+    Location,
+    ProofError,
+    is_library,
+)
+from fxdp.guards import one_kernel, users_lines
 
 BatchDims = Mapping[str, int | None] | int
 TARGET = "target"
@@ -172,7 +180,7 @@ class Step(nn.Module):
         args, kwargs = pytree.tree_unflatten(marked, spec)
         loss, others = local_loss(self.model, self.loss_fn, args, kwargs)
         check_loss(loss, "loss_fn" if self.loss_fn is not None else "the model")
-        return torch.ops.fxdp.release(loss, *scales, mask, False), others
+        return torch.ops.fxdp.release(loss, *scales, mask), others
 
 
 STEPS = itertools.count()
@@ -285,6 +293,7 @@ def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
         # With opt_einsum, a product of three tensors makes their sizes constants.
         torch.backends.opt_einsum.flags(enabled=False),
         users_lines(),
+        one_kernel(),
         onednn(not lstm),
     ):
         yield
@@ -295,14 +304,15 @@ def capture_errors() -> Iterator[None]:
     """Turn what torch says when it cannot capture a model into our words.
 
     Raises:
-        CaptureError: a graph break, or a batch size that the model fixes.
+        CaptureError: a graph break.
+        BatchMixingError: a batch size that the model fixes.
     """
     try:
         yield
     except ProofError as error:
         raise type(error)(*error.diagnostics) from None
     except ConstraintViolationError as error:
-        raise CaptureError(captured("fixed-batch-size", error, first_line(error))) from None
+        raise BatchMixingError(captured("fixed-batch-size", error, first_line(error))) from None
     except (Unsupported, UserError) as error:
         name, why = trouble(str(error))
         raise CaptureError(captured(name, error, why)) from None

@@ -36,6 +36,11 @@ CODES: dict[str, Code] = {
         Code("FXD102", "uses-batch-total", "normalise within a sample, or in the loss alone"),
         Code("FXD103", "undeclared-input", "name the axis of its samples in batch_dims"),
         Code("FXD104", "depends-on-batch-size", "do the same for batches of every size"),
+        Code(
+            "FXD105",
+            "fixed-batch-size",
+            "take sizes from x.shape, and run no layer along the batch axis",
+        ),
         Code("FXD201", "loss-not-separable", "return one loss a sample, or their mean or sum"),
         Code("FXD202", "no-loss", "pass loss_fn, or let the model return a loss"),
         Code("FXD301", "writes-samples", "keep no statistics of samples in buffers"),
@@ -43,11 +48,6 @@ CODES: dict[str, Code] = {
         Code("FXD401", "no-rule", "write the model with other ops, or pass a Rule for this one"),
         Code("FXD402", "unexplained-gradient", "use the parameter in ops that fxdp has rules for"),
         Code("FXD501", "graph-break", "keep side effects and branches on data out of forward"),
-        Code(
-            "FXD502",
-            "fixed-batch-size",
-            "take sizes from x.shape, and run no layer along the batch axis",
-        ),
     )
 }
 
@@ -143,7 +143,7 @@ class ProofError(ShortenTraceback):
 
 
 class BatchMixingError(ProofError):
-    """Some value of one sample depends on another sample."""
+    """Some value of one sample depends on another sample, or on how many there are."""
 
 
 class CaptureError(ProofError):

@@ -165,7 +165,7 @@ def mark(gm: GraphModule) -> Mark:
     found = gm.graph.find_nodes(op="call_function", target=torch.ops.fxdp.release.default)
     if len(found) != 1:
         raise AssertionError(f"one release is expected in a graph, and there are {len(found)}")
-    loss, bound, sigma, expected, mask = arguments(found[0])[:5]
+    loss, bound, sigma, expected, mask = arguments(found[0])
     return Mark(found[0], loss, bound, sigma, expected, mask)
 
 

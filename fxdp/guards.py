@@ -13,8 +13,10 @@ import linecache
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import sympy
+import torch
 from torch import SymInt, Tensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, ShapeGuard, uninteresting_files
 from torch.utils._sympy.numbers import int_oo
@@ -24,7 +26,6 @@ from torch.utils._traceback import shorten_filename
 from fxdp.diagnostic import (
     CODES,
     BatchMixingError,
-    CaptureError,
     Diagnostic,
     Location,
     is_library,
@@ -33,7 +34,7 @@ from fxdp.diagnostic import (
 N = sympy.Symbol("N", integer=True, positive=True)
 NOTED = re.compile(r"# (?P<file>\S+):(?P<line>\d+) in (?P<function>\S+)$")
 # torch asks for the size of a batch to choose among its convolution kernels, which compute the
-# same: (file, function) that asks.
+# same: (file, function) that asks, where `one_kernel` does not keep it from asking.
 HARMLESS = ("fake_impls.py", "conv")
 
 
@@ -44,7 +45,7 @@ def refuse_fixed_size(mask: Tensor) -> None:
         mask: the fake tensor of shape [N].
 
     Raises:
-        CaptureError: the size is fixed, by the line that the error names.
+        BatchMixingError: the size is fixed, by the line that the error names.
     """
     env, own = names_of(mask)
     if own.is_Integer:
@@ -52,7 +53,7 @@ def refuse_fixed_size(mask: Tensor) -> None:
         where = next((line for line in lines if line is not None), None)
         why = f"the program works for batches of {own} samples only"
         code = CODES["fixed-batch-size"]
-        raise CaptureError(Diagnostic(code, where, "forward", why, code.remedy))
+        raise BatchMixingError(Diagnostic(code, where, "forward", why, code.remedy))
 
 
 def refuse_other_programs(mask: Tensor) -> None:
@@ -112,6 +113,25 @@ def asker(guard: ShapeGuard) -> Location | None:
     if not files or is_library(files[0]):
         return None
     return Location(files[0], int(noted["line"]), noted["function"])
+
+
+@contextlib.contextmanager
+def one_kernel() -> Iterator[None]:
+    """While a model is captured: choose a convolution's kernel by the batch in hand, without a
+    guard. The choice tells a captured program nothing but strides; kernels choose again when
+    they run."""
+    choose: Any = torch._C._select_conv_backend
+
+    def unguarded(x: Any, *args: Any, **kwargs: Any) -> Any:
+        env = getattr(getattr(x, "fake_mode", None), "shape_env", None)
+        with contextlib.nullcontext() if env is None else env.suppress_guards():
+            return choose(x, *args, **kwargs)
+
+    torch._C._select_conv_backend = unguarded
+    try:
+        yield
+    finally:
+        torch._C._select_conv_backend = choose
 
 
 @functools.cache

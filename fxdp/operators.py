@@ -35,9 +35,7 @@ def _(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("fxdp::release", mutates_args=())
-def release(
-    loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, mask: Tensor, separable: bool
-) -> Tensor:
+def release(loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, mask: Tensor) -> Tensor:
     """The loss as the user gets it.
 
     Args:
@@ -46,7 +44,6 @@ def release(
         noise: the noise multiplier, 0-d.
         expected: the public batch size that the released sum is divided by, 0-d.
         mask: [N] bool, False for rows that are padding.
-        separable: assume that the gradient of the loss is the sum of local gradients.
     """
     return loss.mean()
 
@@ -73,9 +70,11 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], 
 
 def _release_backward(ctx: torch.autograd.function.FunctionCtx, tangent: Tensor):
     (loss,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return torch.ops.fxdp.seed(tangent, loss), None, None, None, None, None
+    return torch.ops.fxdp.seed(tangent, loss), None, None, None, None
 
 
+# An input that wants a gradient gets one in the graph, so that the proof can refuse it.
+samples.register_autograd(lambda ctx, g: (g, None))
 release.register_autograd(_release_backward, setup_context=_keep)
 
 

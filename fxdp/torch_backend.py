@@ -161,7 +161,7 @@ def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> None:
     kept = kept_by_model()
     place = loss_place(results)
     with graph.inserting_before(output):
-        loss = graph.call_function(ops.release.default, (results[place], *bounds, mask, False))
+        loss = graph.call_function(ops.release.default, (results[place], *bounds, mask))
         results = [
             loss
             if i == place

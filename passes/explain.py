@@ -24,20 +24,27 @@ def explain(gm: GraphModule) -> GraphModule:
         if not value(node).is_floating_point():
             # torch draws complex noise with half the variance for each part.
             why = f"{name} is complex: keep its real and imaginary parts as a real parameter"
-            raise ProofError(diagnose(node, why, "unexplained-gradient", (node.name, name)))
+            raise ProofError(diagnose(node, why, "unexplained-gradient", path_to(node, name)))
         sums, linear = trace_back(node)
         several = next((n for n in linear if maker(n) is not n), None)
         if several is not None or not (sums or isinstance(placement(node), Replicate)):
             why = f"the gradient of {name} passes an op with several results, which is not followed"
             at = several or node
-            raise ProofError(diagnose(at, why, "unexplained-gradient", (at.name, name)))
+            raise ProofError(diagnose(at, why, "unexplained-gradient", path_to(at, name)))
         for source in sums:
             if sum_at(gm, source) is None:
                 why = f"no form describes this sum over samples in the gradient of {name}"
-                raise ProofError(diagnose(source, why, "unexplained-gradient", (source.name, name)))
+                raise ProofError(
+                    diagnose(source, why, "unexplained-gradient", path_to(source, name))
+                )
         found.append(Gradient(name, node, sums, linear))
     study(gm).gradients = tuple(found)
     return gm
+
+
+def path_to(node: Node, name: str) -> tuple[str, ...]:
+    """The end of the way from a node to a parameter's gradient."""
+    return node.name, f"gradient of {name}"
 
 
 def trace_back(gradient: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:

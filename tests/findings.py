@@ -12,6 +12,8 @@ from torch import nn
 import fxdp
 
 MARKED = re.compile(r"# (FXD\d{3})")
+# Faults of a whole program, which start at no op and so have no path.
+OF_THE_PROGRAM = {"depends-on-batch-size", "fixed-batch-size"}
 Finding = tuple[int, str]
 
 
@@ -53,7 +55,7 @@ def refused(
         assert d.op
         assert d.why
         assert d.remedy
-        if kind is not fxdp.CaptureError and d.code.name != "depends-on-batch-size":
+        if kind is not fxdp.CaptureError and d.code.name not in OF_THE_PROGRAM:
             assert d.path[-1].startswith(("gradient of ", "output", "new value of ", "value kept"))
     text = str(caught.value)
     assert "TORCHDYNAMO" not in text

@@ -42,7 +42,7 @@ def test_inputs(args: Any, kwargs: Any, dims: Any):
 
 
 def test_what_all_share_has_no_axis_of_the_batch():
-    with pytest.raises(fxdp.CaptureError, match="FXD502"):
+    with pytest.raises(fxdp.BatchMixingError, match="FXD105"):
         fxdp.prove(Scaled(), X, 2.0, torch.ones(N, C), batch_dims={"shift": None})
 
 

@@ -108,6 +108,15 @@ def test_all_batch_sizes_from_one_compilation():
     assert private(X[:0], Y[:0]).detach() == 0.0
 
 
+def test_convolutions_have_one_compilation_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, C))
+    private = private_of(model)
+    for n in (2, 15, 16, 40, 1):
+        released(private, X[:n, None], Y[:n])
+    assert private._record.compilations == 1
+
+
 def test_the_loss_is_the_mean_of_local_losses(shared: fxdp.PrivateModule):
     want = F.cross_entropy(shared._model(X[:N]), Y[:N])
     torch.testing.assert_close(shared(X[:N], Y[:N]).detach(), want.detach())

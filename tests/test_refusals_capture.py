@@ -49,44 +49,48 @@ def raising(net, x):
 
 
 def fixed_view(net, x):
-    return net.fc(x).view(6, -1)  # FXD502
+    return net.fc(x).view(6, -1)  # FXD105
 
 
 def fixed_constant(net, x):
-    return net.fc(x) + torch.arange(6.0)[:, None]  # FXD502
+    return net.fc(x) + torch.arange(6.0)[:, None]  # FXD105
 
 
 def each_by_itself(net, x):
-    return torch.stack([net.fc(row) for row in x])  # FXD502
+    return torch.stack([net.fc(row) for row in x])  # FXD105
 
 
 def transposed(net, x):
-    return net.layers["wide"](net.fc(x).t())  # FXD502
+    return net.layers["wide"](net.fc(x).t())  # FXD105
 
 
 def view_as_time(net, x):
-    return net.fc(x).permute(1, 0, 2).reshape(len(x), -1)  # FXD502
+    return net.fc(x).permute(1, 0, 2).reshape(len(x), -1)  # FXD105
 
 
 @pytest.mark.parametrize(
     "body",
-    [branch, branch_on_item, loop_over_data, printing, listing, raising, fixed_view,
-     fixed_constant, each_by_itself],
-)  # fmt: skip
+    [branch, branch_on_item, loop_over_data, printing, listing, raising],
+)
 def test_not_captured(body: Any):
     refused(fxdp.CaptureError, __file__, marked(body), Net(body), torch.randn(N, D))
+
+
+@pytest.mark.parametrize("body", [fixed_view, fixed_constant, each_by_itself])
+def test_for_one_batch_size_only(body: Any):
+    refused(fxdp.BatchMixingError, __file__, marked(body), Net(body), torch.randn(N, D))
 
 
 @pytest.mark.parametrize("n", [N, D])
 def test_a_layer_along_the_batch_fixes_it(n: int):
     model = Net(transposed, wide=nn.Linear(n, 3))
-    (d,) = refused(fxdp.CaptureError, __file__, marked(transposed), model, torch.randn(n, D))
+    (d,) = refused(fxdp.BatchMixingError, __file__, marked(transposed), model, torch.randn(n, D))
     assert d.why == f"the program works for batches of {n} samples only"
 
 
 def test_a_view_that_takes_time_for_the_batch_fixes_it():
     model = Net(view_as_time)
-    refused(fxdp.CaptureError, __file__, marked(view_as_time), model, torch.randn(T, T, D))
+    refused(fxdp.BatchMixingError, __file__, marked(view_as_time), model, torch.randn(T, T, D))
 
 
 def test_what_the_model_raises_is_quoted():
@@ -145,6 +149,16 @@ def constant_mask(net, x):
 @pytest.mark.parametrize("body", [no_rule, constant_mask])
 def test_no_rule(body: Any):
     refused(fxdp.ProofError, __file__, marked(body), Net(body), torch.randn(N, D))
+
+
+def kernel_of_kernels(net, x):
+    blur = F.conv1d(net.fc.weight[None], torch.ones(4, 4, 3), padding=1)  # FXD402
+    return F.linear(x, blur[0])
+
+
+def test_no_form():
+    model = Net(kernel_of_kernels)
+    refused(fxdp.ProofError, __file__, marked(kernel_of_kernels), model, torch.randn(N, D))
 
 
 def test_every_code_is_described():

@@ -107,3 +107,17 @@ def test_a_model_without_a_loss_is_refused() -> None:
     step = torch.compile(nn.Linear(4, 3), backend="fxdp", options=EAGER)
     with pytest.raises(fxdp.ProofError, match="FXD202"):
         step(torch.randn(5, 4))
+
+
+def test_without_samples_it_refuses() -> None:
+    model = nn.Linear(3, 2)
+    step = torch.compile(lambda: model.weight.square().sum(), backend="fxdp", options=EAGER)
+    with pytest.raises(fxdp.ProofError, match="FXD103 undeclared-input"):
+        step()
+
+
+def test_a_gradient_of_an_input_is_refused() -> None:
+    step = torch.compile(WithLoss(), backend="fxdp", options=EAGER)
+    x = torch.randn(6, 6, requires_grad=True)
+    with pytest.raises(fxdp.ProofError, match="FXD302 input-gradient"):
+        step(x, torch.arange(6) % 3)
