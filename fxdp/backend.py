@@ -213,10 +213,7 @@ def readable_source(placeholder: Node) -> str:
         source = getattr(source, "base", None)
     hidden = {"", "_modules", "_parameters", "_buffers", "self"}
     parts = [p for p in reversed(path) if p not in hidden]
-    return (
-        ".".join(parts[1:] if parts[:1] == ["model"] and len(parts) > 1 else parts)
-        or placeholder.name
-    )
+    return ".".join(p for p in parts if p != "fxdp_model") or placeholder.name
 
 
 @functools.cache

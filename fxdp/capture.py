@@ -164,7 +164,7 @@ class Step(nn.Module):
 
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
         super().__init__()
-        self.model = model
+        self.fxdp_model = model
         self.loss_fn = loss_fn
 
     def forward(
@@ -178,7 +178,7 @@ class Step(nn.Module):
                 leaf = torch.ops.fxdp.samples(leaf, dim)
             marked.append(leaf)
         args, kwargs = pytree.tree_unflatten(marked, spec)
-        loss, others = local_loss(self.model, self.loss_fn, args, kwargs)
+        loss, others = local_loss(self.fxdp_model, self.loss_fn, args, kwargs)
         check_loss(loss, "loss_fn" if self.loss_fn is not None else "the model")
         return torch.ops.fxdp.release(loss, *scales, mask), others
 

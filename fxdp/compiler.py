@@ -9,7 +9,7 @@ from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.ops import RULES
 from fxdp.options import checked_options
-from fxdp.private_module import PrivateModule
+from fxdp.private_module import Attempt, PrivateModule
 from fxdp.rules import Table
 
 
@@ -89,8 +89,28 @@ def prove(
         ProofError: the model cannot be proven; its diagnostics say why.
         TypeError, ValueError: the arguments do not fit together.
     """
+    found = attempt(model, *args, loss_fn=loss_fn, batch_dims=batch_dims, rules=rules, **kwargs)
+    if found.error is not None:
+        raise found.error
+    assert found.certificate is not None
+    return found.certificate
+
+
+def attempt(
+    model: nn.Module,
+    *args: Any,
+    loss_fn: Callable[..., Tensor] | None = None,
+    batch_dims: BatchDims = 0,
+    rules: Table = RULES,
+    **kwargs: Any,
+) -> Attempt:
+    """`prove`, for callers that want to know what was found on the way to a refusal.
+
+    Raises:
+        TypeError, ValueError: the arguments do not fit together.
+    """
     private = compile(
         model, loss_fn=loss_fn, max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=1.0,
         backend="eager", batch_dims=batch_dims, rules=rules,
     )  # fmt: skip
-    return private.certificate(*args, **kwargs)
+    return private.attempt(*args, **kwargs)

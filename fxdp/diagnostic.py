@@ -10,7 +10,7 @@ import linecache
 import os
 import re
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +18,7 @@ import torch
 from torch._dynamo.exc import ShortenTraceback
 from torch.fx import Node
 
-
-@dataclass(frozen=True)
-class Code:
-    """A kind of fault: its code, its name (what it flags) and the remedy when nothing is known
-    of the op in particular."""
-
-    code: str
-    name: str
-    remedy: str
-
-
-CODES: dict[str, Code] = {
-    c.name: c
-    for c in (
-        Code("FXD101", "mixes-samples", "let every sample be computed from itself and parameters"),
-        Code("FXD102", "uses-batch-total", "normalise within a sample, or in the loss alone"),
-        Code("FXD103", "undeclared-input", "name the axis of its samples in batch_dims"),
-        Code("FXD104", "depends-on-batch-size", "do the same for batches of every size"),
-        Code(
-            "FXD105",
-            "fixed-batch-size",
-            "take sizes from x.shape, and run no layer along the batch axis",
-        ),
-        Code("FXD201", "loss-not-separable", "return one loss a sample, or their mean or sum"),
-        Code("FXD202", "no-loss", "pass loss_fn, or let the model return a loss"),
-        Code("FXD301", "writes-samples", "keep no statistics of samples in buffers"),
-        Code("FXD302", "input-gradient", "detach the input, or ask for no gradient of it"),
-        Code("FXD401", "no-rule", "write the model with other ops, or pass a Rule for this one"),
-        Code("FXD402", "unexplained-gradient", "use the parameter in ops that fxdp has rules for"),
-        Code("FXD501", "graph-break", "keep side effects and branches on data out of forward"),
-    )
-}
+from fxdp.codes import CODES, Code
 
 # Remedies for ops that people meet often: the first whose word is in the op's name.
 REMEDIES = {
@@ -77,18 +46,26 @@ BY_OP = {"mixes-samples", "uses-batch-total", "writes-samples"}
 
 @dataclass(frozen=True)
 class Location:
-    """A line of the user's code."""
+    """A place in the user's code.
+
+    Attributes:
+        file, line, function: of the expression that is at fault.
+        column, end_column: of the expression in the line, from 1, the end excluded; None where
+            torch noted only the line.
+    """
 
     file: str
     line: int
     function: str
+    column: int | None = None
+    end_column: int | None = None
 
     @property
     def source(self) -> str:
         return linecache.getline(self.file, self.line).strip()
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" + (f":{self.column}" if self.column else "")
 
 
 @dataclass(frozen=True)
@@ -102,6 +79,8 @@ class Diagnostic:
         why: what was met.
         remedy: what would make it right.
         path: the ops from the fault to the first gradient or output that it spoils.
+        modules: the submodules that the op ran in, "layer3.1.bn"; "" for the model itself.
+        shapes: of the op's operands, as "[N, 4]".
     """
 
     code: Code
@@ -110,10 +89,15 @@ class Diagnostic:
     why: str
     remedy: str
     path: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         where = f"{self.location}: " if self.location else ""
-        lines = [f"{where}{self.code.code} {self.code.name}: {self.op}: {self.why}"]
+        inner = [m for m in self.modules if m]
+        more = f" and {len(inner) - 1} more" if len(inner) > 1 else ""
+        module = f" (in {inner[0]}{more})" if inner else ""
+        lines = [f"{where}{self.code.code} {self.code.name}: {self.op}: {self.why}{module}"]
         if self.location and self.location.source:
             lines.append(f"    {self.location.source}")
         if self.remedy:
@@ -150,7 +134,11 @@ class CaptureError(ProofError):
     """torch.compile could not capture the model as one graph."""
 
 
-FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+), in (?P<function>\S+)')
+FRAME = re.compile(
+    r'File "(?P<file>.+?)", line (?P<line>\d+), in (?P<function>\S+)'
+    r"(?:\n    (?P<text>\S.*)\n(?P<marks> +[~^]+)$)?",
+    re.MULTILINE,
+)
 LIBRARIES = tuple(str(Path(m).parent) + os.sep for m in (torch.__file__, __file__))
 PASSES = str(Path(__file__).parent.parent / "passes") + os.sep
 STANDARD = sysconfig.get_path("stdlib") + os.sep
@@ -165,11 +153,21 @@ def is_library(file: str) -> bool:
 
 def locate(trace: str | None) -> Location | None:
     """The innermost line of the user's in a stack trace as text."""
-    frames = [
-        Location(m["file"], int(m["line"]), m["function"]) for m in FRAME.finditer(trace or "")
-    ]
-    own = [f for f in frames if not is_library(f.file)]
-    return own[-1] if own else None
+    own = [m for m in FRAME.finditer(trace or "") if not is_library(m["file"])]
+    return located(own[-1]) if own else None
+
+
+def located(frame: re.Match[str]) -> Location:
+    """The place that a frame of a stack trace names; carets under its line give the columns."""
+    file, line, function = frame["file"], int(frame["line"]), frame["function"]
+    source = linecache.getline(file, line)
+    if frame["marks"] is None:
+        column = len(source) - len(source.lstrip()) + 1 if source.strip() else None
+        return Location(file, line, function, column, column and len(source.rstrip()) + 1)
+    # The trace shows the line without its indentation, behind four spaces.
+    start = len(source) - len(source.lstrip()) + len(frame["marks"]) - len(frame["marks"].lstrip())
+    column = start - 4 + 1
+    return Location(file, line, function, column, column + len(frame["marks"].lstrip()))
 
 
 def nearest(node: Node) -> Location | None:
@@ -188,6 +186,44 @@ def nearest(node: Node) -> Location | None:
     return None
 
 
+# How the user's model is written in a captured step, and a step down from it.
+ROOT = re.compile(r"^L\['\w+'\](\.fxdp_model)?")
+STEP = re.compile(r"\.(\w+)|\['?(\w+)'?\]")
+
+
+def module_of(node: Node) -> str:
+    """The submodule that a node ran in, by its path in the user's model."""
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    path = [path for path, _ in stack.values()][-1:]
+    steps = [a or b for p in path for a, b in STEP.findall(ROOT.sub("", p))]
+    return ".".join(s for s in steps if s != "_modules")
+
+
+ALLOW = re.compile(r"#\s*fxdp:\s*allow\[(?P<codes>[^\]]*)\][\s:,-]*(?P<reason>.*)$")
+
+
+def allowance(d: Diagnostic) -> str | None:
+    """The reason for which the user's line allows a fault, "" if it gives none; None if it does
+    not speak of that fault."""
+    comment = ALLOW.search(d.location.source) if d.location else None
+    if comment is None or d.code.code not in re.split(r"[\s,]+", comment["codes"]):
+        return None
+    return comment["reason"].strip()
+
+
+def is_allowed(d: Diagnostic) -> bool:
+    """Is this a fault that a comment may lift, and does one with a reason stand on its line?"""
+    return d.code.allowable and bool(allowance(d))
+
+
+def not_allowed(d: Diagnostic) -> Diagnostic:
+    """The fault as it is; where a comment tries to lift it, with why that does not help."""
+    if allowance(d) is None:
+        return d
+    why = "allow[] needs a reason behind it" if d.code.allowable else "no comment can allow this"
+    return replace(d, remedy=f"{d.remedy}; {why}")
+
+
 def spelled(node: Node) -> str:
     """The op of a node as the user would know it, before it was decomposed."""
     if node.target is torch.ops.fxdp.release.default:
@@ -198,9 +234,11 @@ def spelled(node: Node) -> str:
     return name if name == own or node.op != "call_function" else f"{name} ({own})"
 
 
-def diagnose(node: Node, why: str, name: str, path: tuple[str, ...] = ()) -> Diagnostic:
+def diagnose(
+    node: Node, why: str, name: str, path: tuple[str, ...] = (), shapes: tuple[str, ...] = ()
+) -> Diagnostic:
     """The diagnostic of a fault met at a node."""
     code, op = CODES[name], spelled(node)
     known = REMEDIES if name in BY_OP else {}
     remedy = next((text for key, text in known.items() if key in op), code.remedy)
-    return Diagnostic(code, nearest(node), op, why, remedy, path)
+    return Diagnostic(code, nearest(node), op, why, remedy, path, (module_of(node),), shapes)

@@ -112,7 +112,8 @@ class Study:
         clipped: from `clip`.
         readable: the graph before `lower`, for people.
         history: the printed graph after each pass.
-        notes: assumptions met on the way, for the certificate.
+        joint: the graph that the proof places, also where it fails (from `prove`).
+        notes: what the user's lines allow, for the certificate.
     """
 
     table: Table
@@ -129,6 +130,7 @@ class Study:
     factor: Node | None = None
     norms: Node | None = None
     readable: GraphModule | None = None
+    joint: GraphModule | None = None
     history: dict[str, str] = field(default_factory=lambda: {})
     notes: list[str] = field(default_factory=lambda: [])
 

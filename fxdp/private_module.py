@@ -32,6 +32,21 @@ from fxdp.placement import Shard
 from fxdp.report import Report, report
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a proof: a certificate, or an error; and what was found on the way.
+
+    Attributes:
+        study: of the captured graph; None where the model could not be captured.
+        certificate: where the model was proven.
+        error: where it was not.
+    """
+
+    study: Study | None
+    certificate: Certificate | None
+    error: ProofError | None
+
+
 class PrivateModule(nn.Module):
     """A model whose training steps are private; made by `fxdp.compile`.
 
@@ -266,12 +281,31 @@ class PrivateModule(nn.Module):
     def _proven(self, inputs: Inputs, mask: Tensor) -> Certificate:
         """Capture a step and run only the proof on it."""
         record = Record()
+        self._prove(inputs, mask, record)
+        assert record.study is not None
+        return certify(record.study, RULES, self._record.fallbacks)
+
+    def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
+        """What the proof makes of given inputs, whether it succeeds or not.
+
+        Raises:
+            TypeError, ValueError: the arguments do not fit together.
+        """
+        inputs, mask, _ = self._prepared(args, kwargs, None)
+        record = Record()
+        try:
+            self._prove(inputs, mask, record)
+        except ProofError as error:
+            return Attempt(record.study, None, error)
+        assert record.study is not None
+        return Attempt(record.study, certify(record.study, RULES, []), None)
+
+    def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
+        """Run the proof; the record holds the study also where it fails."""
         passes = (*PROOF, Pass(stop))
         step = compiled_step(self._model, self._loss_fn, self._settings, record, passes)
         with contextlib.suppress(Proven):
             self._captured(step, inputs, mask, 0.0)
-        assert record.study is not None
-        return certify(record.study, RULES, self._record.fallbacks)
 
     def _study(self) -> Study:
         if self._record.study is None or self._record.study.readable is None:

@@ -10,15 +10,14 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import networkx
 import sympy
 import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from fxdp.diagnostic import BatchMixingError, Diagnostic, ProofError, diagnose
-from fxdp.graph_pass import arguments, gradients, mark, mutations, outputs, study
+from fxdp.faults import KEEPS, Faults, forward_outputs, kept_outputs, report
+from fxdp.graph_pass import arguments, gradients, mark, mutations, study
 from fxdp.guards import refuse_fixed_size, refuse_other_programs
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
@@ -31,8 +30,6 @@ SIZES = {
     "size", "sizes", "shape", "stride", "repeats", "input_size", "input_sizes", "output_size",
     "split_size", "split_sizes", "length", "start", "end", "n", "m", "fill_value", "s",
 }  # fmt: skip
-Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)
-KEEPS = ("the model keeps a value made of samples, without noise", "writes-samples")
 Placed = Placement | tuple[Placement | None, ...] | None
 
 
@@ -44,28 +41,38 @@ def prove(gm: GraphModule) -> GraphModule:
         ProofError: an output depends on an op that no rule explains.
     """
     here = study(gm)
-    here.mark = mark(gm)
+    here.mark, here.joint = mark(gm), gm
     mask = here.mark.mask.meta["val"]
     refuse_fixed_size(mask)
     here.n = batch_symbol(mask)
     faults: Faults = {}
+    later: Faults = {}  # in what is computed from other faults
     spoilt: set[Node] = set()
-    forward = needed_for(_forward_outputs(gm))
+    lost: set[Node] = set()  # whose faulty value nothing can be supposed of
+    forward = needed_for(forward_outputs(gm))
     for node in gm.graph.nodes:
         if node.op == "output":
             continue
-        if any(i in spoilt for i in node.all_input_nodes) or (
-            node.target is MARKS.seed.default and here.mark.node in spoilt
-        ):
+        if any(i in lost for i in node.all_input_nodes):
+            lost.add(node)
             spoilt.add(node)
             continue
+        tainted = any(i in spoilt for i in node.all_input_nodes) or (
+            node.target is MARKS.seed.default and here.mark.node in spoilt
+        )
         try:
             node.meta["placement"] = place(node, here.n, here.table, node not in forward)
         except Mixed as refusal:
-            faults[node] = (refusal.why, refusal.name)
+            (later if tainted else faults)[node] = (refusal.why, refusal.name)
+            tainted = True
+            try:
+                node.meta["placement"] = supposed(node, here.n)
+            except Mixed:
+                lost.add(node)
+        if tainted:
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
-    report(gm, faults)
+    report(gm, faults, later)
     seen = gm.graph.find_nodes(op="call_function", target=MARKS.shown.default)
     here.shown = tuple(n.meta["placement"] for n in seen)
     # What is left can reach no output: assertions about the whole batch.
@@ -74,6 +81,23 @@ def prove(gm: GraphModule) -> GraphModule:
             gm.graph.erase_node(node)
     refuse_other_programs(mask)
     return gm
+
+
+def supposed(node: Node, n: sympy.Symbol) -> Any:
+    """What a faulty value would be if it were none: the proof goes on with it to find faults
+    that do not follow from this one. The graph is refused all the same."""
+
+    def of(x: Any) -> Placement | None:
+        if not isinstance(x, torch.Tensor):
+            return None
+        shape = shape_of(x.shape)
+        axes = sample_axes(shape, n)
+        if axes and not is_whole(shape, Shard(axes[0]), n):
+            raise Mixed("nothing can be supposed")
+        return Shard(axes[0]) if axes else Replicate()
+
+    value = node.meta.get("val")
+    return tuple(map(of, value)) if isinstance(value, tuple | list) else of(value)
 
 
 def needed_for(ends: list[Node]) -> set[Node]:
@@ -262,78 +286,7 @@ def _judge_outputs(gm: GraphModule, faults: Faults, spoilt: set[Node]) -> None:
     for name, node in mutations(gm).items():
         if node not in spoilt and not isinstance(node.meta["placement"], Replicate):
             faults[node] = (f"{name} is written from the samples, without noise", "writes-samples")
-    for node in _kept(gm):
+    for node in kept_outputs(gm):
         at = node.meta.get("placement")
         if node not in spoilt and at is not None and not isinstance(at, Replicate):
             faults.setdefault(node, KEEPS)
-
-
-def report(gm: GraphModule, faults: Faults) -> None:
-    """Raise what was found, if it reaches an output."""
-    if not faults:
-        return
-    flow = networkx.DiGraph((n, user) for n in gm.graph.nodes for user in n.users)
-    released = {node: f"gradient of {name}" for name, node in gradients(gm).items()}
-    kept = {node: "value kept by the model" for node in _kept(gm)}
-    kept |= {node: f"new value of {name}" for name, node in mutations(gm).items()}
-    forward = {n: "output" for n in _forward_outputs(gm) if n not in kept}
-    found: list[tuple[Node, Diagnostic]] = []
-    for node, fault in faults.items():
-        path = _path(flow, node, released) or _path(flow, node, forward)
-        if path is None and (path := _path(flow, node, kept)) is not None:
-            fault = KEEPS if fault[1] != "no-rule" else fault
-        if path is not None:
-            found.append((node, diagnose(node, *fault, path)))
-    if not found:
-        return
-    diagnostics = _once(found)
-    mixing = any(d.code.code < "FXD400" for d in diagnostics)
-    raise (BatchMixingError if mixing else ProofError)(*diagnostics)
-
-
-def _once(found: list[tuple[Node, Diagnostic]]) -> list[Diagnostic]:
-    """The faults in the order of the user's lines, each once.
-
-    What the backward pass of a line does wrong where its forward pass is at fault already is
-    the same fault again.
-    """
-    known = {d.location for node, d in found if not is_backward(node) and d.location}
-    once = {
-        (d.location, d.op, d.why): d
-        for node, d in reversed(found)
-        if not (is_backward(node) and d.location in known)
-    }
-    order = {d: i for i, (_, d) in enumerate(found)}
-    return sorted(once.values(), key=lambda d: (_line(d), order[d]))
-
-
-def is_backward(node: Node) -> bool:
-    """Was this node written by autograd?"""
-    return node.meta.get("partitioner_tag") == "is_backward"
-
-
-def _line(d: Diagnostic) -> tuple[str, int]:
-    return (d.location.file, d.location.line) if d.location else ("", 0)
-
-
-def _forward_outputs(gm: GraphModule) -> list[Node]:
-    return [n for n in outputs(gm)[: study(gm).outputs] if isinstance(n, Node)]
-
-
-def _kept(gm: GraphModule) -> list[Node]:
-    """Outputs of the forward pass that the caller does not see: attributes, globals, lists."""
-    returned = (MARKS.release.default, MARKS.shown.default)
-    written = mutations(gm).values()
-    return [n for n in _forward_outputs(gm) if n.target not in returned and n not in written]
-
-
-def _path(flow: Any, node: Node, ends: dict[Node, str]) -> tuple[str, ...] | None:
-    """The ops on the shortest way from a node to one of the ends; None if there is no way."""
-    if node not in flow and node not in ends:
-        return None
-    reach = networkx.single_source_shortest_path(flow, node) if node in flow else {node: [node]}
-    ways = [reach[end] for end in ends if end in reach]
-    if not ways:
-        return None
-    best = min(ways, key=len)
-    return (*(n.name for n in best), ends[best[-1]])

@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("placement", "shapes", "diagnostic", "operators"),
+    ("placement", "shapes", "codes", "operators"),
+    ("diagnostic",),
     ("rules",),
     ("forms",),
     ("ops",),
-    ("graph_pass", "trace", "sums", "facts", "guards"),
+    ("graph_pass", "trace", "sums", "facts", "guards", "faults"),
     ("passes",),
     ("backend", "check", "capture", "certificate", "report"),
     ("options",),

@@ -10,7 +10,8 @@ from torch import nn
 
 import fxdp
 import fxdp.passes
-from fxdp.diagnostic import CODES, Code, Diagnostic, Location, is_library, locate
+from fxdp.codes import CODES, Code
+from fxdp.diagnostic import Diagnostic, Location, is_library, locate
 from tests.findings import Net, marked, refused
 
 N, T, D = 6, 5, 4
@@ -191,6 +192,6 @@ def test_lines_of_libraries_are_not_the_users():
     assert not is_library(fxdp.__file__.replace("__init__.py", "")[:-1] + "_models/net.py")
     assert not is_library(torch.__file__.replace("torch/__init__.py", "torchvision/models.py"))
     trace = f'File "{__file__}", line 3, in a\nFile "{torch.__file__}", line 4, in b\n'
-    assert locate(trace) == Location(__file__, 3, "a")
+    assert locate(trace) == Location(__file__, 3, "a", 1, 15)
     assert locate(f'File "{torch.__file__}", line 4, in b\n') is None
     assert locate(None) is None

@@ -129,31 +129,31 @@ def running_sum(m, x):
 
 
 def assigned_buffer(m, x):
-    m.run = x.sum(0)  # FXD301
+    m.run = x.sum(0)  # FXD303
 
 
 def assigned_mean(m, x):
-    m.run = 0.9 * m.run + 0.1 * x.mean(0)  # FXD301
+    m.run = 0.9 * m.run + 0.1 * x.mean(0)  # FXD303
 
 
 def attribute(m, x):
-    m.plain = x * 2  # FXD301
+    m.plain = x * 2  # FXD303
 
 
 def new_attribute(m, x):
-    m.last = x.sum(0)  # FXD301
+    m.last = x.sum(0)  # FXD303
 
 
 def history(m, x):
-    m.list.append(x.sum(0))  # FXD301
+    m.list.append(x.sum(0))  # FXD303
 
 
 def entry(m, x):
-    m.dict["last"] = x.sum(0)  # FXD301
+    m.dict["last"] = x.sum(0)  # FXD303
 
 
 def global_list(m, x):
-    KEPT.append(x.sum(0))  # FXD301
+    KEPT.append(x.sum(0))  # FXD303
 
 
 def through_data(m, x):

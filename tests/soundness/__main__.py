@@ -1,0 +1,109 @@
+"""Soundness, tested by machine: `tools/soundness --help`.
+
+Exit code 1 if fxdp claimed anything that is not true.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from collections import Counter
+
+import torch
+
+from tests.soundness import op_db, random_graphs
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "tools/soundness", description="Hold fxdp's claims against runs on one sample each."
+    )
+    parser.add_argument(
+        "part", nargs="*", metavar="part", help="ops and graphs; both if none is named"
+    )
+    parser.add_argument("--op", action="append", default=[], help="only operators of this name")
+    parser.add_argument("--samples", type=int, default=2, help="samples of each operator")
+    parser.add_argument("--placements", type=int, default=4, help="placements of each sample")
+    parser.add_argument("--graphs", type=int, default=1000, help="how many random graphs")
+    parser.add_argument("--seed", type=int, default=0, help="of the first random graph")
+    parser.add_argument("--verbose", action="store_true", help="print what is tried")
+    return parser
+
+
+def run_ops(args: argparse.Namespace) -> bool:
+    """The operators of torch's database; true if no claim is false."""
+    begin, tally = time.time(), op_db.Tally()
+    for op in op_db.database():
+        name = op_db.full_name(op)
+        if args.op and not {name, op.name} & set(args.op):
+            continue
+        start, known = time.time(), len(tally.false)
+        op_db.check_op(op, tally, args.samples, args.placements)
+        if args.verbose:
+            print(f"{name}: {time.time() - start:.1f} s", flush=True)
+        for line in tally.false[known:]:
+            print(f"FALSE {line}", flush=True)
+    show_ops(tally, args.verbose)
+    print(f"seed {op_db.SEED}; {time.time() - begin:.0f} s")
+    return not tally.false
+
+
+def show_ops(tally: op_db.Tally, verbose: bool) -> None:
+    """What became of the operators."""
+    print("\nTrue and not claimed, by operator and the rule's words:")
+    for (name, why), count in tally.refused.most_common():
+        print(f"  {count:4d}  {name}: {why}")
+    print("\nSkipped operators:")
+    reasons: dict[str, list[str]] = {}
+    for name, why in tally.skipped.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        print(f"  {len(names):4d}  {why}: {', '.join(names if verbose else names[:8])}")
+    print("\nNot captured, or not run:")
+    kinds: Counter[str] = Counter()
+    for text, count in tally.missing.items():
+        kinds[text.split(": ", 1)[1]] += count
+    for why, count in kinds.most_common(None if verbose else 25):
+        print(f"  {count:4d}  {why}")
+    print(
+        f"\n{tally.ops} operators ({len(tally.skipped)} more skipped), {tally.samples} samples, "
+        f"{tally.placements} placements: {tally.claimed} results claimed, "
+        f"{tally.unproven} without a claim; {tally.checked} claims checked, "
+        f"{len(tally.false)} FALSE; {sum(tally.refused.values())} true and not claimed"
+    )
+
+
+def run_graphs(args: argparse.Namespace) -> bool:
+    """Random programs; true if nothing was accepted that is wrong."""
+    begin, tally = time.time(), random_graphs.Tally()
+    for seed in range(args.seed, args.seed + args.graphs):
+        known, fallen = len(tally.false), len(tally.crashed)
+        random_graphs.check(seed, tally)
+        for text in tally.crashed[fallen:]:
+            print(f"CRASHED {text}", flush=True)
+        for text in tally.false[known:]:
+            print(f"FALSE ACCEPT {text}", flush=True)
+        if args.verbose and (seed + 1) % 500 == 0:
+            print(f"{seed + 1 - args.seed} graphs, {time.time() - begin:.0f} s", flush=True)
+    print("\n" + tally.summary())
+    seconds = time.time() - begin
+    each = 1000 * seconds / max(args.graphs, 1)
+    print(
+        f"seeds {args.seed} to {args.seed + args.graphs - 1}; {seconds:.0f} s, {each:.0f} ms each"
+    )
+    return not tally.false
+
+
+def main() -> int:
+    args = options().parse_args()
+    logging.disable(logging.ERROR)  # torch logs every operand that an operator cannot take
+    torch.set_num_threads(1)
+    parts = {"ops": run_ops, "graphs": run_graphs}
+    if unknown := set(args.part) - set(parts):
+        options().error(f"no part is called {', '.join(unknown)}")
+    chosen = args.part or (["ops"] if args.op else list(parts))
+    return 0 if all([parts[name](args) for name in chosen]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
