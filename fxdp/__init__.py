@@ -6,6 +6,7 @@ from fxdp.certificate import Certificate
 from fxdp.check import MiscompilationWarning
 from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
 from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
+from fxdp.fix import fix
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES
 from fxdp.private_module import PrivateModule
@@ -27,6 +28,7 @@ __all__ = [
     "SumRule",
     "Verification",
     "compile",
+    "fix",
     "prove",
     "verify",
 ]

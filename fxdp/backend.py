@@ -211,9 +211,9 @@ def readable_source(placeholder: Node) -> str:
         part = getattr(source, "member", part)
         path.append(str(part if part is not None else getattr(source, "local_name", "")))
         source = getattr(source, "base", None)
-    hidden = {"", "_modules", "_parameters", "_buffers", "self"}
+    hidden = {"", "_modules", "_parameters", "_buffers", "__dict__", "self", "fxdp_model"}
     parts = [p for p in reversed(path) if p not in hidden]
-    return ".".join(p for p in parts if p != "fxdp_model") or placeholder.name
+    return ".".join(parts) or placeholder.name
 
 
 @functools.cache

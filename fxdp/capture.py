@@ -30,6 +30,7 @@ from fxdp.diagnostic import (
     ProofError,
     is_library,
 )
+from fxdp.fix import advised
 from fxdp.guards import one_kernel, users_lines
 
 BatchDims = Mapping[str, int | None] | int
@@ -300,7 +301,7 @@ def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def capture_errors() -> Iterator[None]:
+def capture_errors(model: nn.Module) -> Iterator[None]:
     """Turn what torch says when it cannot capture a model into our words.
 
     Raises:
@@ -310,7 +311,7 @@ def capture_errors() -> Iterator[None]:
     try:
         yield
     except ProofError as error:
-        raise type(error)(*error.diagnostics) from None
+        raise type(error)(*(advised(d, model) for d in error.diagnostics)) from None
     except ConstraintViolationError as error:
         raise BatchMixingError(captured("fixed-batch-size", error, first_line(error))) from None
     except (Unsupported, UserError) as error:

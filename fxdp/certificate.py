@@ -1,7 +1,8 @@
 """What was proven of a model, what was assumed, and by whom."""
 
-import hashlib
-from dataclasses import dataclass
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -12,6 +13,8 @@ from fxdp.graph_pass import Study
 from fxdp.report import as_text
 from fxdp.rules import Table as Rules
 
+FORMAT = 1  # of the JSON text
+
 
 @dataclass(frozen=True)
 class Obligation:
@@ -20,14 +23,29 @@ class Obligation:
     Attributes:
         name: P1 to P6.
         promise: what is promised.
-        proven: whether the graph proves it; if not, it is assumed.
-        evidence: what the proof found, or who assumes it.
+        proven: whether the graph proves it alone; if not, `by` says who answers for the rest.
+        evidence: what the proof found.
+        by: who assumes what the graph does not prove; empty where it is proven.
     """
 
     name: str
     promise: str
     proven: bool
     evidence: str
+    by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something that no graph shows.
+
+    Attributes:
+        what: what is taken to be true.
+        by: who takes it to be true, and answers for it.
+    """
+
+    what: str
+    by: str
 
 
 @dataclass(frozen=True)
@@ -35,29 +53,69 @@ class Certificate:
     """The six obligations of one captured graph, and the assumptions around them.
 
     Guarantees:
-        - An obligation marked proven was checked by a pass on the graph with this hash, for
+        - An obligation that is proven was checked by a pass on the graph with this hash, for
           every batch size from 2 up; sizes 0 and 1 run the same graph with padded rows.
-        - It is a statement about the graph in real arithmetic. Generated code is compared with
-          the graph at its first step, which is evidence and no proof; `fallbacks` lists where
-          it differed.
-        - What is under `assumptions` cannot be seen in a graph.
+        - An obligation that rests on a rule of the user's, or on a line that an
+          `# fxdp: allow[...]` comment allows, is not proven but assumed, and says by whom.
+        - The same model, inputs and versions give the same certificate, in any process.
+        - `Certificate.from_json(c.to_json()) == c`.
+
+    It does not say:
+        - that the generated code computes what the graph says. The first step of each
+          compilation is compared with the graph, which is evidence and no proof; `fallbacks`
+          lists where the two differed and the graph was run instead.
+        - anything of another program: other options in forward, other dtypes, other inputs make
+          other graphs, each with a certificate of its own.
+        - how large epsilon is. That follows from sampling and steps, see `fxdp.privacy`.
+        - what is under `assumptions`.
+
+    Attributes:
+        obligations: P1 to P6.
+        assumptions: what no graph shows.
+        fallbacks: generated code that differed from its graph and was replaced by it.
+        graph: SHA-256 of the graph, see `fxdp.fingerprint`.
+        versions: of torch and fxdp.
     """
 
     obligations: tuple[Obligation, ...]
-    assumptions: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
     fallbacks: tuple[str, ...]
     graph: str
     versions: dict[str, str]
 
     def __bool__(self) -> bool:
+        """Is every obligation proven, none assumed?"""
         return all(o.proven for o in self.obligations)
+
+    def to_json(self) -> str:
+        """The certificate as a JSON object, for a file."""
+        return json.dumps({"fxdp_certificate": FORMAT} | asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Certificate":
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: the text is no certificate, or one of another format.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("fxdp_certificate") != FORMAT:
+                raise ValueError(f"this fxdp reads certificates of format {FORMAT} only")
+            obligations = [Obligation(**o | {"by": tuple(o["by"])}) for o in data["obligations"]]
+            assumptions = [Assumption(**a) for a in data["assumptions"]]
+            fallbacks, graph, versions = data["fallbacks"], data["graph"], data["versions"]
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"this is no certificate of fxdp: {error}") from None
+        return cls(tuple(obligations), tuple(assumptions), tuple(fallbacks), graph, versions)
 
     def __rich__(self) -> RenderableType:
         table = Table("", "obligation", "", "evidence", title=f"fxdp certificate {self.graph[:12]}")
         for o in self.obligations:
-            table.add_row(o.name, o.promise, "proven" if o.proven else "assumed", o.evidence)
-        for text in self.assumptions:
-            table.add_row("", text, "assumed", "")
+            by = "".join(f"\nassumed by {who}" for who in o.by)
+            table.add_row(o.name, o.promise, "proven" if o.proven else "assumed", o.evidence + by)
+        for a in self.assumptions:
+            table.add_row("", a.what, "assumed", f"by {a.by}")
         for text in self.fallbacks:
             table.add_row("", "compiled code replaced by its graph", "checked", text)
         return table
@@ -66,44 +124,73 @@ class Certificate:
         return as_text(self)
 
 
+CALLER, FXDP = "whoever trains", "fxdp"
 ASSUMPTIONS = (
-    "expected_batch_size is public and was not read from the data",
-    "samples were drawn the way the accountant is told",
-    "the loss is scaled, if at all, by constants before backward()",
-    "floating point stands for real numbers",
+    Assumption("expected_batch_size is public and was not read from the data", CALLER),
+    Assumption("samples were drawn the way the accountant is told", CALLER),
+    Assumption("the loss is scaled, if at all, by constants before backward()", CALLER),
+    Assumption("floating point stands for real numbers", FXDP),
 )
 
 
 def certify(study: Study, rules: Rules, fallbacks: list[str]) -> Certificate:
     """The certificate of a graph that went through the proof."""
-    graph = study.history["tidy"]
-    gradients, own = study.gradients, study.table.keys() - rules.keys()
-    changed = {op for op in rules if op in study.table and study.table[op] is not rules[op]}
+    seen, gradients = study.seen, study.gradients
+    assert seen is not None
+    places = Counter(seen.places)
     sums = sum(len(g.sums) for g in gradients)
     shared = sum(len(g.sums) > 1 for g in gradients)
     public = sum(not g.sums for g in gradients)
-    nodes = graph.count("\n")
-    assumed = tuple(f"the rule of {op} is right (rules=)" for op in sorted(map(str, own | changed)))
+    changed = {op for op in seen.ops if study.table.get(op) is not rules.get(op)}
+    own = tuple(f"the rule of {op} in rules=" for op in sorted(map(str, changed)))
+    lines = tuple(f"the comment on the line: {note}" for note in study.notes)
+    released = "noise" in study.history
+    checked = "; the released graph holds no plain sum" if released else ""
     return Certificate(
         (
-            Obligation("P1", "rows are independent", True, f"{nodes} lines of graph placed"),
-            Obligation(
+            obligation(
+                "P1",
+                "rows are independent",
+                f"{places.total()} values placed: {places['Shard']} hold samples, "
+                f"{places['Partial']} are sums over them, {places['Replicate']} hold none",
+                own,
+            ),
+            obligation(
                 "P2",
                 "every use of every parameter is accounted for",
-                True,
-                f"{len(gradients)} gradients from {sums} sums over samples, {shared} of them "
-                f"shared, {public} without samples",
+                f"{len(gradients)} gradients come from {sums} sums over samples, {shared} from "
+                f"more than one, {public} from none",
+                own,
             ),
-            Obligation("P3", "what is clipped is what is released", True, "one form for both"),
-            Obligation("P4", "the loss splits into one for each sample", True, "totals made local"),
-            Obligation("P5", "nothing is written from samples", True, "mutated inputs are shared"),
-            Obligation("P6", "one clip bound and one noise scale", True, "one release mark"),
+            obligation(
+                "P3",
+                "what is clipped is what is released",
+                f"norm and clipped sum of {sums} sums come from one form each{checked}",
+            ),
+            obligation(
+                "P4",
+                "the loss splits into one for each sample",
+                f"{seen.totals} totals over the batch were made each sample's own",
+            ),
+            obligation(
+                "P5",
+                "nothing made of samples leaves without noise",
+                f"{seen.written} written inputs hold no samples; {len(study.shown)} outputs are "
+                "the caller's to keep",
+                lines,
+            ),
+            obligation("P6", "one clip bound and one noise scale", "one mark of release"),
         ),
-        ASSUMPTIONS + assumed,
+        ASSUMPTIONS,
         tuple(fallbacks),
-        hashlib.sha256(graph.encode()).hexdigest(),
+        seen.fingerprint,
         {"torch": torch.__version__, "fxdp": own_version()},
     )
+
+
+def obligation(name: str, promise: str, evidence: str, by: tuple[str, ...] = ()) -> Obligation:
+    """An obligation that is proven unless somebody answers for a part of it."""
+    return Obligation(name, promise, not by, evidence, by)
 
 
 def own_version() -> str:

@@ -129,9 +129,9 @@ CODES: dict[str, Code] = {
             "return the value from forward, or do not keep it",
             "the model keeps a value made of samples in an attribute, a list or a global",
             "It outlives the step, without noise, and later steps may be computed from it. Where "
-            "it is only looked at, for debugging, the line may allow it.",
-            "self.last = h",
-            "self.last = h  # fxdp: allow[FXD303] printed in a debugger, never saved",
+            "it is only looked at, for debugging, the line that computes it may allow it.",
+            "self.last = h = self.fc(x)",
+            "self.last = h = self.fc(x)  # fxdp: allow[FXD303] for the debugger, never saved",
             allowable=True,
         ),
         Code(

@@ -92,6 +92,25 @@ class Clipped:
     public: Node | None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a proof saw of a graph, for the certificate.
+
+    Attributes:
+        fingerprint: the graph's hash.
+        places: how many values have which kind of placement.
+        ops: the ops that occur.
+        totals: how many 0-d totals over the batch there are.
+        written: how many inputs the program writes to.
+    """
+
+    fingerprint: str
+    places: dict[str, int]
+    ops: frozenset[Any]
+    totals: int
+    written: int
+
+
 @dataclass
 class Study:
     """What is known of a graph so far.
@@ -113,6 +132,7 @@ class Study:
         readable: the graph before `lower`, for people.
         history: the printed graph after each pass.
         joint: the graph that the proof places, also where it fails (from `prove`).
+        seen: what the certificate says of the placed graph (from `prove`).
         notes: what the user's lines allow, for the certificate.
     """
 
@@ -131,6 +151,7 @@ class Study:
     norms: Node | None = None
     readable: GraphModule | None = None
     joint: GraphModule | None = None
+    seen: "Seen | None" = None
     history: dict[str, str] = field(default_factory=lambda: {})
     notes: list[str] = field(default_factory=lambda: [])
 

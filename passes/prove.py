@@ -7,6 +7,7 @@ refusal matters if it reaches an output.
 """
 
 import operator
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,18 +18,20 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.faults import KEEPS, Faults, forward_outputs, kept_outputs, report
-from fxdp.graph_pass import arguments, gradients, mark, mutations, study
+from fxdp.fingerprint import fingerprint
+from fxdp.graph_pass import Seen, arguments, gradients, mark, mutations, study
 from fxdp.guards import refuse_fixed_size, refuse_other_programs
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
+from fxdp.sums import is_total
 
 MARKS = torch.ops.fxdp
 # Names of arguments in which N is nothing but a size, of which the shapes tell, and those that
 # rules look at themselves. A pointwise op may take N as a value: see `localize`.
 SIZES = {
     "size", "sizes", "shape", "stride", "repeats", "input_size", "input_sizes", "output_size",
-    "split_size", "split_sizes", "length", "start", "end", "n", "m", "fill_value", "s",
+    "split_size", "split_sizes", "length", "start", "end", "n", "m", "fill_value", "s", "groups",
 }  # fmt: skip
 Placed = Placement | tuple[Placement | None, ...] | None
 
@@ -73,14 +76,24 @@ def prove(gm: GraphModule) -> GraphModule:
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
     report(gm, faults, later)
-    seen = gm.graph.find_nodes(op="call_function", target=MARKS.shown.default)
-    here.shown = tuple(n.meta["placement"] for n in seen)
+    shown = gm.graph.find_nodes(op="call_function", target=MARKS.shown.default)
+    here.shown = tuple(n.meta["placement"] for n in shown)
     # What is left can reach no output: assertions about the whole batch.
     for node in reversed(gm.graph.nodes):
         if node in spoilt:
             gm.graph.erase_node(node)
     refuse_other_programs(mask)
+    here.seen = seen(gm)
     return gm
+
+
+def seen(gm: GraphModule) -> Seen:
+    """The placed graph in numbers."""
+    places = [(n, p) for n in gm.graph.nodes for p in pytree.tree_leaves(n.meta.get("placement"))]
+    totals = [n for n, p in places if isinstance(p, Partial) and is_total(n)]
+    kinds = Counter(type(p).__name__ for _, p in places)
+    ops = frozenset(n.target for n in gm.graph.nodes)
+    return Seen(fingerprint(gm), dict(kinds), ops, len(totals), len(mutations(gm)))
 
 
 def supposed(node: Node, n: sympy.Symbol) -> Any:

@@ -1,0 +1,141 @@
+"""The certificate says what was proven, by whom the rest is assumed, and says it stably."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxdp
+from fxdp.placement import Shard
+
+N, D = 6, 4
+X, Y = torch.randn(N, D), torch.arange(N) % 3
+
+
+def net(width: int = D) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(D, width), nn.ReLU(), nn.Linear(width, 3))
+
+
+def proven(model: nn.Module | None = None, n: int = N, **options: object) -> fxdp.Certificate:
+    return fxdp.prove(model or net(), X[:n], Y[:n], loss_fn=F.cross_entropy, **options)  # type: ignore[arg-type]
+
+
+class Watched(nn.Module):
+    """A model whose author looks at its activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(D, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x.detach().abs()  # fxdp: allow[FXD303] looked at in a debugger
+        return self.fc(x)
+
+
+class Unreasoned(Watched):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x.detach().abs()  # fxdp: allow[FXD303]
+        return self.fc(x)
+
+
+class Mixing(Watched):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.softmax(0))  # fxdp: allow[FXD101, FXD102] we know better
+
+
+IN_A_FRESH_PROCESS = """
+import torch, torch.nn.functional as F
+from torch import nn
+import fxdp
+# Something else first, that moves torch's counters for names and symbols.
+fxdp.prove(nn.Linear(2, 2), torch.randn(3, 2), torch.arange(3) % 2, loss_fn=F.cross_entropy)
+model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+x, y = torch.randn(7, 4), torch.arange(7) % 3
+print(fxdp.prove(model, x, y, loss_fn=F.cross_entropy).to_json())
+"""
+
+
+class TestGuarantees:
+    def test_proven_obligations(self):
+        certificate = proven()
+        assert [o.name for o in certificate.obligations] == ["P1", "P2", "P3", "P4", "P5", "P6"]
+        assert all(o.proven and not o.by for o in certificate.obligations)
+        assert certificate
+        assert "4 gradients come from 4 sums" in certificate.obligations[1].evidence
+        assert certificate.versions["torch"] == torch.__version__
+
+    def test_for_every_batch_size(self):
+        assert proven(n=2) == proven(n=6)
+        assert proven(n=1) == proven(n=6)
+        assert proven(n=0) == proven(n=6)
+
+    def test_a_rule_of_the_users_is_an_assumption(self):
+        def place(call, x, *_):
+            return Shard(0)
+
+        class Flips(nn.Sequential):
+            def forward(self, x):
+                return super().forward(x).flip(0)
+
+        rules = fxdp.RULES | {torch.ops.aten.flip.default: fxdp.Rule(place)}
+        certificate = proven(Flips(*net()), rules=rules)
+        assert not certificate
+        assert [o.name for o in certificate.obligations if not o.proven] == ["P1", "P2"]
+        assert certificate.obligations[0].by == ("the rule of aten.flip.default in rules=",)
+        assert proven(net(), rules=rules)  # where the op does not occur, its rule is not needed
+
+    def test_an_allowed_line_is_an_assumption(self):
+        certificate = proven(Watched())
+        assert [o.name for o in certificate.obligations if not o.proven] == ["P5"]
+        (by,) = certificate.obligations[4].by
+        assert by.startswith("the comment on the line: the model keeps a value made of samples")
+        assert "test_certificate.py:" in by
+        assert "looked at in a debugger" in by
+
+    @pytest.mark.parametrize(
+        ("model", "said"),
+        [(Unreasoned, "allow[] needs a reason"), (Mixing, "no comment can allow this")],
+    )
+    def test_what_no_comment_allows(self, model: type[nn.Module], said: str):
+        with pytest.raises(fxdp.BatchMixingError, match="FXD") as caught:
+            proven(model())
+        assert said in caught.value.diagnostics[0].remedy
+
+    def test_it_is_the_same_in_any_process(self):
+        fresh = subprocess.run(
+            [sys.executable, "-c", IN_A_FRESH_PROCESS], capture_output=True, text=True, check=True
+        )
+        assert fresh.stdout.strip() == proven().to_json()
+
+    def test_another_graph_has_another_hash(self):
+        hashes = {
+            proven().graph, proven(net(5)).graph, proven(net().double().float()).graph,
+            proven(nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, 3))).graph,
+        }  # fmt: skip
+        assert len(hashes) == 3
+
+    def test_it_survives_json(self):
+        for certificate in (proven(), proven(Watched())):
+            assert fxdp.Certificate.from_json(certificate.to_json()) == certificate
+            assert json.loads(certificate.to_json())["fxdp_certificate"] == 1
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"fxdp_certificate": 2}', "null"])
+    def test_what_is_no_certificate(self, text: str):
+        with pytest.raises(ValueError, match="certificate"):
+            fxdp.Certificate.from_json(text)
+
+
+class TestWhatItDoesNotSay:
+    def test_assumptions_name_who_answers(self):
+        said = {a.what: a.by for a in proven().assumptions}
+        assert said["samples were drawn the way the accountant is told"] == "whoever trains"
+        assert said["floating point stands for real numbers"] == "fxdp"
+
+    def test_it_reads_as_a_table(self):
+        text = str(proven(Watched()))
+        assert "rows are independent" in text
+        assert "assumed by the comment on the line" in text
