@@ -58,11 +58,11 @@ CODES: dict[str, Code] = {
         Code(
             "FXD103",
             "undeclared-input",
-            "name the axis of its samples in batch_dims",
-            "an input may hold samples, and nothing says on which axis",
-            "The proof starts at the inputs. An axis that is guessed from its size can be wrong.",
-            "private = fxdp.compile(rnn, ...)  # takes [T, N, D]",
-            'private = fxdp.compile(rnn, ..., batch_dims={"x": 1, "target": 0})',
+            "pass samples as arguments, and name their axis in batch_dims",
+            "no argument holds samples, or one may hold them and nothing says on which axis",
+            "The proof starts at the arguments. An axis that is guessed from its size can be wrong.",
+            "loss = step()  # the model reads its samples from an attribute",
+            "loss = step(x)",
         ),
         Code(
             "FXD104",
@@ -164,3 +164,25 @@ CODES: dict[str, Code] = {
         ),
     )
 }
+
+
+def table() -> str:
+    """All codes as a table in Markdown, for README."""
+    rows = [
+        "| code | name | flags | instead of | write |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {c.code} | {c.name} | {c.what} | {cell(c.bad)} | {cell(c.good)} |"
+            for c in CODES.values()
+        ),
+    ]
+    return "\n".join(rows)
+
+
+def cell(code: str) -> str:
+    """A line of code in a cell; a comment behind it becomes text."""
+    code = code.replace("|", "\\|")
+    line, _, comment = code.partition("  # ")
+    if comment.startswith("fxdp:"):
+        return f"`{code}`"
+    return f"`{line}`" + (f" ({comment})" if comment else "")

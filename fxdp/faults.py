@@ -32,12 +32,13 @@ KEEPS = ("the model keeps a value made of samples, without noise", "keeps-sample
 WRITES = ("a buffer is written from the samples, without noise", "writes-samples")
 
 
-def report(gm: GraphModule, faults: Faults, later: Faults) -> None:
+def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> None:
     """Raise the faults that reach an output, except those that the user's line allows.
 
     Args:
         faults: whose operands are in order.
         later: whose operands are made of faulty values; told in the forward pass only.
+        lost: nodes of which nothing can be said; no line can allow them.
 
     Raises:
         BatchMixingError: a fault in the model.
@@ -71,7 +72,7 @@ def report(gm: GraphModule, faults: Faults, later: Faults) -> None:
         if path is not None and nearest(node) is not None:
             found.append((node, told(node, fault, path)))
     diagnostics = once(found, later)
-    allowed = [d for d in diagnostics if is_allowed(d)]
+    allowed = [d for d in diagnostics if is_allowed(d) and lost.isdisjoint(kept)]
     study(gm).notes += [f"{d.why}, at {shortly(d)}: {allowance(d)}" for d in allowed]
     refused = [not_allowed(d) for d in diagnostics if d not in allowed]
     if refused:

@@ -75,12 +75,12 @@ def prove(gm: GraphModule) -> GraphModule:
         if tainted:
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
-    report(gm, faults, later)
+    report(gm, faults, later, lost)
     shown = gm.graph.find_nodes(op="call_function", target=MARKS.shown.default)
     here.shown = tuple(n.meta["placement"] for n in shown)
-    # What is left can reach no output: assertions about the whole batch.
+    # What is left are assertions about the whole batch, and what a line allows to be kept.
     for node in reversed(gm.graph.nodes):
-        if node in spoilt:
+        if node in spoilt and not node.users:
             gm.graph.erase_node(node)
     refuse_other_programs(mask)
     here.seen = seen(gm)
@@ -158,9 +158,29 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
         rule = table.get(node.target)  # pyright: ignore[reportArgumentType]
         if rule is None and not is_shared_alone(node, n):
             raise Mixed("fxdp has no rule for this op", "no-rule")
-        call = Call(shapes, n, backward)
+        call = Call(shapes, n, backward or scales_losses(node, table))
         placed = apply(rule, node, call) if rule is not None else shared_results(node)
     return checked(node, placed, n)
+
+
+def scales_losses(node: Node, table: Table) -> bool:
+    """Does only the loss come of a node, by ops that are linear: sums, scales, signs, views?
+
+    Then it may be divided by a total over the batch, as a mean divides a sum, and `localize`
+    gives every sample its own.
+    """
+    open_ends, seen = [node], {node}
+    while open_ends:
+        at = open_ends.pop()
+        for user in at.users:
+            if is_backward(user) or user in seen or user.target is MARKS.release.default:
+                continue
+            rule = table.get(user.target)  # pyright: ignore[reportArgumentType]
+            if rule is None or rule.each is None:
+                return False
+            seen.add(user)
+            open_ends.append(user)
+    return len(seen) > 1 or any(user.target is MARKS.release.default for user in node.users)
 
 
 def is_shared_alone(node: Node, n: sympy.Symbol) -> bool:

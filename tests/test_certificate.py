@@ -36,6 +36,18 @@ class Watched(nn.Module):
         return self.fc(x)
 
 
+class WatchedMean(Watched):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x.mean(0)  # fxdp: allow[FXD303] looked at in a debugger
+        return self.fc(x)
+
+
+class Lost(Watched):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = (x @ x.T).exp()  # fxdp: allow[FXD303] looked at in a debugger
+        return self.fc(x)
+
+
 class Unreasoned(Watched):
     def forward(self, x: Tensor) -> Tensor:
         self.last = x.detach().abs()  # fxdp: allow[FXD303]
@@ -88,8 +100,9 @@ class TestGuarantees:
         assert certificate.obligations[0].by == ("the rule of aten.flip.default in rules=",)
         assert proven(net(), rules=rules)  # where the op does not occur, its rule is not needed
 
-    def test_an_allowed_line_is_an_assumption(self):
-        certificate = proven(Watched())
+    @pytest.mark.parametrize("model", [Watched, WatchedMean])
+    def test_an_allowed_line_is_an_assumption(self, model: type[nn.Module]):
+        certificate = proven(model())
         assert [o.name for o in certificate.obligations if not o.proven] == ["P5"]
         (by,) = certificate.obligations[4].by
         assert by.startswith("the comment on the line: the model keeps a value made of samples")
@@ -104,6 +117,20 @@ class TestGuarantees:
         with pytest.raises(fxdp.BatchMixingError, match="FXD") as caught:
             proven(model())
         assert said in caught.value.diagnostics[0].remedy
+
+    def test_what_is_lost_cannot_be_allowed(self):
+        with pytest.raises(fxdp.BatchMixingError, match="FXD303"):
+            proven(Lost())
+
+    def test_an_allowed_line_trains(self):
+        model = WatchedMean()
+        private = fxdp.compile(
+            model, loss_fn=F.cross_entropy, max_grad_norm=1.0, noise_multiplier=0.0,
+            expected_batch_size=N, backend="eager",
+        )  # fmt: skip
+        private(X, Y).backward()
+        torch.testing.assert_close(model.last, X.mean(0))
+        assert not private.certificate()
 
     def test_it_is_the_same_in_any_process(self):
         fresh = subprocess.run(
