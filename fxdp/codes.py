@@ -101,8 +101,8 @@ CODES: dict[str, Code] = {
             "pass loss_fn, or let the model return a loss",
             "there is no loss to take gradients of",
             "Clipping and noise are put where the loss leaves the model.",
-            "fxdp.compile(model, ...)  # the model returns logits",
-            "fxdp.compile(model, loss_fn=F.cross_entropy, ...)",
+            "fxdp.compile(model, **options)  # the model returns logits",
+            "fxdp.compile(model, loss_fn=F.cross_entropy, **options)",
         ),
         Code(
             "FXD301",
@@ -142,7 +142,7 @@ CODES: dict[str, Code] = {
             "What is not understood is refused: most silent violations of other libraries come "
             "from layers that they took for ordinary ones.",
             "x = x + torch.histc(x, 4)",
-            "fxdp.compile(model, rules=fxdp.RULES | {my_op: fxdp.Rule(...)}, ...)",
+            "fxdp.compile(model, rules=fxdp.RULES | {my_op: fxdp.Rule(place)}, **options)",
         ),
         Code(
             "FXD402",
