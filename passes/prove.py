@@ -17,7 +17,14 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from fxdp.faults import KEEPS, Faults, forward_outputs, kept_outputs, report
+from fxdp.faults import (
+    KEEPS,
+    Faults,
+    forward_outputs,
+    is_backward,
+    kept_outputs,
+    report,
+)
 from fxdp.fingerprint import fingerprint
 from fxdp.graph_pass import Seen, arguments, gradients, mark, mutations, study
 from fxdp.guards import refuse_fixed_size, refuse_other_programs
@@ -166,9 +173,12 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
 def scales_losses(node: Node, table: Table) -> bool:
     """Does only the loss come of a node, by ops that are linear: sums, scales, signs, views?
 
-    Then it may be divided by a total over the batch, as a mean divides a sum, and `localize`
-    gives every sample its own.
+    Then it may be divided by the number of samples, as a mean divides a sum, and `localize`
+    makes that 1 for every sample. Other totals stay refused: a loss that is divided by those of
+    the other samples compares samples.
     """
+    if any(isinstance(i.meta.get("placement"), Partial) for i in node.all_input_nodes):
+        return False
     open_ends, seen = [node], {node}
     while open_ends:
         at = open_ends.pop()
@@ -257,7 +267,7 @@ def place_release(node: Node, n: sympy.Symbol) -> Placement:
     """The loss must be a loss for each sample, or a total of those."""
     loss = arguments(node)[0]
     at, shape = loss.meta["placement"], shape_of(loss.meta["val"].shape)
-    if at == Shard(0) and len(shape) == 1 or isinstance(at, Partial) and not shape:
+    if at == Shard(0) and shape == (n,) or isinstance(at, Partial) and not shape:
         return Replicate()
     if isinstance(at, Replicate):
         raise Mixed("the loss does not depend on the samples", "loss-not-separable")

@@ -84,8 +84,13 @@ def tokens_apart(out, y):
     return F.cross_entropy(out.transpose(1, 2), y, reduction="none")  # FXD201
 
 
+def tokens_first(out, y):
+    each = F.cross_entropy(out.transpose(1, 2), y, reduction="none")
+    return each.t().reshape(-1)  # FXD201
+
+
 @pytest.mark.parametrize("n", [N, T])
-@pytest.mark.parametrize("loss_fn", [tokens, tokens_apart])
+@pytest.mark.parametrize("loss_fn", [tokens, tokens_apart, tokens_first])
 def test_tokens_are_no_samples(loss_fn: Any, n: int):
     x, y = torch.randn(n, T, D), torch.zeros(n, T, dtype=torch.long)
     (d,) = refused(
