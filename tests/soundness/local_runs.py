@@ -82,12 +82,11 @@ def run_plain(
 ) -> list[Tensor | None]:
     """Results and gradients by PyTorch alone."""
     leaves = [
-        x.detach().clone().requires_grad_(w)
-        for x, w in zip(tensors, program.wanted, strict=True)
-    ]  # fmt: skip
+        x.detach().clone().requires_grad_(w) for x, w in zip(tensors, program.wanted, strict=True)
+    ]
     with torch.enable_grad():
         # A program may write to its inputs, which leaves must not be.
-        outs = program.function(*(x * 1 if w else x for x, w in zip(leaves, program.wanted)))
+        outs = program.function(*(x * 1 if x.requires_grad else x for x in leaves))
         wanted = [x for x, w in zip(leaves, program.wanted, strict=True) if w]
         grads = gradients_of(outs, wanted, cotangents)
     return [*(o.detach() for o in outs), *grads]

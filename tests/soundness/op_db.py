@@ -6,15 +6,11 @@ the results and gradients is then compared with runs on each sample alone.
 """
 
 import contextlib
-import importlib.util
 import itertools
-import sys
-import types
-import unittest
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -31,6 +27,7 @@ from tests.soundness.local_runs import (
     own_cotangent,
     run_plain,
     run_whole,
+    same,
     trouble,
     value_of,
 )
@@ -49,8 +46,8 @@ LOOKED_AT = 24  # samples of an operator to choose from
 BATCHES = (2, 3)
 LARGEST = 10  # batch that a sample of the database may come with
 DTYPES = (torch.float64, torch.float32, torch.complex128, torch.int64, torch.bool)
-# Those that leave memory as it was, or whose results are no function of their inputs' values.
-SKIPPED = {"to_sparse", "item", "resize_", "resize_as_", "sparse.mm", "sparse.sampled_addmm"}
+# Those that leave memory as it was.
+LEFT_OUT = {"to_sparse", "item", "resize_", "resize_as_", "sparse.mm", "sparse.sampled_addmm"}
 
 
 @dataclass
@@ -58,6 +55,8 @@ class Tally:
     """What became of operators and their samples.
 
     Attributes:
+        checked: claims about results, once for each batch; `untried` are those for which no
+            batch could be run, for instance because one sample alone is no valid input.
         skipped, missing: why operators were left out, and samples could not be captured.
         refused: results about which nothing is claimed though brute force finds a placement, by
             operator and reason.
@@ -70,19 +69,21 @@ class Tally:
     claimed: int = 0
     unproven: int = 0
     checked: int = 0
+    untried: int = 0
     skipped: dict[str, str] = field(default_factory=lambda: {})
     missing: Counter[str] = field(default_factory=Counter)
     refused: Counter[tuple[str, str]] = field(default_factory=Counter)
     false: list[str] = field(default_factory=lambda: [])
 
+    def __iadd__(self, other: "Tally") -> "Tally":
+        for name in (f.name for f in fields(self)):
+            mine, more = getattr(self, name), getattr(other, name)
+            setattr(self, name, {**mine, **more} if type(mine) is dict else mine + more)
+        return self
+
 
 def database() -> list[Any]:
     """Every OpInfo, by name."""
-    # torch imports this package for tests of its own, and the database needs nothing of it.
-    if "expecttest" not in sys.modules and importlib.util.find_spec("expecttest") is None:
-        stand_in = types.ModuleType("expecttest")
-        stand_in.TestCase = unittest.TestCase  # type: ignore[attr-defined]
-        sys.modules["expecttest"] = stand_in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.testing._internal import common_methods_invocations  # noqa: PLC0415 - slow
@@ -185,21 +186,30 @@ def check_op(op: Any, tally: Tally, count: int, placements: int, table: Table = 
     """Try an operator: its samples, their placements, several batches."""
     name = full_name(op)
     try:
-        samples = samples_of(op, count)
+        with quiet():
+            samples = samples_of(op, count)
     except Exception as error:
         tally.skipped[name] = f"no samples: {type(error).__name__}"
         return
-    if op.name in SKIPPED or op.name.startswith(("empty", "new_empty")) or not samples:
+    if op.name in LEFT_OUT or op.name.startswith(("empty", "new_empty")) or not samples:
         tally.skipped[name] = "it leaves memory as it was" if samples else "no tensor has an axis"
         return
     if any(x.layout != torch.strided for s in samples for x in tensors_of(s)):
         tally.skipped[name] = "sparse tensors"
         return
     tally.ops += 1
-    for number, sample in enumerate(samples):
-        tally.samples += 1
-        for dims in choices(tensors_of(sample), placements):
-            check_one(name, number, program_of(op, sample, dims), tally, table)
+    with quiet():
+        for number, sample in enumerate(samples):
+            tally.samples += 1
+            for dims in choices(tensors_of(sample), placements):
+                check_one(name, number, program_of(op, sample, dims), tally, table)
+
+
+def tried(op: Any, count: int, placements: int, table: Table = RULES) -> Tally:
+    """`check_op` with a tally of its own."""
+    tally = Tally()
+    check_op(op, tally, count, placements, table)
+    return tally
 
 
 def check_one(name: str, number: int, program: Program, tally: Tally, table: Table) -> None:
@@ -224,7 +234,8 @@ def check_one(name: str, number: int, program: Program, tally: Tally, table: Tab
     trials = [(n, batch(program, n, SEED + n)) for n in (own, *BATCHES) if n <= LARGEST]
     if own <= LARGEST:
         trials.insert(0, (own, list(program.tensors)))
-    good: list[bool] = []
+    missed: set[int] | None = None
+    gaps: dict[tuple[int, int], Tensor] = {}
     for n, tensors in trials:
         try:
             trial = Trial(gm, program, tensors, n, found)
@@ -232,12 +243,13 @@ def check_one(name: str, number: int, program: Program, tally: Tally, table: Tab
             tally.missing[f"{name}: no run of {n} samples: {type(error).__name__}"] += 1
             continue
         tally.checked += sum(isinstance(c, Placement) for c in found)
-        for i, why in trial.troubles():
+        for i, why in trial.troubles(gaps):
             tally.false.append(f"{where}, N={n}, result {i}: claims {found[i]}, but {why}")
-        good.append(True)
         flags = trial.true_though_refused()
-        missed = flags if len(good) == 1 else missed & flags  # noqa: F821
-    for i in missed if good else ():
+        missed = flags if missed is None else missed & flags
+    if missed is None:
+        tally.untried += sum(isinstance(c, Placement) for c in found)
+    for i in missed or ():
         refused = found[i]
         assert isinstance(refused, Refused)
         tally.refused[name, refused.why] += 1
@@ -252,11 +264,10 @@ class Trial:
         self.found, self.n = found, n
         self.ends = outputs(gm)[1:]
         self.backs: dict[int, tuple[Tensor, Placement]] = {}
-        with quiet():
-            self.run = run_whole(gm, program, tensors, self.cotangent)
-            plain = [self.alone(program, tensors, i) for i in range(n)]
-            self.plain = list(zip(*plain, strict=True))
-            self.eager = self.eagerly(program, tensors)
+        self.run = run_whole(gm, program, tensors, self.cotangent)
+        plain = [self.alone(program, tensors, i) for i in range(n)]
+        self.plain = list(zip(*plain, strict=True))
+        self.eager = self.eagerly(program, tensors)
 
     def cotangent(self, index: int, out: Tensor, at: Placement) -> Tensor:
         dice = torch.Generator().manual_seed(index)
@@ -282,15 +293,23 @@ class Trial:
 
         return run_plain(program, tensors, back)
 
-    def troubles(self) -> Iterator[tuple[int, str]]:
-        """The claims that are not true."""
+    def troubles(self, gaps: dict[tuple[int, int], Tensor]) -> Iterator[tuple[int, str]]:
+        """The claims that are not true.
+
+        Args:
+            gaps: by number of samples and result, what sums hold beside the samples' terms: it
+                must be the same for other samples.
+        """
         for i, (end, claim) in enumerate(zip(self.ends, self.found, strict=True)):
             if not isinstance(claim, Placement) or end is None:
                 continue
             locals_ = [torch.zeros(()) if x is None else x for x in self.plain[i]]
             at, whole = value_of(self.run, end)
             if isinstance(at, Partial) and at.public:
-                continue  # a term that all share comes in: the sum alone says nothing
+                gap = whole - torch.stack(locals_).sum(0)
+                if not same(gaps.setdefault((self.n, i), gap), gap):
+                    yield i, "the samples are not in it as a sum"
+                continue
             if (why := trouble(at, whole, locals_)) is not None:
                 yield i, why
 
@@ -301,9 +320,8 @@ class Trial:
             whole, locals_ = self.eager[i], self.plain[i]
             if not isinstance(claim, Refused) or whole is None or any(x is None for x in locals_):
                 continue
-            backward = i >= len(self.found) - sum(1 for e in self.found[i:])
-            if backward and bool((whole == 0).all()):
-                continue  # no cotangent came here
+            if bool((whole == 0).all()):
+                continue  # a gradient without a cotangent
             at = held(whole, [x for x in locals_ if x is not None])
             # Nothing of the samples is in what does not depend on them.
             if at is not None and not isinstance(at, Replicate):

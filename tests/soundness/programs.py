@@ -43,6 +43,7 @@ from fxdp.placement import Mixed, Partial, Placement, Replicate
 from fxdp.rules import Call, Rule, Table
 from fxdp.sums import holds_samples, is_total
 
+BATCH_NORM = torch.ops.aten.native_batch_norm.default
 LIMIT = 20  # seconds that one capture may take
 SCALES = 3  # clip bound, noise multiplier and expected batch size
 
@@ -220,8 +221,9 @@ def captured(program: Program, table: Table = RULES) -> GraphModule:
 
 
 def mutates(gm: GraphModule) -> bool:
+    """Does an op write to an operand? Batch norm writes its statistics, and does not say so."""
     ops = [n.target for n in gm.graph.nodes if isinstance(n.target, OpOverload)]
-    return any(op._schema.is_mutable for op in ops)
+    return any(op._schema.is_mutable or op is BATCH_NORM for op in ops)
 
 
 def is_random(gm: GraphModule) -> bool:
@@ -274,7 +276,7 @@ def claims(gm: GraphModule) -> list[Claim | None]:
     tidy(gm)
     check_guards(gm)
     here = study(gm)
-    here.mark = mark(gm)
+    here.mark, here.joint = mark(gm), gm
     here.n = batch_symbol(here.mark.mask.meta["val"])
     ends = outputs(gm)
     forward = needed_for([n for n in ends[: here.outputs] if isinstance(n, Node)])
