@@ -147,11 +147,11 @@ CODES: dict[str, Code] = {
         Code(
             "FXD402",
             "unexplained-gradient",
-            "use the parameter in ops that fxdp has rules for",
+            "give the rule of the op that sums over samples a form, with SumRule",
             "a parameter's gradient is a sum over samples that cannot be taken apart",
             "A use of a parameter that the norm misses is a use that is not clipped.",
-            "w = F.conv1d(w[None], blur)  # then used as a weight",
-            "w = w @ blur_matrix",
+            "fxdp.Rule(place)  # place returns Partial for operands that hold samples",
+            "fxdp.SumRule(place, form=form)",
         ),
         Code(
             "FXD501",

@@ -6,6 +6,8 @@ promise that samples stay apart, what would make it right, and how the fault tra
 gradient.
 """
 
+import ast
+import functools
 import linecache
 import os
 import re
@@ -163,11 +165,34 @@ def located(frame: re.Match[str]) -> Location:
     source = linecache.getline(file, line)
     if frame["marks"] is None:
         column = len(source) - len(source.lstrip()) + 1 if source.strip() else None
-        return Location(file, line, function, column, column and len(source.rstrip()) + 1)
+        return Location(file, line, function, column, ends(file).get((line, column or 0)))
     # The trace shows the line without its indentation, behind four spaces.
     start = len(source) - len(source.lstrip()) + len(frame["marks"]) - len(frame["marks"].lstrip())
     column = start - 4 + 1
-    return Location(file, line, function, column, column + len(frame["marks"].lstrip()))
+    return Location(file, line, function, column, ends(file).get((line, column)))
+
+
+@functools.cache
+def ends(file: str) -> dict[tuple[int, int], int]:
+    """Where the expressions of a file end, by line and column of their start; those that go on
+    to other lines, at the end of their first.
+
+    torch keeps the start of an expression but not its end. Of several that start at one place, a
+    call is the one that ran an op, and the longest of them is the last.
+    """
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):
+        return {}
+    found: dict[tuple[int, int], tuple[bool, int]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.expr):
+            line = linecache.getline(file, node.lineno).rstrip().encode()
+            end = node.end_col_offset if node.end_lineno == node.lineno else None
+            place = node.lineno, len(line[: node.col_offset].decode()) + 1
+            rank = isinstance(node, ast.Call), len(line[:end].decode()) + 1
+            found[place] = max(found.get(place, rank), rank)
+    return {place: end for place, (_, end) in found.items()}
 
 
 def nearest(node: Node) -> Location | None:
