@@ -13,17 +13,18 @@ import json
 import re
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 from fxdp.certificate import own_version
 from fxdp.lint.html_graph import Names, drawing
-from fxdp.lint.html_parts import SOURCE_LIMIT, certificate, finding, modules, shown_path, source
+from fxdp.lint.html_parts import certificate, finding, identity, modules, shown_path, source
 from fxdp.lint.result import Result
 
 SCRIPTS = ("base.js", "graph.js", "modules.js", "source.js", "page.js")
+SOURCE_LIMIT = 600_000  # characters of source files in a page, beside those with faults
 NODE_LIMIT = 40_000  # of all models of a page together; those behind get no picture
 ESCAPES = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -46,40 +47,46 @@ def render(results: Sequence[Result]) -> str:
 def data(results: Sequence[Result]) -> dict[str, Any]:
     """What the page is drawn from."""
     files = Names()
-    shown: dict[int, str] = {}
-    for f in (f for r in results for f in r.findings):
-        shown[files(str(Path(f.path).resolve()))] = f.path
-    faulty, room, sources = len(shown), SOURCE_LIMIT, list[dict[str, Any]]()
-    nodes, models = 0, list[dict[str, Any]]()
+    shown = {files(identity(f.path)): f.path for r in results for f in r.findings}
+    models: list[dict[str, Any]] = []
+    nodes = 0
     for r in results:
-        nodes += len(r.study.joint.graph.nodes) if r.study and r.study.joint else 0
-        models.append(_model(r, files, nodes <= NODE_LIMIT))
-    for i, file in enumerate(files.texts):
-        sources.append(source(file, shown.get(i) or shown_path(file), i < faulty, room))
-        room -= sum(map(len, sources[-1]["lines"])) if i >= faulty else 0
+        gm = r.study.joint if r.study is not None else None
+        nodes += len(gm.graph.nodes) if gm is not None else 0
+        models.append(model(r, gm if nodes <= NODE_LIMIT else None, files))
     versions = {"fxdp": own_version(), "torch": torch.__version__}
-    return {"models": models, "sources": sources, "versions": versions}
+    return {"models": models, "sources": sources(files.texts, shown), "versions": versions}
 
 
-def _model(r: Result, files: Names, with_graph: bool) -> dict[str, Any]:
-    graph = None
-    if with_graph and r.study is not None and r.study.joint is not None:
-        graph = drawing(r, r.study, r.study.joint, files)
+def model(r: Result, gm: GraphModule | None, files: Names) -> dict[str, Any]:
+    """What the page tells of one model."""
+    graph = drawing(r, r.study, gm, files) if r.study is not None and gm is not None else None
     used = [graph["texts"][i] for i in dict.fromkeys(graph["module"])] if graph else []
     used += [m for f in r.findings for m in f.modules]
-    notes = [str(note) for note in r.study.notes] if r.study else []
     return {
-        "target": r.target, "path": r.path, "line": r.line, "status": r.status,
-        "trouble": r.trouble, "details": r.details, "seconds": round(r.seconds, 2),
-        "findings": [finding(f) | {"file": _number(f, files)} for f in r.findings],
-        "modules": modules(r.model, used), "graph": graph, "notes": notes,
-        "certificate": certificate(r.certificate), "parameters": len(r.study.gradients)
-        if r.study else 0,
-    }  # fmt: skip
+        "target": r.target,
+        "path": r.path,
+        "line": r.line,
+        "status": r.status,
+        "trouble": r.trouble,
+        "details": r.details,
+        "seconds": round(r.seconds, 2),
+        "findings": [finding(f) | {"file": files(identity(f.path))} for f in r.findings],
+        "modules": modules(r.model, used),
+        "graph": graph,
+        "notes": list(r.study.notes) if r.study is not None else [],
+        "certificate": certificate(r.certificate),
+    }
 
 
-def _number(f: Any, files: Names) -> int:
-    return files(str(Path(f.path).resolve()))
+def sources(files: Sequence[str], faulty: dict[int, str]) -> list[dict[str, Any]]:
+    """The source files, those with faults in any case and others while there is room."""
+    found: list[dict[str, Any]] = []
+    room = SOURCE_LIMIT
+    for i, file in enumerate(files):
+        found.append(source(file, faulty.get(i) or shown_path(file), i in faulty, room))
+        room -= 0 if i in faulty else sum(map(len, found[-1]["lines"]))
+    return found
 
 
 def embedded(value: Any) -> str:

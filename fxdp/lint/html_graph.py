@@ -6,19 +6,21 @@ would be a tenth of the nodes, and all of them read the same two inputs.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostic import ROOT, STEP, Location, nearest, spelled
+from fxdp.diagnostic import ROOT, STEP, nearest, spelled
 from fxdp.faults import forward_outputs, is_backward, kept_outputs
 from fxdp.graph_pass import Study, gradients, mutations
 from fxdp.lint.html_layout import Outline, spots
+from fxdp.lint.html_parts import identity
 from fxdp.lint.result import Finding, Result
 from fxdp.placement import Iota, Partial, Placement, Replicate, Shard
-from fxdp.shapes import shape_of, show
+from fxdp.shapes import Shape, shape_of, show
 from fxdp.sums import is_sum
 
 DTYPES = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
@@ -66,14 +68,19 @@ def drawing(result: Result, study: Study, gm: GraphModule, files: Names) -> dict
     return {
         "name": [n.name for n in nodes] + [e.label for e in ends],
         "label": [aliases.get(n.name, n.name) for n in nodes] + [e.label for e in ends],
-        "op": [texts(spelled(n)) for n in nodes] + [texts("output")] * len(ends),
+        "op": [texts("input" if n.op == "placeholder" else spelled(n)) for n in nodes]
+        + [texts("output")] * len(ends),
         "kind": ["refused" if n in refused else kind(n) for n in nodes] + ["end"] * len(ends),
         "spoilt": [i for i in range(len(nodes)) if i in spoilt],
-        "sum": {i: summed.get(n, "") for i, n in enumerate(nodes) if n in summed or adds_up(n)},
+        "sum": {
+            i: summed.get(n, "")
+            for i, n in enumerate(nodes)
+            if n in summed or (not summed and adds_up(n))
+        },
         "placement": [texts(placed(n)) for n in nodes] + [texts("")] * len(ends),
         "shape": [texts(shapes(n, study.n)) for n in nodes] + [texts("")] * len(ends),
         "module": [texts(module_of(n)) for n in nodes] + [texts(module_of(e.source)) for e in ends],
-        "file": [files(at.file) if at else -1 for at in places] + [-1] * len(ends),
+        "file": [files(identity(at.file)) if at else -1 for at in places] + [-1] * len(ends),
         "line": [at.line if at else 0 for at in places] + [0] * len(ends),
         "backward": [int(b) for b in behind],
         "x": [s.x for s in where],
@@ -104,7 +111,7 @@ def ends_of(gm: GraphModule) -> list[End]:
     ends += [End(node, "value kept by the model") for node in kept]
     known = {e.source for e in ends}
     ends += [End(node, "output") for node in forward_outputs(gm) if node not in known]
-    return [e for e in dict.fromkeys(ends) if isinstance(e.source, Node)]  # pyright: ignore[reportUnnecessaryIsInstance]
+    return list(dict.fromkeys(ends))
 
 
 def inputs_of(study: Study) -> dict[str, str]:
@@ -114,6 +121,7 @@ def inputs_of(study: Study) -> dict[str, str]:
         mark = study.mark
         words = {"clip bound": mark.bound, "noise multiplier": mark.sigma}
         words |= {"expected batch size": mark.expected, "sample mask": mark.mask}
+        words |= {"the loss": mark.node}
         known |= {node.name: word for word, node in words.items()}
     return {k: v.replace("leaves.", "input ") for k, v in known.items()}
 
@@ -135,7 +143,8 @@ def kind(node: Node) -> str:
 
 def adds_up(node: Node) -> bool:
     """Is this a sum over samples that no gradient is known to be made of?"""
-    return not isinstance(node.meta.get("placement"), tuple) and is_sum(node)
+    one = not isinstance(node.meta.get("placement"), tuple)
+    return one and is_backward(node) and is_sum(node)
 
 
 def placed(node: Node) -> str:
@@ -166,8 +175,14 @@ def shape(value: Any, n: sympy.Symbol | None) -> str:
         return "" if value is None else "number"
     word = str(value.dtype).removeprefix("torch.")
     letters = word.rstrip("0123456789")
-    sizes = show(shape_of(value.shape), n if n is not None else sympy.Symbol("N"))
+    sizes = shown(shape_of(value.shape), n if n is not None else sympy.Symbol("N"))
     return DTYPES.get(letters, letters) + word[len(letters) :] + sizes
+
+
+@lru_cache(maxsize=1024)
+def shown(sizes: Shape, n: sympy.Symbol) -> str:
+    """A shape as text; a graph has thousands of nodes and a few dozen shapes."""
+    return show(sizes, n)
 
 
 def module_of(node: Node) -> str:
@@ -219,6 +234,3 @@ def route(finding: Finding, index: dict[Node, int], ends: dict[tuple[str, str], 
     if len(finding.route) > 1:
         steps[-1] = ends.get((finding.route[-2], finding.route[-1]), steps[-1])
     return steps
-
-
-__all__ = ["Location", "Names", "drawing"]

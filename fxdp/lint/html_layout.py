@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SWEEPS = 6
-AISLE = 1.5  # between the two sides, in widths of a node
+AISLE = 1.6  # between the two sides, in widths of a node
+PULL = 0.15  # towards the middle of a side
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,25 @@ class Spot:
     """Where a node stands, in widths and heights of a node."""
 
     x: float
-    y: int
+    y: float
 
 
 def spots(outline: Outline) -> list[Spot]:
     """A place for each node."""
     before, after = neighbours(outline)
     right, rank = ranked(outline, before, after)
-    rows = aligned(outline, right, rank)
-    y = [rows[side, r] for side, r in zip(right, rank, strict=True)]
-    x = [0.0] * len(y)
+    y = aligned(outline, right, rank)
+    x = [0.0] * len(rank)
     for side in (False, True):
-        group = [v for v, s in enumerate(right) if s is side]
-        _spread(group, y, x, outline, before, after)
-        edge = max((x[v] for v in group), default=0.0), min((x[v] for v in group), default=0.0)
-        for v in group:
-            x[v] += AISLE / 2 - edge[1] if side else -AISLE / 2 - edge[0]
-    return [Spot(round(a, 2), b) for a, b in zip(x, y, strict=True)]
+        rows: dict[int, list[int]] = defaultdict(list)
+        for v, s in enumerate(right):
+            if s is side:
+                rows[rank[v]].append(v)
+        inside = [[u for u in (*before[v], *after[v]) if right[u] is side] for v in range(len(x))]
+        spread(rows, inside, x, outline.light)
+        wall(rows, x, 1 if side else -1)
+    heights = [y[s, r] for s, r in zip(right, rank, strict=True)]
+    return [Spot(round(a, 2), round(b, 2)) for a, b in zip(x, heights, strict=True)]
 
 
 def neighbours(outline: Outline) -> tuple[list[list[int]], list[list[int]]]:
@@ -70,46 +73,71 @@ def ranked(
     for v in reversed(range(len(right))):
         if outline.light[v] and after[v] and all(right[u] for u in after[v]):
             right[v] = True
+    ins = [[u for u in sources if right[u] == right[v]] for v, sources in enumerate(before)]
+    outs = [[u for u in users if right[u] == right[v]] for v, users in enumerate(after)]
     rank = [0] * len(right)
-    for v, sources in enumerate(before):
-        rank[v] = max((rank[u] + 1 for u in sources if right[u] == right[v]), default=0)
+    for v, sources in enumerate(ins):
+        rank[v] = max((rank[u] + 1 for u in sources), default=0)
+    main = main_stream(right, rank, ins)
     for v in reversed(range(len(right))):
-        users = [rank[u] for u in after[v] if right[u] == right[v]]
-        if outline.light[v] and users:
-            rank[v] = min(users) - 1
+        ties = sum(main[u] for u in ins[v])
+        if outs[v] and (not main[v] or 0 < ties < len(outs[v]) + (not right[v])):
+            rank[v] = min(rank[u] for u in outs[v]) - 1
     return right, rank
+
+
+def main_stream(right: Sequence[bool], rank: Sequence[int], ins: list[list[int]]) -> list[bool]:
+    """Which nodes follow from where the longest way of their side begins: not the parameters,
+    not the target, not what autograd works out again from saved values."""
+    main = [False] * len(right)
+    for side in (False, True):
+        v = max((v for v, s in enumerate(right) if s is side), key=lambda v: rank[v], default=None)
+        while v is not None:
+            main[v] = not ins[v]
+            v = max(ins[v], key=lambda u: rank[u], default=None)
+    for v, sources in enumerate(ins):
+        main[v] = main[v] or any(main[u] for u in sources)
+    return main
 
 
 def aligned(
     outline: Outline, right: Sequence[bool], rank: Sequence[int]
-) -> dict[tuple[bool, int], int]:
-    """The row of each rank, so that a backward rank stands near the forward values it reads.
+) -> dict[tuple[bool, int], float]:
+    """The height of each rank, so that a backward rank stands near the forward values it reads.
 
-    The forward rank that a backward rank would like to stand at must fall as one goes on; the
-    nearest such sequence is an isotonic regression.
+    The forward rank that a backward rank would like to stand at falls as one goes on; the nearest
+    sequence that does, with a row's distance between its members, is an isotonic regression.
     """
     wish: dict[int, int] = {}
     for a, b in outline.edges:
         if right[b] and not right[a] and not outline.light[a]:
             wish[rank[b]] = max(wish.get(rank[b], 0), rank[a])
-    left = sorted({r for r, side in zip(rank, right, strict=True) if not side})
+    left = max((r for r, side in zip(rank, right, strict=True) if not side), default=0)
     steps = sorted({r for r, side in zip(rank, right, strict=True) if side})
-    wanted: list[float] = []
-    for step in steps:
-        last = wanted[-1] if wanted else -(left[-1] if left else 0)
-        wanted.append(float(-wish[step]) if step in wish else last)
-    weights = [1.0 if step in wish else 0.01 for step in steps]
-    level = dict(zip(steps, (-round(v) for v in isotonic(wanted, weights)), strict=True))
-    at: dict[int, list[int]] = defaultdict(list)
-    for step in steps:
-        at[max(level[step], 0)].append(step)
-    height, rows = 0, dict[tuple[bool, int], int]()
-    for r in sorted({*left, *at}, reverse=True):
-        rows[False, r] = height
-        for i, step in enumerate(at[r]):
-            rows[True, step] = height + i
-        height += max(1, len(at[r]))
-    return {key: height - 1 - row for key, row in rows.items()}
+    stretch = max(1.0, len(steps) / (left + 1))
+    knots = [(i, stretch * (left - wish[step])) for i, step in enumerate(steps) if step in wish]
+    fair = isotonic([h for _, h in knots], [1.0] * len(knots))
+    wanted = between([(i, h) for (i, _), h in zip(knots, fair, strict=True)], len(steps))
+    apart = isotonic([h - i for i, h in enumerate(wanted)], [1.0] * len(wanted))
+    up = {(True, step): apart[i] + i for i, step in enumerate(steps)}
+    up |= {(False, r): stretch * (left - r) for r in range(left + 1)}
+    top = max(up.values(), default=0.0)
+    return {key: top - height for key, height in up.items()}
+
+
+def between(knots: Sequence[tuple[int, float]], length: int) -> list[float]:
+    """A height for each step, straight between those that are known, a row a step beyond them."""
+    if not knots:
+        return [float(i) for i in range(length)]
+    found: list[float] = []
+    k = 0
+    for i in range(length):
+        while k + 1 < len(knots) and knots[k + 1][0] <= i:
+            k += 1
+        (at, low), (to, high) = knots[k], knots[min(k + 1, len(knots) - 1)]
+        slope = (high - low) / (to - at) if to > at and i > at else 1.0
+        found.append(low + slope * (i - at))
+    return found
 
 
 def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
@@ -126,39 +154,36 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     return [mean for mean, _, length in pools for _ in range(int(length))]
 
 
-def _spread(
-    group: list[int],
-    y: Sequence[int],
-    x: list[float],
-    outline: Outline,
-    before: list[list[int]],
-    after: list[list[int]],
+def spread(
+    rows: dict[int, list[int]], near: list[list[int]], x: list[float], light: Sequence[bool]
 ) -> None:
     """Set x of the nodes of one side, by sweeps down and up."""
-    inside = set(group)
-    rows: dict[int, list[int]] = defaultdict(list)
-    for v in group:
-        rows[y[v]].append(v)
     for row in rows.values():
         for i, v in enumerate(row):
             x[v] = i - (len(row) - 1) / 2
-    near = {v: [u for u in (*before[v], *after[v]) if u in inside] for v in group}
     for sweep in range(SWEEPS):
         for r in sorted(rows, reverse=bool(sweep % 2)):
-            _settle(rows[r], near, x, outline.light)
+            settle(rows[r], near, x, light)
 
 
-def _settle(
-    row: list[int], near: dict[int, list[int]], x: list[float], light: Sequence[bool]
-) -> None:
-    """Put the nodes of a row near their neighbours, a width apart at least."""
+def settle(row: list[int], near: list[list[int]], x: list[float], light: Sequence[bool]) -> None:
+    """Put the nodes of a row near their neighbours and the middle, a width apart at least."""
     wish: dict[int, float] = {}
     for v in row:
         weights = [0.1 if light[u] else 1.0 for u in near[v]]
-        total = sum(weights)
         around = sum(w * x[u] for w, u in zip(weights, near[v], strict=True))
-        wish[v] = around / total if total else x[v]
+        wish[v] = around / (sum(weights) * (1 + PULL)) if weights else x[v]
     row.sort(key=lambda v: (wish[v], v))
-    free = isotonic([wish[v] - i for i, v in enumerate(row)], [0.2 if light[v] else 1 for v in row])
+    weights = [0.1 if light[v] else 1.0 for v in row]
+    free = isotonic([wish[v] - i for i, v in enumerate(row)], weights)
     for i, v in enumerate(row):
         x[v] = free[i] + i
+
+
+def wall(rows: dict[int, list[int]], x: list[float], side: int) -> None:
+    """Move one side off the aisle; the few rows that are widest give way outwards."""
+    reach = {r: max(-side * x[v] for v in row) for r, row in rows.items()}
+    usual = sorted(reach.values())[int(0.75 * (len(reach) - 1))] if reach else 0.0
+    for r, row in rows.items():
+        for v in row:
+            x[v] += side * (AISLE / 2 + max(usual, reach[r]))

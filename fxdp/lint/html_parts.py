@@ -3,6 +3,7 @@
 import linecache
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ from torch import nn
 
 from fxdp.certificate import Certificate
 from fxdp.lint.result import Finding
-
-SOURCE_LIMIT = 600_000  # characters of source files in a page, beside those with faults
 
 
 def modules(model: nn.Module | None, used: Sequence[str]) -> list[dict[str, Any]]:
@@ -88,6 +87,12 @@ def certificate(c: Certificate | None) -> dict[str, Any] | None:
 def assumption(a: Any) -> dict[str, str]:
     """What is assumed, and by whom where that is said."""
     return {"what": str(getattr(a, "what", a)), "by": str(getattr(a, "by", ""))}
+
+
+@cache
+def identity(file: str) -> str:
+    """One spelling for each file; what is no file, like a notebook's cell, keeps its name."""
+    return os.path.realpath(file) if os.path.exists(file) else file
 
 
 def source(file: str, shown: str, faulty: bool, room: int) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Result:
         study: what the proof learned, also where it failed; None before a graph was captured.
         model: on fake tensors; None where it could not be built.
         seconds: of the proof.
+        assumed: what nobody said of the step, and was chosen: inputs, a loss.
     """
 
     target: str
@@ -75,3 +76,4 @@ class Result:
     study: Study | None = None
     model: nn.Module | None = None
     seconds: float = 0.0
+    assumed: tuple[str, ...] = ()
