@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import ProofError, diagnose
 from fxdp.forms import Form, Reduce
 from fxdp.forms.batch import Batch
-from fxdp.graph_pass import Gradient, placement, study
-from fxdp.placement import Partial, Shard
+from fxdp.forms.each import Each
+from fxdp.graph_pass import Gradient, arguments, placement, study
+from fxdp.placement import Partial, Replicate, Shard
 from fxdp.rules import SumRule
+from fxdp.trace import emit
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,78 @@ def fake_form(taken: Sum) -> Any:
         return taken.build(*(value(a) if isinstance(a, Node) else a for a in taken.inputs))
 
 
+def trace_back(gradient: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """The sums that a value is made of, and the linear nodes from them to it."""
+    sums: set[Node] = set()
+    linear: set[Node] = set()
+    open_ends = [gradient]
+    while open_ends:
+        node = open_ends.pop()
+        if node in sums or node in linear or isinstance(placement(node), Replicate):
+            continue
+        if is_sum(node):
+            sums.add(node)
+            continue
+        linear |= {node, maker(node)}
+        open_ends += [i for i in maker(node).all_input_nodes if is_partial(i)]
+    order = {n: i for i, n in enumerate(gradient.graph.nodes)}
+    return tuple(sorted(sums, key=order.__getitem__)), tuple(sorted(linear, key=order.__getitem__))
+
+
+def unfollowed(gm: GraphModule, linear: tuple[Node, ...]) -> Node | None:
+    """The first linear node that is not known to work on the values of all samples at once."""
+    table = study(gm).table
+    for node in linear:
+        rule = table.get(node.target)  # type: ignore[arg-type]
+        if maker(node) is node and (rule is None or rule.each is None):
+            return node
+    return None
+
+
+def each_image(
+    gm: GraphModule, gradient: Gradient, parts: dict[Node, Node], end: Node, **how: Any
+) -> Node:
+    """What each sample gave to a value, from what it gave to its sums: the linear nodes on each.
+
+    Args:
+        parts: for each sum, a node with the values [N, ...] of the samples.
+        end: where the new nodes go.
+        how: options of `emit`.
+    """
+    shared = list(
+        dict.fromkeys(
+            i
+            for node in gradient.linear
+            if maker(node) is node
+            for i in node.all_input_nodes
+            if i not in gradient.linear and i not in parts
+        )
+    )
+
+    def mapped(each: list[Tensor], values: list[Any]) -> Tensor:
+        known = dict(zip(shared, values, strict=True))
+        given = {part: Each(e) for part, e in zip(parts, each, strict=True)}
+        return image(gm, gradient, given, lambda n, a, k: on_each(gm, known, n, a, k)).value
+
+    return emit(end, mapped, list(parts.values()), shared, composite=False, **how)
+
+
+def on_each(gm: GraphModule, known: dict[Node, Any], node: Node, args: Any, kwargs: Any) -> Any:
+    """One linear node on the values of all samples.
+
+    Raises:
+        ProofError: its op is not known to work on all samples at once.
+    """
+    if maker(node) is not node:
+        return args[0][args[1]]
+    rule = study(gm).table[node.target]  # type: ignore[index]
+    if rule.each is None:
+        why = "the gradients of single samples cannot be taken through this op"
+        raise ProofError(diagnose(node, why, "unexplained-gradient"))
+    args, kwargs = pytree.tree_map_only(Node, lambda a: known[a], (args, kwargs))
+    return rule.each(*args, **kwargs)
+
+
 def image(
     gm: GraphModule,
     gradient: Gradient,
@@ -127,6 +202,10 @@ def image(
     if gradient.node not in known and not gradient.linear:
         return gradient.node if public else None
     for node in gradient.linear:
+        if maker(node) is not node:
+            several, index = known[maker(node)], arguments(node)[1]
+            known[node] = None if several is None else apply(node, (several, index), {})
+            continue
         rule = table[node.target]  # type: ignore[index]
         shared = {i: i if public else None for i in node.all_input_nodes if not is_partial(i)}
         terms = {i: known[i] for i in node.all_input_nodes if is_partial(i)}

@@ -6,7 +6,7 @@ into the graph. Composite ops stay whole (an einsum is one node), so the graph s
 until `lower` takes them apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,18 @@ def emit(
             *(value(n) for n in nodes)
         )
     return _copy(traced.graph, before, nodes, like or before, placement, name)
+
+
+def emit_all(
+    before: Node, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]], **how: Any
+) -> list[Any]:
+    """`emit` for several functions, each with its arguments. It takes one trace for all."""
+    functions = [function for function, _ in calls]
+
+    def each(*groups: Any) -> list[Any]:
+        return [function(*args) for function, args in zip(functions, groups, strict=True)]
+
+    return emit(before, each, *(args for _, args in calls), **how) if calls else []
 
 
 def _copy(

@@ -4,44 +4,58 @@ The clipped sum takes the place of the plain one in front of the same linear nod
 was measured is what is released, and no plain gradient of a parameter is left in the graph.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.forms.batch import weighed
-from fxdp.graph_pass import Choice, Clipped, study
+from fxdp.graph_pass import Choice, Clipped, Gradient, study
 from fxdp.sums import Sum, fake_form, image, sum_at
-from fxdp.trace import emit
+from fxdp.trace import emit_all
 
 
 def clip(gm: GraphModule) -> GraphModule:
     """Work out each parameter's clipped sum, and apart from it what holds no samples."""
     here, end = study(gm), gm.graph.output_node()
     choices = {c.gradient: c for c in here.choices}
+    totals = {g: clipped_sums(gm, c) for g, c in choices.items()}
+    flat = [(g, node, call) for g, found in totals.items() for node, call in found.items()]
+    written = emit_all(end, [call for _, _, call in flat])
+    given: dict[Gradient, dict[Node, Node]] = {g: {} for g in here.gradients}
+    for (g, node, _), total in zip(flat, written, strict=True):
+        given[g][node] = total
+
+    def linear(g: Gradient, given: dict[Node, Node], public: bool) -> Node | None:
+        return image(gm, g, given, lambda n, a, k: again(end, n, a, k), public=public)
+
     here.clipped = tuple(
         Clipped(
             g,
-            clipped_sum(gm, choices[g], end) if g in choices else None,
-            image(gm, g, {}, lambda n, a, k: again(end, n, a, k), public=True),
+            # A gradient that was measured as a whole is clipped as a whole.
+            (given[g].get(g.node) or linear(g, given[g], False)) if g in choices else None,
+            linear(g, {}, True),
         )
         for g in here.gradients
     )
     return gm
 
 
-def clipped_sum(gm: GraphModule, choice: Choice, end: Node) -> Node:
-    """The sum of one parameter's clipped gradients, in the parameter's shape."""
+# A function that works out a clipped sum, and its arguments.
+Total = tuple[Callable[..., Tensor], tuple[Any, ...]]
+
+
+def clipped_sums(gm: GraphModule, choice: Choice) -> dict[Node, Total]:
+    """The clipped sums that a parameter's gradient is made of, by the node they replace."""
     gradient, factor = choice.gradient, study(gm).factor
     each = study(gm).each.get(gradient.parameter)
     if choice.kind == "general":
-        return emit(end, each_total, each, factor)
+        return {gradient.node: (each_total, (each, factor))}
     taken = [s for s in (sum_at(gm, n) for n in gradient.sums) if s is not None]
     if each is not None:
-        given = {taken[0].node: emit(end, each_total, each, factor)}
-    else:
-        given = form_totals(taken, factor, end)
-    return image(gm, gradient, given, lambda n, a, k: again(end, n, a, k))
+        return {taken[0].node: (each_total, (each, factor))}
+    return form_totals(taken, factor)
 
 
 def each_total(each: Tensor, factor: Tensor) -> Tensor:
@@ -49,12 +63,12 @@ def each_total(each: Tensor, factor: Tensor) -> Tensor:
     return weighed(each, factor).sum(0)
 
 
-def form_totals(taken: list[Sum], factor: Any, end: Node) -> dict[Node, Node]:
-    """The clipped sums of the forms, those of a kind joined into one, by the node they replace."""
+def form_totals(taken: list[Sum], factor: Any) -> dict[Node, Total]:
+    """The clipped sums of the forms, those of a kind joined into one."""
     kinds: dict[type, list[Sum]] = {}
     for s in taken:
         kinds.setdefault(type(fake_form(s)), []).append(s)
-    given: dict[Node, Node] = {}
+    given: dict[Node, Total] = {}
     for kind, sums in kinds.items():
 
         def total(factor: Tensor, *groups: Any, kind: Any = kind, sums: Any = sums) -> Tensor:
@@ -62,7 +76,7 @@ def form_totals(taken: list[Sum], factor: Any, end: Node) -> dict[Node, Node]:
             form = kind.joined(found) if len(found) > 1 else found[0]
             return form.total(factor)
 
-        given[sums[0].node] = emit(end, total, factor, *(s.inputs for s in sums))
+        given[sums[0].node] = total, (factor, *(s.inputs for s in sums))
     return given
 
 

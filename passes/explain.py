@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxdp.diagnostic import ProofError, diagnose
 from fxdp.graph_pass import Gradient, gradients, placement, study
 from fxdp.placement import Replicate
-from fxdp.sums import is_partial, is_sum, maker, sum_at, value
+from fxdp.sums import sum_at, trace_back, unfollowed, value
 
 
 def explain(gm: GraphModule) -> GraphModule:
@@ -26,10 +26,10 @@ def explain(gm: GraphModule) -> GraphModule:
             why = f"{name} is complex: keep its real and imaginary parts as a real parameter"
             raise ProofError(diagnose(node, why, "unexplained-gradient", path_to(node, name)))
         sums, linear = trace_back(node)
-        several = next((n for n in linear if maker(n) is not n), None)
-        if several is not None or not (sums or isinstance(placement(node), Replicate)):
-            why = f"the gradient of {name} passes an op with several results, which is not followed"
-            at = several or node
+        lost = unfollowed(gm, linear)
+        if lost is not None or not (sums or isinstance(placement(node), Replicate)):
+            why = f"the gradient of {name} passes an op through which single samples' are not known"
+            at = lost or node
             raise ProofError(diagnose(at, why, "unexplained-gradient", path_to(at, name)))
         for source in sums:
             if sum_at(gm, source) is None:
@@ -45,21 +45,3 @@ def explain(gm: GraphModule) -> GraphModule:
 def path_to(node: Node, name: str) -> tuple[str, ...]:
     """The end of the way from a node to a parameter's gradient."""
     return node.name, f"gradient of {name}"
-
-
-def trace_back(gradient: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
-    """The sums that a gradient is made of, and the linear nodes from them to it."""
-    sums: set[Node] = set()
-    linear: set[Node] = set()
-    open_ends = [gradient]
-    while open_ends:
-        node = open_ends.pop()
-        if node in sums or node in linear or isinstance(placement(node), Replicate):
-            continue
-        if is_sum(node):
-            sums.add(node)
-            continue
-        linear.add(node)
-        open_ends += [i for i in node.all_input_nodes if is_partial(i)]
-    order = {n: i for i, n in enumerate(gradient.graph.nodes)}
-    return tuple(sorted(sums, key=order.__getitem__)), tuple(sorted(linear, key=order.__getitem__))

@@ -15,11 +15,11 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import BatchMixingError, diagnose
-from fxdp.graph_pass import placement, study
+from fxdp.graph_pass import Gradient, placement, study
 from fxdp.placement import Shard
 from fxdp.rules import SumRule
 from fxdp.shapes import expr, local, quotient
-from fxdp.sums import holds_samples, is_total, sum_at, value
+from fxdp.sums import each_image, holds_samples, is_total, sum_at, trace_back, unfollowed, value
 from fxdp.trace import emit
 
 
@@ -62,7 +62,8 @@ def add_twin(gm: GraphModule, node: Node) -> None:
     rule = here.table[node.target]  # type: ignore[index]
     inputs, after = node.all_input_nodes, node.next
     if any(is_total(a) and "twin" not in a.meta for a in inputs):
-        return
+        why = "each sample's share of a total over the batch cannot be worked out"
+        raise BatchMixingError(diagnose(node, why, "uses-batch-total"))
     if any(holds_samples(a) for a in inputs):
         taken = sum_at(gm, node)
         if not isinstance(rule, SumRule) or taken is None:
@@ -78,10 +79,23 @@ def add_twin(gm: GraphModule, node: Node) -> None:
         twin = emit(
             after, lambda n, a, k: target(*a, **k).expand(n), here.size, args, kwargs, like=node
         )
-    else:
+    elif (twin := shares(gm, node, after)) is None:
         return
     twin.meta["placement"] = Shard(0)
     node.meta["twin"] = twin
+
+
+def shares(gm: GraphModule, node: Node, after: Node) -> Node | None:
+    """What each sample gave to a total that was added up after the samples were, if it is known."""
+    sums, linear = trace_back(node)
+    taken = [s for s in (sum_at(gm, source) for source in sums) if s is not None]
+    if len(taken) < len(sums) or not sums or unfollowed(gm, linear) is not None:
+        return None
+    parts: dict[Node, Node] = {
+        s.node: emit(after, lambda *a, s=s: s.build(*a).per_sample(), *s.inputs, like=node)
+        for s in taken
+    }
+    return each_image(gm, Gradient(node.name, node, sums, linear), parts, after, like=node)
 
 
 def alone(gm: GraphModule, a: Node, before: Node) -> Any:
@@ -138,6 +152,9 @@ def spread_loss(gm: GraphModule) -> None:
     """Replace the mark on the loss by the mean of the local losses of rows that are no padding."""
     mark = study(gm).mark
     assert mark is not None
+    if is_total(mark.loss) and "twin" not in mark.loss.meta:
+        why = "the loss of each sample alone cannot be worked out from this total"
+        raise BatchMixingError(diagnose(mark.node, why, "loss-not-separable"))
     own = mark.loss.meta["twin"] if is_total(mark.loss) else mark.loss
 
     def mean(own: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -6,21 +6,19 @@ clipped sample has norm C and a sample of norm 0 keeps factor 1. Padding, and a 
 gradient is not finite, get factor 0.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
-from fxdp.diagnostic import ProofError, diagnose
 from fxdp.forms import Outer, Scatter
 from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph_pass import Choice, study
-from fxdp.ops.each import Each
 from fxdp.placement import Shard
-from fxdp.sums import Sum, image, sum_at
-from fxdp.trace import emit
+from fxdp.sums import Sum, each_image, sum_at
+from fxdp.trace import emit, emit_all
 
 
 def measure(gm: GraphModule) -> GraphModule:
@@ -28,7 +26,7 @@ def measure(gm: GraphModule) -> GraphModule:
     here = study(gm)
     assert here.mark is not None
     end = gm.graph.output_node()
-    squares = [square(gm, choice, end) for choice in here.choices]
+    squares = measured(gm, end)
     bound, mask = here.mark.bound, here.mark.mask
     here.norms = emit(end, total_norm, squares, mask, placement=Shard(0), name="norms")
     here.factor = emit(end, clip_factor, here.norms, bound, mask, placement=Shard(0), name="factor")
@@ -61,30 +59,56 @@ def clip_factor(norms: Tensor, bound: Tensor, mask: Tensor) -> Tensor:
     return factor.masked_fill(~(mask & torch.isfinite(norms)), 0)
 
 
-def square(gm: GraphModule, choice: Choice, end: Node) -> Node:
-    """The node with the squared norms of one parameter's per-sample gradients."""
+def measured(gm: GraphModule, end: Node) -> list[Node]:
+    """The nodes with the squared norms of each parameter's per-sample gradients."""
+    here = study(gm)
+    ways = [way(gm, choice, end) for choice in here.choices]
+    squares: dict[int, Node] = {}
+    # torch.vmap, of the strategy "multi", is traced only as what it dispatches to.
+    for whole in (True, False):
+        chosen = [i for i, c in enumerate(here.choices) if is_whole(c) == whole]
+        results = emit_all(end, [ways[i] for i in chosen], composite=whole)
+        for i, (square, each) in zip(chosen, results, strict=True):
+            squares[i] = square
+            if each is not None:
+                here.each[here.choices[i].gradient.parameter] = each
+    return [squares[i] for i in range(len(ways))]
+
+
+def is_whole(choice: Choice) -> bool:
+    """May composite ops stay whole where this is traced?"""
+    return choice.strategy != "multi" or choice.kind == "general"
+
+
+# A function, and its arguments; it returns the squared norms [N], and the per-sample gradients
+# that they were taken of, or None if there are none.
+Way = tuple[Callable[..., tuple[Tensor, Tensor | None]], tuple[Any, ...]]
+
+
+def way(gm: GraphModule, choice: Choice, end: Node) -> Way:
+    """How the squared norms of one parameter's per-sample gradients are worked out."""
     sums = [sum_at(gm, node) for node in choice.gradient.sums]
     taken = [s for s in sums if s is not None]
-    inputs = [s.inputs for s in taken]
-    whole = choice.strategy != "multi"  # torch.vmap is traced only as what it dispatches to
+    inputs = tuple(s.inputs for s in taken)
     if choice.kind == "general":
+        whole = choice.strategy != "multi"
         parts = {
             s.node: emit(end, one_each(s, choice.strategy), *s.inputs, composite=whole)
             for s in taken
         }
-        each = each_image(gm, choice, parts, end)
-    elif choice.strategy != "ghost":
+        return with_square, (each_image(gm, choice.gradient, parts, end),)
+    if choice.strategy != "ghost":
+        return lambda *groups: with_square(
+            joined(taken, groups).per_sample(choice.strategy)
+        ), inputs
+    if choice.kind == "tied":
+        return lambda *groups: (tied_square(forms(taken, groups)), None), inputs
+    return lambda *groups: (joined(taken, groups).sq_norm("ghost"), None), inputs
 
-        def gather(*groups: Any) -> Tensor:
-            return joined(taken, groups).per_sample(choice.strategy)
 
-        each = emit(end, gather, *inputs, composite=whole)
-    elif choice.kind == "tied":
-        return emit(end, lambda *groups: tied_square(forms(taken, groups)), *inputs)
-    else:
-        return emit(end, lambda *groups: joined(taken, groups).sq_norm("ghost"), *inputs)
-    study(gm).each[choice.gradient.parameter] = each
-    return emit(end, sq_sum, each)
+def with_square(each: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-sample gradients, behind their squared norms."""
+    return sq_sum(each), each
 
 
 def forms(taken: list[Sum], groups: tuple[Any, ...]) -> list[Any]:
@@ -116,36 +140,3 @@ def one_each(taken: Sum, strategy: Strategy) -> Any:
         return form.per_sample(strategy if strategy in form.strategies else "instantiate")
 
     return per_sample
-
-
-def each_image(gm: GraphModule, choice: Choice, parts: dict[Node, Node], end: Node) -> Node:
-    """Per-sample gradients of a parameter from those of its sums: the linear nodes on each."""
-    shared = list(
-        dict.fromkeys(
-            i
-            for node in choice.gradient.linear
-            for i in node.all_input_nodes
-            if i not in choice.gradient.linear and i not in parts
-        )
-    )
-
-    def mapped(each: list[Tensor], values: list[Any]) -> Tensor:
-        known = dict(zip(shared, values, strict=True))
-        given = {part: Each(e) for part, e in zip(parts, each, strict=True)}
-        return image(gm, choice.gradient, given, lambda n, a, k: apply(gm, known, n, a, k)).value
-
-    return emit(end, mapped, list(parts.values()), shared, composite=False)
-
-
-def apply(gm: GraphModule, known: dict[Node, Any], node: Node, args: Any, kwargs: Any) -> Any:
-    """One linear node on the values of all samples.
-
-    Raises:
-        ProofError: its op is not known to work on all samples at once.
-    """
-    rule = study(gm).table[node.target]  # type: ignore[index]
-    if rule.each is None:
-        why = "the gradients of single samples cannot be taken through this op"
-        raise ProofError(diagnose(node, why, "unexplained-gradient"))
-    args, kwargs = pytree.tree_map_only(Node, lambda a: known[a], (args, kwargs))
-    return rule.each(*args, **kwargs)

@@ -4,13 +4,16 @@ Released for each parameter: (clipped sum + sigma C xi) / L, xi standard normal,
 expected batch size; times the gradient that arrives at the loss, which is the user's constant.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
 from fxdp.sums import value
-from fxdp.trace import emit
+from fxdp.trace import emit_all
 
 SEED = torch.ops.fxdp.seed.default
 
@@ -26,9 +29,14 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     found = outputs(gm)
     tangents = [arguments(n)[0] for n in gm.graph.find_nodes(op="call_function", target=SEED)]
     places = dict(gradient_places(gm))
-    for clipped in here.clipped:
-        place = places.pop(clipped.gradient.parameter)
-        found[place] = release(clipped, tangents[0], here.mark, end)
+    first = end.prev
+    gradients = emit_all(end, [release(c, tangents[0], here.mark) for c in here.clipped])
+    while first.next is not end:
+        first = first.next
+        first.meta["fxdp_noise"] = True
+    for clipped, gradient in zip(here.clipped, gradients, strict=True):
+        gradient._rename(f"private_{clipped.gradient.node.name}")
+        found[places.pop(clipped.gradient.parameter)] = gradient
     if places:
         raise AssertionError(f"the gradients of {sorted(places)} would be released as they are")
     extras = {"norms": here.norms} | (here.each if inspect_each else {})
@@ -38,12 +46,12 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     return gm
 
 
-def release(clipped: Clipped, tangent: Node, mark: Mark, end: Node) -> Node:
-    """The private gradient of one parameter, in its dtype."""
+def release(clipped: Clipped, tangent: Node, mark: Mark) -> tuple[Callable[..., Tensor], Any]:
+    """A function that works out the private gradient of one parameter, in its dtype; and its
+    arguments."""
     dtype = value(clipped.gradient.node).dtype
-    name = f"private_{clipped.gradient.node.name}"
     if clipped.total is None:
-        return emit(end, lambda p, t: p * t.to(p.dtype), clipped.public, tangent, name=name)
+        return lambda p, t: p * t.to(p.dtype), (clipped.public, tangent)
 
     def private(total: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor, expected: Tensor,
                 public: Tensor | None) -> Tensor:  # fmt: skip
@@ -53,10 +61,5 @@ def release(clipped: Clipped, tangent: Node, mark: Mark, end: Node) -> Node:
         out = out if public is None else out + public
         return (out * tangent.to(total.dtype)).to(dtype)
 
-    first = end.prev
     scales = (mark.bound, mark.sigma, mark.expected)
-    result = emit(end, private, clipped.total, tangent, *scales, clipped.public, name=name)
-    while first is not result:
-        first = first.next
-        first.meta["fxdp_noise"] = True
-    return result
+    return private, (clipped.total, tangent, *scales, clipped.public)

@@ -6,9 +6,11 @@ induction over the graph. What a rule refuses, and all that depends on it, has n
 refusal matters if it reaches an output.
 """
 
+import contextlib
 import operator
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -210,7 +212,62 @@ def shared_results(node: Node) -> Placement | tuple[Placement, ...]:
 
 
 def apply(rule: Rule, node: Node, call: Call) -> Any:
-    """Call a rule on the operands of a node."""
+    """Call a rule on the operands of a node.
+
+    Raises:
+        Mixed: the rule refuses, however the samples are taken to lie in constants.
+    """
+    try:
+        return apply_as(rule, node, call, operand)
+    except Mixed:
+        for at in layouts(node, call.n):
+            with contextlib.suppress(Mixed):
+                return apply_as(rule, node, call, lambda i, at=at: relaid(i, at))
+        raise
+
+
+def layouts(node: Node, n: sympy.Symbol) -> list[Shard]:
+    """Other places for the samples of constants among the operands: those of the others.
+
+    The zeros of N * T positions, into which a gather's gradient is written, are in any order.
+    """
+    constants = [i for i in node.all_input_nodes if is_constant(i)]
+    found = [i.meta.get("placement") for i in node.all_input_nodes if i not in constants]
+    places = dict.fromkeys(p for p in found if isinstance(p, Shard))
+    return [
+        p
+        for p in places
+        if any(relaid(i, p) != operand(i) for i in constants)
+        and all(is_whole(shape_of(i.meta["val"].shape), p, n) for i in constants)
+    ]
+
+
+def is_constant(node: Node) -> bool:
+    """Is a value the same along its batch axis, because nothing with samples made it?
+
+    What is repeated has a unit of more than 1, and what is drawn at random is not the same.
+    """
+    at, made_of = node.meta.get("placement"), node.all_input_nodes
+    return (
+        isinstance(node.target, OpOverload)
+        and torch.Tag.nondeterministic_seeded not in node.target.tags
+        and isinstance(at, Shard)
+        and at == Shard(at.dim)
+        and all(isinstance(i.meta.get("placement"), Replicate | None) for i in made_of)
+    )
+
+
+def relaid(node: Node, at: Shard) -> Value | sympy.Expr:
+    """An operand as a rule sees it, with the samples of a constant where `at` says."""
+    value = operand(node)
+    if isinstance(value, Value) and is_constant(node) and value.placement != at:
+        same_axis = isinstance(value.placement, Shard) and value.placement.dim == at.dim
+        return replace(value, placement=at) if same_axis else value
+    return value
+
+
+def apply_as(rule: Rule, node: Node, call: Call, operand: Callable[[Node], Any]) -> Any:
+    """Call a rule on the operands of a node, as a function of nodes sees them."""
     args, kwargs = pytree.tree_map_only(Node, operand, (node.args, dict(node.kwargs)))
     if not rule.pointwise and isinstance(node.target, OpOverload):
         named = dict(zip((a.name for a in node.target._schema.arguments), args, strict=False))

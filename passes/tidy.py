@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxdp.graph_pass import arguments, study
 
+with_effects: Any = torch.ops.higher_order.with_effects
+
 # Names of schema arguments that are axes of the larger of operand and result.
 AXES = {"dim", "dims", "dim0", "dim1", "dim2"}
 # ... and of the operand, though the result has more axes.
@@ -24,6 +26,8 @@ def tidy(gm: GraphModule) -> GraphModule:
     table = study(gm).table
     gm.graph.eliminate_dead_code()
     for node in list(gm.graph.nodes):
+        if is_assertion(gm, node):
+            drop_assertion(gm, node)
         if not isinstance(node.target, OpOverload) or node._erased:
             continue
         rule = table.get(node.target)
@@ -37,6 +41,23 @@ def tidy(gm: GraphModule) -> GraphModule:
             spell(node)
     gm.graph.eliminate_dead_code()
     return gm
+
+
+def is_assertion(gm: GraphModule, node: Node) -> bool:
+    """Is this an op with a rule and no result, kept in its place in the program by a token?"""
+    if node.target is not with_effects:
+        return False
+    op: Any = arguments(node)[1]
+    return isinstance(op, OpOverload) and op in study(gm).table and not op._schema.returns
+
+
+def drop_assertion(gm: GraphModule, node: Node) -> None:
+    """Take an assertion out: a sample that fails it gets a gradient of NaN, and so no part."""
+    token = arguments(node)[0]
+    for user in list(node.users):
+        user.replace_all_uses_with(token)
+        gm.graph.erase_node(user)
+    gm.graph.erase_node(node)
 
 
 def let_broadcast(gm: GraphModule, node: Node) -> None:

@@ -10,6 +10,7 @@ from fxdp.ops import (
     convolution,
     factory,
     index,
+    linalg,
     pointwise,
     pool,
     reduce,
@@ -33,8 +34,11 @@ ALL: Table = (
     | dict(index.RULES)
     | dict(bag.RULES)
     | dict(factory.RULES)
+    | dict(linalg.RULES)
 )
 
-RULES: Table = {op: replace(rule, each=EACH.get(op)) for op, rule in ALL.items()}
+ON_EACH = EACH | pool.EACH | compose.EACH | convolution.EACH | linalg.EACH
+
+RULES: Table = {op: replace(rule, each=ON_EACH.get(op)) for op, rule in ALL.items()}
 
 __all__ = ["DECOMPOSITIONS", "FOR_INDUCTOR", "RULES"]

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
+from fxdp.forms.each import folded
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, agreed, cut, moved, refuse_counts, refuse_samples, whole
 from fxdp.shapes import sample_axes
@@ -187,4 +189,15 @@ RULES: Table = {
         aten.pixel_shuffle.default: leading(3),
         aten.pixel_unshuffle.default: leading(3),
     }.items()
+}
+
+PADS = {
+    getattr(aten, f"{kind}_pad{count}d{back}").default: count
+    for kind in ("reflection", "replication")
+    for count in (1, 2, 3)
+    for back in ("", "_backward")
+}
+EACH: dict[OpOverload, Callable[..., Any]] = {
+    op: folded(op, own)
+    for op, own in (PADS | {aten.im2col.default: 2, aten.col2im.default: 1}).items()
 }

@@ -5,20 +5,51 @@ D channels out. The gradient reaches us split in two (see `decompositions`): one
 input's, one for the weight's, which is the sum over samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import sympy
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
 
 from fxdp.forms.conv import Conv, Spec
-from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, SumRule, Table, refuse_samples
+from fxdp.forms.each import Each, given
+from fxdp.placement import ONE, Mixed, Partial, Placement, Replicate, Shard
+from fxdp.rules import Call, Rule, SumRule, Table, is_shared, refuse_counts, refuse_samples
+from fxdp.shapes import quotient
 
 aten = torch.ops.aten
 
 
-def convolved(call: Call, x: Any, weight: Any, bias: Any, *_: Any) -> Placement:
+def own_kernels(call: Call, x: Any, weight: Any, groups: Any) -> bool:
+    """Is this a grouped convolution with a kernel for each sample?
+
+    x is [B, N * C, ...], with the samples among its channels; the kernels are [N * D, C / G, ...]
+    and the groups N * G, so that the first G groups are the channels and kernels of sample 0.
+    """
+    if is_shared(weight) or not isinstance(groups, sympy.Expr):
+        return False
+    at, own = x.placement, weight.placement
+    return (
+        isinstance(at, Shard)
+        and isinstance(own, Shard)
+        and (at.dim, own.dim) == (1, 0)
+        and quotient(x.shape[1], call.n * at.inner) == 1
+        and quotient(weight.shape[0], call.n * own.inner) == 1
+        and (each := quotient(groups, call.n)) is not None
+        and not each.has(call.n)
+    )
+
+
+def convolved(
+    call: Call, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: Any, output_padding: Any, groups: Any,
+) -> Placement:  # fmt: skip
     """Every sample of the batch axis by itself; channels and pixels mix."""
+    if bias is None and own_kernels(call, x, weight, groups):
+        return Shard(1, quotient(call.out[0][1], call.n) or ONE)
+    refuse_counts(call, groups)
     refuse_samples(weight, bias)
     match x.placement:
         case Shard(0):
@@ -36,6 +67,12 @@ def convolved_back(
     dilation: Any, transposed: Any, output_padding: Any, groups: Any, mask: Any,
 ) -> tuple[Placement | None, ...]:  # fmt: skip
     """The gradients that `mask` asks for: input, weight, bias."""
+    if own_kernels(call, x, weight, groups) and not mask[2]:
+        channels = quotient(grad.shape[1], call.n)
+        if grad.placement != Shard(1, channels or ONE):
+            raise Mixed("the operands hold their samples on different axes")
+        return (x.placement if mask[0] else None), (weight.placement if mask[1] else None), None
+    refuse_counts(call, groups)
     refuse_samples(weight)
     match grad.placement, x.placement:
         case Shard(0) as at, Shard() as other if at == other:
@@ -69,4 +106,38 @@ def each_axis(move: Sequence[int], kernel: int) -> tuple[int, ...]:
 RULES: Table = {
     aten.convolution.default: Rule(convolved),
     aten.convolution_backward.default: SumRule(convolved_back, form=weight_form),
+}
+
+
+def each_convolved_back(
+    grad: Each, x: Tensor, weight: Tensor, sizes: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int, mask: Any,
+) -> tuple[Each | None, ...]:  # fmt: skip
+    """A convolution of values that all samples share, with a gradient of each sample's own."""
+    rest = (sizes, stride, padding, dilation, transposed, output_padding, groups)
+    n = grad.value.shape[0]
+    x = given(x, n)
+    own = weights = None
+    if mask[0]:
+        batch = (t.reshape(-1, *t.shape[2:]) for t in (grad.value, x))
+        own = aten.convolution_backward(*batch, weight, *rest, [True, False, False])[0]
+        own = Each(own.reshape(x.shape))
+    if mask[1]:
+        kernel = weight.dim() - 2
+        step, pad, gap = (each_axis(m, kernel) for m in (stride, padding, dilation))
+        sides = (grad.value, x) if transposed else (x, grad.value)
+        spec = Spec(tuple(weight.shape), step, pad, gap, groups)
+        weights = Each(Conv(*sides, spec).per_sample())
+    return own, weights, None
+
+
+def each_convolved(x: Each, weight: Tensor, *rest: Any) -> Each:
+    n, b = x.value.shape[:2]
+    out = aten.convolution(x.value.reshape(n * b, *x.value.shape[2:]), weight, *rest)
+    return Each(out.reshape(n, b, *out.shape[1:]))
+
+
+EACH: dict[OpOverload, Callable[..., Any]] = {
+    aten.convolution.default: each_convolved,
+    aten.convolution_backward.default: each_convolved_back,
 }

@@ -69,6 +69,18 @@ def mv(a: Tensor, b: Tensor) -> Tensor:
     return aten.mm(a, b.unsqueeze(1)).squeeze(1)
 
 
+def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """x gives nothing but its shape and dtype."""
+    return source.to(x.dtype).expand(x.shape).clone()
+
+
+def full_like(x: Tensor, value: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """x gives nothing but its shape; where that may hold the samples it says where, too."""
+    if any(isinstance(size, torch.SymInt) for size in x.shape):
+        return NotImplemented
+    return aten.full(x.shape, value, dtype=dtype or x.dtype, device=x.device)
+
+
 def trilinear(
     a: Tensor, b: Tensor, c: Tensor, expand1: list[int], expand2: list[int], expand3: list[int],
     sum_dims: list[int], unroll_dim: int = 1,
@@ -148,6 +160,9 @@ KEPT = (
     aten.reflection_pad1d_backward.default,
     aten.reflection_pad2d_backward.default,
     aten.reflection_pad3d_backward.default,
+    # Theirs start from zeros, of which no one can tell how the samples lie in them.
+    aten.slice_backward.default,
+    aten.select_backward.default,
 )
 
 OWN: dict[OpOverload, Callable[..., Any]] = {
@@ -162,6 +177,8 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.nll_loss2d_backward.default: nll_loss_backward,
     aten.dot.default: dot,
     aten.mv.default: mv,
+    aten.copy.default: copy,
+    aten.full_like.default: full_like,
     aten._trilinear.default: trilinear,
 }
 

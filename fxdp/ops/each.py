@@ -2,14 +2,14 @@
 
 Where a parameter's gradient is made of a sum over samples by linear ops, a sample's own gradient
 is made of its own share by the same ops. `EACH` has them for N shares at once. torch.vmap is the
-same idea, but many of its rules make the batch size a constant.
+same idea, but many of its rules make the batch size a constant. Families whose ops fold the
+samples into a batch of their own have more of them.
 
 Letters: N samples; an `Each` is [N, *shape], where the op's own operand is of that shape.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,45 +17,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
+from fxdp.forms.each import Each, count, given, is_tensor, raised, rank
+
 aten = torch.ops.aten
-AXES = ("dim", "dims", "dim0", "dim1", "dim2")
-
-
-@dataclass(frozen=True)
-class Each:
-    """N values of one shape, [N, *shape]."""
-
-    value: Tensor
-
-    @property
-    def rank(self) -> int:
-        """The rank of one of them."""
-        return self.value.dim() - 1
-
-
-def rank(x: Any) -> int:
-    """The rank of an operand, for one sample."""
-    return x.rank if isinstance(x, Each) else x.dim() if isinstance(x, Tensor) else 0
-
-
-def raised(x: Any, to: int) -> Any:
-    """An operand with axes of size 1 put in, so that it broadcasts beside the batch axis."""
-    if not isinstance(x, Each):
-        return x
-    n, *shape = x.value.shape
-    return x.value.reshape(n, *[1] * (to - x.rank), *shape)
-
-
-def given(x: Any, n: Any) -> Any:
-    """An operand that all samples share, for each of them; an `Each` as it is."""
-    if isinstance(x, Each):
-        return x.value
-    return x.unsqueeze(0).expand(n, *x.shape) if isinstance(x, Tensor) else x
-
-
-def count(*operands: Any) -> Any:
-    """N."""
-    return next(x.value.shape[0] for x in pytree.tree_leaves(operands) if isinstance(x, Each))
+AXES = ("dim", "dims", "dim0", "dim1", "dim2", "dimension")
 
 
 def pointwise(op: OpOverload) -> Callable[..., Each]:
@@ -81,10 +46,6 @@ def along(op: OpOverload) -> Callable[..., Any]:
         return pytree.tree_map_only(Tensor, Each, op(*moved, **kwargs))
 
     return each
-
-
-def is_tensor(x: Any) -> bool:
-    return isinstance(x, Tensor | Each)
 
 
 def last_axes(op: OpOverload) -> Callable[..., Each]:
@@ -239,10 +200,28 @@ def picked(x: Each, dim: int, index: Tensor) -> Each:
     return Each(x.value.index_select(dim + 1, index))
 
 
+def windows_back(x: Each, sizes: Any, dim: int, size: int, step: int) -> Each:
+    """The gradient of `Tensor.unfold`."""
+    n = x.value.shape[0]
+    return Each(aten.unfold_backward(x.value, [n, *sizes], dim + 1, size, step))
+
+
+def row_looked_up(table: Each, ids: Tensor, *_: Any) -> Each:
+    """An embedding of ids that all samples share."""
+    return looked_up(table, [ids])
+
+
+def overwritten(x: Tensor, source: Each, *_: Any) -> Each:
+    """`copy_`"""
+    rows = raised(source, x.dim())
+    return Each(rows.expand(rows.shape[0], *x.shape).to(x.dtype))
+
+
 POINTWISE = (
     aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor,
-    aten.div.Scalar, aten.neg.default, aten.where.self, aten.masked_fill.Scalar,
-    aten.clone.default, aten.contiguous.default, aten._to_copy.default, aten._conj.default,
+    aten.div.Scalar, aten.div.Tensor_mode, aten.neg.default, aten.where.self,
+    aten.masked_fill.Scalar, aten.clone.default, aten.contiguous.default,
+    aten._to_copy.default, aten._conj.default,
     aten.lift_fresh_copy.default, aten.view_as_real.default, aten.view_as_complex.default,
 )  # fmt: skip
 
@@ -254,10 +233,14 @@ ALONG = (
     aten.slice_scatter.default, aten.select_scatter.default, aten.gather.default,
     aten.scatter_add.default, aten.scatter.src, aten._softmax_backward_data.default,
     aten._log_softmax_backward_data.default, aten._fft_r2c.default, aten._fft_c2r.default,
-    aten._fft_c2c.default,
+    aten._fft_c2c.default, aten.scatter.value, aten.unfold.default, aten.glu_backward.default,
+    aten._cdist_backward.default,
 )  # fmt: skip
 
-LAST_AXES = (aten.tril.default, aten.triu.default, aten.constant_pad_nd.default)
+LAST_AXES = (
+    aten.tril.default, aten.triu.default, aten.constant_pad_nd.default,
+    aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+)  # fmt: skip
 
 EACH: dict[OpOverload, Callable[..., Any]] = {
     **{op: pointwise(op) for op in POINTWISE},
@@ -282,4 +265,9 @@ EACH: dict[OpOverload, Callable[..., Any]] = {
     aten._unsafe_index_put.default: put,
     aten.index_add.default: added_at,
     aten.index_select.default: picked,
+    aten._unsafe_index.Tensor: looked_up,
+    aten._reshape_alias.default: viewed,
+    aten.unfold_backward.default: windows_back,
+    aten.embedding.default: row_looked_up,
+    aten.copy.default: overwritten,
 }

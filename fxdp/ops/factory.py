@@ -112,6 +112,14 @@ def dropped(call: Call, x: Any, *_: Any) -> tuple[Placement, Placement]:
     return at, at
 
 
+def drawn_along(call: Call, x: Any, *_: Any, **__: Any) -> Placement:
+    """Numbers drawn by the chances on the last axis of x."""
+    at = drawn_like(call, x)
+    if isinstance(at, Shard) and at.dim == x.rank - 1:
+        raise Mixed("it works along the batch axis")
+    return at
+
+
 RULES: Table = {
     aten.full.default: Rule(full),
     aten.zeros.default: Rule(zeros),
@@ -148,4 +156,16 @@ RULES: Table = {
     aten.bernoulli.default: Rule(drawn_like),
     aten.bernoulli.p: Rule(drawn_like),
     aten.native_dropout.default: Rule(dropped),
+    aten.exponential.default: Rule(drawn_like),
+    aten.geometric.default: Rule(drawn_like),
+    aten.log_normal.default: Rule(drawn_like),
+    aten.normal.float_float: Rule(drawn),
+    aten.normal.Tensor_float: Rule(drawn_like),
+    aten.normal.float_Tensor: Rule(lambda call, mean, std, **_: drawn_like(call, std)),
+    aten.normal.Tensor_Tensor: Rule(drawn_like),
+    aten.normal_functional.default: Rule(drawn_like),
+    aten.uniform.default: Rule(drawn_like),
+    aten.randint_like.default: Rule(drawn_like),
+    aten.randint_like.low_dtype: Rule(drawn_like),
+    aten.multinomial.default: Rule(drawn_along),
 }

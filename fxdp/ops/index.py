@@ -293,6 +293,32 @@ def bucketed(call: Call, x: Any, boundaries: Any, **_: Any) -> Placement:
     raise Mixed("a total over the batch is used to compute something else", "uses-batch-total")
 
 
+def searched(call: Call, boundaries: Any, x: Any, *, sorter: Any = None, **_: Any) -> Placement:
+    """The place of each element among boundaries, which are shared or the sample's own."""
+    if is_shared(boundaries, sorter) and (boundaries.rank == 1 or is_shared(x)):
+        if not isinstance(x, Value):
+            return Replicate()
+        return bucketed(call, x, boundaries)
+    places = {v.placement for v in (boundaries, x, sorter) if isinstance(v, Value)}
+    at = places.pop()
+    if places or not isinstance(at, Shard) or at.dim >= boundaries.rank - 1:
+        raise Mixed(ELSEWHERE)
+    return at
+
+
+def scatter_reduced(
+    call: Call, x: Any, dim: int, index: Any, source: Any, *_: Any, **__: Any
+) -> Placement:
+    """A scatter that takes maxima, products, means: of a sample's own values."""
+    if is_shared(x, index, source):
+        return Replicate()
+    at = x.placement
+    same = at == index.placement == source.placement
+    if isinstance(at, Shard) and same and at.dim != dim:
+        return at
+    raise Mixed(ELSEWHERE)
+
+
 RULES: Table = {
     aten.index.Tensor: Rule(indexed),
     aten._unsafe_index.Tensor: Rule(indexed),
@@ -308,4 +334,6 @@ RULES: Table = {
     aten._unsafe_index_put.default: SumRule(put, form=put_form),
     aten.index_add.default: SumRule(index_added, form=index_added_form),
     aten.bucketize.Tensor: Rule(bucketed),
+    aten.searchsorted.Tensor: Rule(searched),
+    aten.scatter_reduce.two: Rule(scatter_reduced),
 }

@@ -68,6 +68,8 @@ def noisy(call: Call, x: Any, noise: Any, *_: Any, **__: Any) -> tuple[Placement
 
 def negated(call: Call, x: Any) -> Placement:
     """Linear in x, and a zero stays one."""
+    if not isinstance(x, Value):  # torch.conj of a complex number
+        return Replicate()
     return x.placement if isinstance(x.placement, Partial) else pointwise(call, x)
 
 
@@ -93,7 +95,7 @@ def added(call: Call, x: Any, y: Any, alpha: Any = 1) -> Placement:
     if isinstance(alpha, sympy.Expr) and alpha.has(call.n):
         raise Mixed("the number of samples scales one of the terms", "uses-batch-total")
     sums = [isinstance(v, Value) and isinstance(v.placement, Partial) for v in (x, y)]
-    if all(sums) and x.shape == y.shape:
+    if all(sums) and (x.shape == y.shape or call.rank > 0):
         return Partial(public=x.placement.public or y.placement.public)
     if any(sums) and call.rank > 0:
         total, other = (x, y) if sums[0] else (y, x)
@@ -104,13 +106,12 @@ def added(call: Call, x: Any, y: Any, alpha: Any = 1) -> Placement:
 
 
 def chosen(call: Call, condition: Any, x: Any, y: Any) -> Placement:
-    """Linear in one branch if the other is zero and the condition holds no samples."""
-    for one, other in ((x, y), (y, x)):
-        if not isinstance(one, Value) or not isinstance(one.placement, Partial) or one.rank == 0:
-            continue
-        zero = isinstance(other, Value) and other.placement == Replicate(zero=True)
-        if zero and is_shared(condition) and call.out[0] == one.shape:
-            return one.placement
+    """Linear in both branches together if the condition holds no samples."""
+    if call.rank > 0 and is_shared(condition):
+        places = {x.placement, y.placement}
+        sums = places & {Partial(), Partial(public=True)}
+        if sums and places <= sums | {Replicate(zero=True)}:
+            return Partial(public=Partial(public=True) in sums)
     return pointwise(call, condition, x, y)
 
 

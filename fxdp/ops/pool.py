@@ -4,18 +4,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
+from fxdp.forms.each import folded
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, Table, Value
+from fxdp.rules import Call, Rule, Table, Value, is_shared
 
 aten = torch.ops.aten
 
 
 def spatial(count: int) -> Callable[..., Placement]:
-    """One result; the last `count` axes of every tensor are pixels, the first are not."""
+    """One result; the last `count` axes of every tensor are pixels, the first are not.
+
+    All of these are linear in their first operand, which the others only pick places of.
+    """
 
     def place(call: Call, *operands: Any, **keywords: Any) -> Placement:
         values = [x for x in (*operands, *keywords.values()) if isinstance(x, Value)]
+        if isinstance(values[0].placement, Partial) and is_shared(*values[1:]):
+            return values[0].placement
         places = {x.placement for x in values} - {Replicate(), Replicate(zero=True)}
         if not places:
             return Replicate()
@@ -34,6 +41,8 @@ def spatial_pair(count: int) -> Callable[..., tuple[Placement, Placement]]:
     one = spatial(count)
 
     def place(call: Call, *operands: Any, **keywords: Any) -> tuple[Placement, Placement]:
+        if isinstance(operands[0].placement, Partial):
+            raise Mixed("a total over the batch is used to compute something else")
         at = one(call, *operands, **keywords)
         return at, at
 
@@ -102,4 +111,12 @@ RULES: Table = {
     getattr(aten, name).default: Rule(spatial_pair(count))
     for count, names in PAIRS.items()
     for name in names
+}
+
+# Each of the samples' values is a batch of images: all of them are one larger batch.
+EACH: dict[OpOverload, Callable[..., Any]] = {
+    op: folded(op, count)
+    for count, names in SINGLE.items()
+    for op in (getattr(aten, name).default for name in names)
+    if not any("input_size" in a.name for a in op._schema.arguments)
 }

@@ -98,6 +98,13 @@ def last_axes(count: int) -> Any:
     return place
 
 
+def distance_back(call: Call, grad: Any, *others: Any) -> Placement:
+    """The gradient of cdist, linear in the incoming one."""
+    if isinstance(grad.placement, Partial) and is_shared(*others):
+        return grad.placement
+    return last_axes(2)(call, grad, *others)
+
+
 RULES: Table = {
     aten._softmax.default: Rule(normalised),
     aten._log_softmax.default: Rule(normalised),
@@ -116,5 +123,5 @@ RULES: Table = {
     aten.cummax.default: Rule(scanned),
     aten.cummin.default: Rule(scanned),
     aten._cdist_forward.default: Rule(last_axes(2)),
-    aten._cdist_backward.default: Rule(last_axes(2)),
+    aten._cdist_backward.default: Rule(distance_back),
 }

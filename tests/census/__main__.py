@@ -47,7 +47,12 @@ def main() -> None:
         if family in ("transformers", "torchvision", "timm") and find_spec(family) is None:
             print(f"{family} is not installed: skipped")
             continue
-        named = [(k, m) for k, m in FAMILIES[family]().items() if (options.only or "") in k]
+        try:
+            subjects = FAMILIES[family]()
+        except (ImportError, RuntimeError) as error:  # a build for another torch
+            print(f"{family} cannot be imported: {error}")
+            continue
+        named = [(k, m) for k, m in subjects.items() if (options.only or "") in k]
         for name, make in named[:: options.every]:
             result = examine(f"{family} {name}", make, options.seconds)
             results.append(result)

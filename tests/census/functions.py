@@ -170,14 +170,12 @@ MORE: dict[str, Function] = {
     "stft": lambda h: torch.stft(
         h.flatten(1), 8, 4, window=torch.hann_window(8), return_complex=True
     ).abs(),
-    "block diag": lambda h: torch.kron(torch.eye(2), h[:, :2, :2].sum(0 * 1 + 1)[:, :, None]),
     "tril indices": lambda h: (h @ h.mT)[:, *torch.tril_indices(4, 4)],
     "movedim": lambda h: h.movedim(0, 2).flip(0).movedim(2, 0).swapaxes(1, 2),
     "vmap": lambda h: torch.vmap(lambda x: x @ x.T)(h),
     "loop over rows of a sample": lambda h: torch.stack([h[:, i] * i for i in range(4)], 1),
     "max pool of a sequence": lambda h: F.max_pool1d(h, 2),
     "where any": lambda h: torch.where((h > 1).any(1, keepdim=True), h, h.cumsum(1)),
-    "bag of bags": lambda h: F.embedding(h.argmax(-1), torch.ones(6, 3)).sum(1),
 }  # fmt: skip
 
 OF_IMAGES: dict[str, Function] = {

@@ -79,6 +79,8 @@ def built(config_class: Any, model_class: Any) -> torch.nn.Module:
         config = config_class(**depth | {"num_labels": 3})
         with torch.device("meta"):
             model = model_class(config)
+    # Experts token by token: the default sorts the tokens of all samples by their expert.
+    config._experts_implementation = "batched_mm"
     if hasattr(config, "use_cache"):
         config.use_cache = False
     if sum(p.numel() for p in model.parameters()) > 30_000_000:

@@ -89,6 +89,31 @@ CASES = [
         [0],
         1,
     ),
+    *(
+        case(aten.convolution.default, x, w, None, [1], [0], [1], turned, [0], each(N, 2 * N, 1))
+        for x, w, turned in (
+            (T(1, 2 * N, 4), T(4 * N, 2, 2), False),
+            (T(1, 4 * N, 4), T(2 * N, 2, 2), False),
+            (T(2, 4 * N, 4), T(4 * N, 3, 2), True),
+        )
+    ),
+    *(
+        case(
+            aten.convolution_backward.default,
+            T(1, 4 * N, 3),
+            T(1, 2 * N, 4),
+            T(4 * N, 2, 2),
+            [0],
+            [1],
+            [0],
+            [1],
+            False,
+            [0],
+            each(N, 2),
+            mask,
+        )  # fmt: skip
+        for mask in ([True, False, False], [False, True, False])
+    ),
     *conv_back([False, True, False], 1),
     *conv_back([True, False, False], 2),
     *conv_back([False, True, False], 2),

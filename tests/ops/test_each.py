@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxdp.ops.each import EACH, Each
+from fxdp.forms.each import Each
+from fxdp.ops import ON_EACH
 
 aten = torch.ops.aten
 N = 5
@@ -104,6 +105,33 @@ CASES: list[tuple[Any, tuple[Any, ...]]] = [
     (aten._to_copy.default, (each(4, 3),)),
     (aten.triu.default, (each(4, 4), 1)),
     (
+        aten.avg_pool2d_backward.default,
+        (each(2, 3, 2, 2), shared(2, 3, 4, 4), [2, 2], [2, 2], [0, 0], False, True, None),
+    ),
+    (aten.avg_pool2d.default, (each(3, 4, 4), [2, 2])),
+    (aten.avg_pool2d.default, (each(2, 3, 4, 4), [2, 2])),
+    (aten.reflection_pad1d_backward.default, (each(2, 3, 6), shared(2, 3, 4), [1, 1])),
+    (aten.reflection_pad1d_backward.default, (each(3, 6), shared(3, 4), [1, 1])),
+    (aten.im2col.default, (each(2, 3, 4, 4), [2, 2], [1, 1], [0, 0], [1, 1])),
+    (aten.col2im.default, (each(2, 12, 9), [4, 4], [2, 2], [1, 1], [0, 0], [1, 1])),
+    (aten.pixel_shuffle.default, (each(2, 4, 3, 3), 2)),
+    (aten.unfold.default, (each(4, 6), 1, 3, 1)),
+    (aten.unfold_backward.default, (each(4, 4, 3), [4, 6], 1, 3, 1)),
+    (aten.embedding.default, (each(4, 3), IDS)),
+    (aten.copy.default, (zeros(4, 3), each(3))),
+    (aten.scatter.value, (each(4, 3), 0, torch.tensor([[1, 0, 3]]), 0)),
+    (
+        aten._cdist_backward.default,
+        (each(4, 2), shared(4, 3), shared(2, 3), 2.0, torch.cdist(shared(4, 3), shared(2, 3))),
+    ),
+    (aten.cholesky_solve.default, (each(4, 3), shared(4, 4).tril())),
+    (aten.linalg_lu_solve.default, (*torch.linalg.lu_factor(shared(4, 4)), each(4, 3))),
+    (
+        aten.convolution.default,
+        (each(2, 4, 6), shared(6, 2, 3), None, [2], [1], [1], False, [0], 2),
+    ),
+    (aten.grid_sampler_2d.default, (each(2, 3, 4, 4), shared(2, 3, 3, 2).tanh(), 0, 0, False)),
+    (
         aten._fft_c2c.default,
         (Each(torch.complex(each(4, 3).value, each(4, 3).value)), [1], 0, True),
     ),
@@ -117,7 +145,7 @@ def is_tensor(x: Any) -> bool:
 
 @pytest.mark.parametrize(("op", "args"), CASES, ids=[str(op) for op, _ in CASES])
 def test_each(op: Any, args: tuple[Any, ...]):
-    got = EACH[op](*args)
+    got = ON_EACH[op](*args)
     for i in range(N):
 
         def own(x: Any, i: int = i) -> Any:
@@ -127,3 +155,29 @@ def test_each(op: Any, args: tuple[Any, ...]):
         found = pytree.tree_map(own, got, is_leaf=is_tensor)
         for a, b in zip(pytree.tree_leaves(found), pytree.tree_leaves(want), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolution_backward(transposed: bool):
+    """Both gradients of a convolution with a gradient of each sample's own."""
+    x, grad = shared(2, 4, 6), each(2, 6, 11 if transposed else 3)
+    weight = shared(4, 3, 3) if transposed else shared(6, 2, 3)
+    rest = ([0], [2], [1], [1], transposed, [0], 2, [True, True, False])
+    got = ON_EACH[aten.convolution_backward.default](grad, x, weight, *rest)
+    for i in range(N):
+        want = aten.convolution_backward(grad.value[i], x, weight, *rest)
+        for a, b in zip(got[:2], want[:2], strict=True):
+            torch.testing.assert_close(a.value[i], b)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3)])
+def test_solutions(shape: tuple[int, ...]):
+    """A vector is told from a matrix by its rank, which the batch axis hides."""
+    a, b = shared(4, 4), each(*shape)
+    got = ON_EACH[aten._linalg_solve_ex.default](a, b)[0].value
+    torch.testing.assert_close(got, torch.stack([torch.linalg.solve(a, x) for x in b.value]))
+    triangle = a.triu()
+    if len(shape) == 2:
+        got = ON_EACH[aten.linalg_solve_triangular.default](triangle, b, upper=True).value
+        want = [torch.linalg.solve_triangular(triangle, x, upper=True) for x in b.value]
+        torch.testing.assert_close(got, torch.stack(want))

@@ -50,6 +50,19 @@ CASES = [
     case(aten.bernoulli.default, T(2, 3, values=(0.0, 1.0), only="replicate zero shard partial")),
     case(aten.bernoulli.p, T(2, 3), each(0.0, 1.0)),
     case(aten.native_dropout.default, T(2, 3), 0.5, False),
+    # Distributions without a spread.
+    case(aten.exponential.default, T(2, 3), 1e300),
+    case(aten.geometric.default, T(2, 3), 1 - 1e-16),
+    case(aten.log_normal.default, T(2, 3), 0.0, 1e-300),
+    case(aten.uniform.default, T(2, 3), 2.0, 2.0),
+    case(aten.randint_like.default, T(2, 3), 1),
+    case(aten.randint_like.low_dtype, T(2, 3), 4, 5),
+    case(aten.normal_functional.default, T(2, 3), 1.0, 0.0),
+    case(aten.normal.float_float, 1.0, 0.0, SIZES, samples=False),
+    case(aten.normal.Tensor_float, T(2, 3), 0.0),
+    case(aten.normal.float_Tensor, 1.0, T(2, 3, values=(0.0,))),
+    case(aten.normal.Tensor_Tensor, T(2, 3), T(3, values=(0.0,))),
+    case(aten.multinomial.default, each(T(2, 1, values=(1.0,)), T(1, values=(1.0,))), 1),
 ]
 
 

@@ -193,6 +193,21 @@ CASES = [
         -1,
     ),
     case(aten.embedding_renorm.default, T(3, 2), T(2, high=3), 1.0, 2.0, samples=False),
+    case(
+        aten.searchsorted.Tensor,
+        each(T(4, values=(0.0,)), T(2, 4, values=(0.0,))),
+        each(T(2, 3), T(2, 1)),
+        right=each(False, True),
+    ),
+    case(aten.searchsorted.Tensor, T(2, 3, values=(1.0,)), T(2, 2), sorter=T(2, 3, high=3)),
+    case(
+        aten.scatter_reduce.two,
+        T(2, 3),
+        each(0, 1),
+        T(2, 3, high=2),
+        T(2, 3),
+        each("amax", "prod"),
+    ),
     case(aten.bucketize.Tensor, T(2, 3), T(1, only=FEW), right=each(False, True)),
 ]
 

@@ -93,6 +93,7 @@ CASES = [
     *(case(op, T(2, 3), T(2, 3)) for op in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)),
     *(case(op, T(2, 3), T(3)) for op in (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor)),
     *(case(op, T(1, 3), T(3, 1)) for op in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)),
+    *(case(op, T(2, 3), T(2, 1)) for op in (aten.add.Tensor, aten.sub.Tensor)),
     *(case(op, T(), T(2)) for op in (aten.add.Tensor, aten.mul.Tensor, aten.div.Tensor)),
     *(case(op, T(2), T()) for op in (aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)),
     *(
@@ -116,6 +117,9 @@ CASES = [
     case(aten.div.Tensor_mode, T(2), T(2), rounding_mode=each(None, "floor", "trunc")),
     case(aten.div.Scalar_mode, T(2), each(2, N), rounding_mode=each(None, "floor")),
     case(aten.where.self, T(2, dtype=torch.bool, only="replicate shard"), T(2), T(2)),
+    case(
+        aten.where.self, T(3, 2, dtype=torch.bool, only="replicate shard"), T(2), each(T(2), T(1))
+    ),
     case(aten.where.self, T(dtype=torch.bool), each(T(2), T()), T()),
     case(
         aten.where.self, T(2, 1, dtype=torch.bool, only="replicate shard"), T(3), T(1, only=SMALL)

@@ -9,7 +9,7 @@ from fxdp.ops import pool
 from tests.ops.placements import Case, N, T, case, hold
 
 aten = torch.ops.aten
-FEW = "replicate shard"
+FEW = "replicate shard partial"
 
 
 def size(count: int, each_: int) -> list[int]:

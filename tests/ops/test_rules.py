@@ -7,6 +7,7 @@ from tests.ops import (
     test_contraction,
     test_factory,
     test_index,
+    test_linalg,
     test_pointwise,
     test_pool,
     test_reduce,
@@ -46,7 +47,10 @@ UNTRIED = {
 
 
 def tried() -> set[object]:
-    modules = (test_contraction, test_factory, test_index, test_pointwise, test_reduce, test_views)
+    modules = (
+        test_contraction, test_factory, test_index, test_linalg, test_pointwise, test_reduce,
+        test_views,
+    )  # fmt: skip
     cases = [c.op for m in modules for c in m.CASES] + [c.op for c in test_pool.cases()]
     cases += [c.op for c in test_factory.BLIND] + list(test_pointwise.LISTED)
     return {*cases, aten._scaled_dot_product_flash_attention_for_cpu_backward.default}
