@@ -18,13 +18,13 @@ BATCH = "N"
 ROWS = 4  # samples of an input, where the user names no number; the proof is for all numbers
 FREE = (7, 11, 13, 17, 19, 23)  # sizes of names without a value: no two are equal
 
-DTYPES: dict[str, torch.dtype] = {
+SHORT: dict[str, torch.dtype] = {
     "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
     "i64": torch.int64, "i32": torch.int32, "i16": torch.int16, "i8": torch.int8,
     "u8": torch.uint8, "bool": torch.bool, "c64": torch.complex64, "c128": torch.complex128,
 }  # fmt: skip
-DTYPES |= {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-DTYPES |= {"float": torch.float32, "int": torch.int64, "long": torch.int64}
+LONG = {str(dtype).removeprefix("torch."): dtype for dtype in SHORT.values()}
+DTYPES = {**SHORT, **LONG, "float": torch.float32, "int": torch.int64, "long": torch.int64}
 
 SPEC = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)\s*=)?\s*(?P<dtype>\w+)\s*\[(?P<shape>[^\]]*)\]\s*$")
 SIZE = re.compile(r"^(?:(?P<name>[A-Za-z_]\w*)(?:=(?P<value>\d+))?|(?P<number>\d+))$")
@@ -73,7 +73,7 @@ def parse(text: str) -> Spec:
     if found is None:
         raise Trouble(f"cannot read the input {text!r}: write a dtype and a shape, f32[N,3,32,32]")
     if (dtype := DTYPES.get(found["dtype"])) is None:
-        known = ", ".join(list(DTYPES)[:12])
+        known = ", ".join(SHORT)
         raise Trouble(f"input {text!r} has an unknown dtype {found['dtype']!r}: one of {known}")
     sizes: list[int | str] = []
     values: dict[str, int] = {}
@@ -130,6 +130,6 @@ def sample_axis(spec: Spec, named: bool) -> int | None:
 
 def written(x: Tensor, axis: int | None = 0) -> str:
     """A tensor in the same language."""
-    short = next((k for k, v in DTYPES.items() if v == x.dtype), str(x.dtype))
+    short = next((k for k, v in SHORT.items() if v == x.dtype), str(x.dtype))
     sizes = [BATCH if i == axis else str(s) for i, s in enumerate(x.shape)]
     return f"{short}[{','.join(sizes)}]"

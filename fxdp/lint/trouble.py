@@ -1,6 +1,10 @@
 """What a lint run cannot do, and why, in one line; and where the user's code stopped."""
 
+import re
 import traceback
+from typing import Any
+
+from torch._dynamo.exc import TorchRuntimeError
 
 from fxdp.diagnostic import is_library
 
@@ -12,19 +16,32 @@ class Trouble(Exception):
     """
 
 
+# How torch's compiler quotes what an op said of tensors that it cannot take.
+GOT = re.compile(r"got (\w+)\(['\"](.*?)['\"]\)$", re.MULTILINE | re.DOTALL)
+SYMBOL = re.compile(r"\bs\d+\b")  # the batch size, while a model is captured
+
+
 def said(error: BaseException) -> str:
     """An exception in one line: its kind, and the first line of what it says."""
     if isinstance(error, Trouble):
         return str(error)
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    if isinstance(error, TorchRuntimeError) and (quoted := GOT.search(text)):
+        return f"{quoted[1]}: {SYMBOL.sub('N', first_line(quoted[2])).rstrip('.')}"
+    return f"{type(error).__name__}: {first_line(text)}".removesuffix(": ")
+
+
+def first_line(text: str) -> str:
+    """What a text says, on one line."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def place(error: BaseException) -> str:
     """` at FILE:LINE`, the innermost line of the user's that an exception passed; "" if none."""
     if isinstance(error, SyntaxError):
-        return f" at line {error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
+        return f" at {error.filename}:{error.lineno}"
+    captured: Any = getattr(error, "real_stack", None)  # of the model, where torch captured it
+    frames = captured or traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if not is_library(f.filename)]
     return f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
 

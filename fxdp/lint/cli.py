@@ -1,0 +1,187 @@
+"""The command fxdp-lint: what it does, in order, and what its exit status says."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fxdp.lint import machine, sarif, text
+from fxdp.lint.building import Built
+from fxdp.lint.config import Config, read
+from fxdp.lint.options import FORMATS, parser, wanted, words
+from fxdp.lint.proving import TimeUp, examined, limit, quiet, shortened, shortened_in
+from fxdp.lint.result import Result
+from fxdp.lint.selection import explain, selected, wanted_codes
+from fxdp.lint.targets import LeftOut, expanded, models
+from fxdp.lint.trouble import Trouble
+from fxdp.lint.wanted import Wanted
+
+CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return run(options)
+    except Trouble as error:
+        complain(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return FAILED
+
+
+def complain(line: str) -> None:
+    """One line on stderr."""
+    print(f"fxdp-lint: {line}", file=sys.stderr)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Lint, report, and say how it went."""
+    console = Console(highlight=False, soft_wrap=False)
+    if options.explain:
+        explain(options.explain, console)
+        return CLEAN
+    config = Config() if options.isolated else read(Path.cwd())
+    style = options.output_format or config.run.get("output-format", "text")
+    if style not in FORMATS:
+        raise Trouble(f"output-format {style!r} is none of {', '.join(FORMATS)}")
+    codes = wanted_codes(
+        words(options.select) or config.run.get("select", []),
+        words(options.ignore) or config.run.get("ignore", []),
+    )
+    targets: list[str] = options.targets or config.targets
+    if not targets:
+        raise Trouble("nothing to lint: name a file, PATH:OBJECT or a directory; see --help")
+    files = [file for target in targets for file in expanded(target)]
+    plans = [(file, wanted(options, config, file)) for file in files]
+    results: list[Result] = []
+    for target, plan in plans:
+        for result in lint(target, plan, options):
+            result = selected(from_here(result), codes)
+            if result.status == "failed":
+                failure(result, options.verbose)
+            results.append(result)
+    report(results, style, console, options)
+    if options.certificate:
+        write(Path(options.certificate), certificates(results))
+    if any(r.status == "failed" for r in results):
+        return FAILED
+    return FOUND if any(r.findings for r in results) else CLEAN
+
+
+def from_here(result: Result) -> Result:
+    """A result whose paths are as the user would write them."""
+    path, trouble = shortened(result.path), shortened_in(result.trouble)
+    return replace(result, path=path, trouble=trouble)
+
+
+def lint(target: str, plan: Wanted, options: argparse.Namespace) -> Iterator[Result]:
+    """The results of all models that a target names, one after the other."""
+    with ExitStack() as stack, progress(options.quiet) as show:
+        found = models(target, plan, stack)
+        while True:
+            show(target)
+            try:
+                with quiet(options.verbose), limit(plan.timeout):
+                    built = next(found, None)
+                    if built is None:
+                        return
+                    if isinstance(built, LeftOut):
+                        if not options.quiet:
+                            needs = f"it needs arguments ({', '.join(built.names)})"
+                            complain(f"{built.target}: left out, as {needs}")
+                        continue
+                    if isinstance(built, Built):
+                        show(built.target)
+                        target = built.target
+                        built = examined(built, plan)
+            except TimeUp:
+                yield Result(target, shortened(target.partition(":")[0]), 1, "failed",
+                             trouble=f"it took longer than {plan.timeout:g} s")  # fmt: skip
+                continue
+            yield built
+
+
+@contextmanager
+def progress(silent: bool) -> Iterator[Any]:
+    """A line on a terminal that says which model is at work."""
+    console = Console(stderr=True)
+    if silent or not console.is_terminal:
+        yield lambda name: None
+        return
+    with console.status("fxdp-lint") as status:
+        yield lambda name: status.update(Text(f"proving {name}"))
+
+
+def failure(result: Result, verbose: bool) -> None:
+    """A model that could not be linted, on one line; with the traceback if wanted."""
+    complain(f"{result.target}: {result.trouble}")
+    if verbose and result.details:
+        print(result.details, file=sys.stderr, end="")
+
+
+def report(
+    results: list[Result], style: str, console: Console, options: argparse.Namespace
+) -> None:
+    """Write the report, to a file or to stdout."""
+    if options.statistics and style in ("text", "full"):
+        for number, code, name in text.statistics(results):
+            console.print(Text(f"{number:>5}  ").append(code, "bold red").append(f"  {name}"))
+        return
+    if style in ("text", "full") and not options.output_file:
+        text.render(results, console, style == "full", options.quiet)
+        return
+    content = written(results, style)
+    if options.output_file:
+        write(Path(options.output_file), content)
+    else:
+        sys.stdout.write(content)
+
+
+def written(results: list[Result], style: str) -> str:
+    """The report as text."""
+    match style:
+        case "text" | "full":
+            return text.as_string(results, style == "full")
+        case "json":
+            return machine.as_json(results)
+        case "github":
+            return machine.as_github(results)
+        case "sarif":
+            return sarif.render(results)
+        case "html":
+            from fxdp.lint.html import render  # large, and rarely wanted
+
+            return render(results)
+        case _:
+            raise AssertionError(style)
+
+
+def certificates(results: list[Result]) -> str:
+    """The certificates of proven models: one, or a list."""
+    found = [json.loads(r.certificate.to_json()) for r in results if r.certificate is not None]
+    return json.dumps(found[0] if len(results) == len(found) == 1 else found, indent=2) + "\n"
+
+
+def write(file: Path, content: str) -> None:
+    """Write a file.
+
+    Raises:
+        Trouble: it cannot be written.
+    """
+    try:
+        file.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise Trouble(f"cannot write {file}: {error.strerror}") from error

@@ -1,0 +1,151 @@
+"""One model through the proof: a `Result`, whatever happens."""
+
+import contextlib
+import linecache
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from fxdp.compiler import attempt
+from fxdp.diagnostic import Diagnostic
+from fxdp.lint.building import Built
+from fxdp.lint.result import Finding, Result
+from fxdp.lint.step import step
+from fxdp.lint.trouble import Trouble, details, first_line, place, said
+from fxdp.lint.wanted import Wanted
+
+LARGEST = 300_000_000  # parameters of a model that is built once more, with data
+
+
+class TimeUp(BaseException):
+    """A model took too long. No `Exception`, which torch would wrap or a model catch."""
+
+
+@contextlib.contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Raise `TimeUp` when time is up; only on the main thread, where signals arrive."""
+    if seconds <= 0 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    # It rings again, in case the first ring is lost in a callback that swallows everything.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool) -> Iterator[None]:
+    """Nothing of the model on stdout, which belongs to the report; no warnings unless asked."""
+    torch_log = logging.getLogger("torch")
+    before = torch_log.level
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+            torch_log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            torch_log.setLevel(before)
+
+
+def examined(built: Built, wanted: Wanted) -> Result:
+    """Prove a model; without data first, and with data where it cannot do without."""
+    start = time.monotonic()
+    result = proven(built, wanted)
+    again = built.with_data if needs_data(result) else None
+    if again is not None and sum(p.numel() for p in built.model.parameters()) <= LARGEST:
+        with contextlib.suppress(Trouble):
+            result = proven(again(), wanted)
+    return replace(result, seconds=time.monotonic() - start)
+
+
+def needs_data(result: Result) -> bool:
+    """May a model have failed because its tensors have no data?"""
+    said = [result.trouble, *(d.why for d in result.diagnostics)]
+    return any(word in text for text in said for word in ("FakeTensor", "Data", "data", "Mixing"))
+
+
+def proven(built: Built, wanted: Wanted) -> Result:
+    """Prove a model as it is built.
+
+    Its numbers (an epsilon, a rate) are constants of the proof. Otherwise torch takes them for
+    inputs, finds that it cannot, and captures the model a second time.
+    """
+    result = Result(built.target, shortened(built.path), built.line, "failed", model=built.model)
+    torch._dynamo.reset()
+    try:
+        if not built.path.endswith(".pt2"):
+            built.model.train(wanted.train)
+        todo = step(built, wanted)
+        result = replace(result, assumed=todo.assumed)
+        with torch._dynamo.config.patch(specialize_float=True):
+            found = attempt(
+                built.model, *todo.args, loss_fn=todo.loss_fn, batch_dims=todo.batch_dims,
+                **todo.kwargs,
+            )  # fmt: skip
+    except Exception as error:
+        where = "" if isinstance(error, Trouble) else place(error)
+        trouble = said(error) if where else first_line(str(error)) or said(error)
+        return replace(result, trouble=trouble + shortened_in(where), details=details(error))
+    if found.error is None:
+        if found.study is None or not found.study.gradients:
+            return replace(result, trouble="no parameter gets a gradient: nothing is proven")
+        return replace(result, status="proven", certificate=found.certificate, study=found.study)
+    diagnostics = found.error.diagnostics
+    findings = sorted((finding(d, built) for d in diagnostics), key=order)
+    return replace(
+        result, status="refused", findings=tuple(findings), diagnostics=diagnostics,
+        study=found.study,
+    )  # fmt: skip
+
+
+def order(f: Finding) -> tuple[str, int, int, str]:
+    """Findings go by place."""
+    return (f.path, f.line, f.column, f.code.code)
+
+
+def finding(d: Diagnostic, built: Built) -> Finding:
+    """A diagnostic at its line; one without a line is the model's own."""
+    if d.location is not None:
+        file, line, column = d.location.file, d.location.line, d.location.column
+        end = d.location.end_column
+    else:
+        file, line, column, end = built.path, built.line, None, None
+    source = linecache.getline(file, line).rstrip("\n") if file.endswith(".py") else ""
+    if column is None and source.strip():
+        column, end = len(source) - len(source.lstrip()) + 1, len(source.rstrip()) + 1
+    column = column or 1
+    return Finding(
+        path=shortened(file), line=line, column=column, end_column=max(end or 0, column + 1),
+        code=d.code, message=f"{d.op}: {d.why}".rstrip("."), help=d.remedy, modules=d.modules,
+        shapes=d.shapes, route=d.path, target=built.target, source=source,
+    )  # fmt: skip
+
+
+def shortened(path: str) -> str:
+    """A path as the user would write it: relative, where it is below the current directory."""
+    relative = os.path.relpath(path) if Path(path).is_absolute() else path
+    return path if relative.startswith("..") else relative
+
+
+def shortened_in(text: str) -> str:
+    """A text with the current directory left out of its paths."""
+    return text.replace(f"{Path.cwd()}{os.sep}", "")

@@ -1,0 +1,215 @@
+"""From what the user names to the models that are meant."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from fxdp.diagnostic import is_library
+from fxdp.lint import discovery
+from fxdp.lint.building import Built, Given, Mode, anywhere, call, inputs_of, make
+from fxdp.lint.exported import load, module_of
+from fxdp.lint.hugging import is_hugging
+from fxdp.lint.loading import beside, find, load_file, load_module, package_of
+from fxdp.lint.result import Result
+from fxdp.lint.trouble import Trouble, details
+from fxdp.lint.wanted import Wanted
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A class that was not linted, as nobody asked for it and it needs arguments."""
+
+    target: str
+    names: tuple[str, ...]
+
+
+Found = Built | Result | LeftOut  # a model, or why there is none
+
+
+def models(target: str, wanted: Wanted, stack: ExitStack) -> Iterator[Found]:
+    """The models that a target names. `stack` keeps what they import for as long as needed."""
+    path, _, name = split(target)
+    file = Path(path)
+    try:
+        if path.endswith(".pt2"):
+            yield exported(existing(file), target)
+        elif path.endswith(".py") or file.exists():
+            file = existing(file)
+            if file.suffix != ".py":
+                raise Trouble("not a Python file, a .pt2 program or a directory")
+            stack.enter_context(beside(package_of(file.resolve())[0]))
+            yield from of_module(load_file(file.resolve()), path, name, wanted)
+        elif "/" in path or not path.replace(".", "").isidentifier():
+            raise Trouble("no such file or directory")
+        elif not name:
+            raise Trouble(f"no such file; of a module name the model too: {path}:Model")
+        else:
+            stack.enter_context(beside(Path.cwd()))
+            yield from of_module(load_module(path), path, name, wanted)
+    except Trouble as error:
+        yield failure(target, path, 1, error)
+
+
+def expanded(target: str) -> list[str]:
+    """A directory's files that define models; any other target as it is.
+
+    Raises:
+        Trouble: a directory without such files.
+    """
+    path, _, name = split(target)
+    if not Path(path).is_dir():
+        return [target]
+    if name:
+        raise Trouble(f"{target}: a directory has no objects: name the file")
+    if not (files := discovery.files(Path(path))):
+        raise Trouble(f"{target}: no Python file in it defines an nn.Module")
+    return [str(file) for file in files]
+
+
+def split(target: str) -> tuple[str, str, str]:
+    """`PATH:OBJECT` in parts."""
+    path, colon, name = target.rpartition(":")
+    return (path, colon, name) if colon and "/" not in name else (target, "", "")
+
+
+def existing(file: Path) -> Path:
+    """A file that is there."""
+    if not file.is_file():
+        raise Trouble("no such file")
+    return file
+
+
+def failure(target: str, path: str, line: int, error: BaseException) -> Result:
+    """A model that there is not."""
+    return Result(target, path, line, "failed", trouble=str(error), details=details(error))
+
+
+def of_module(module: ModuleType, path: str, name: str, wanted: Wanted) -> Iterator[Found]:
+    """The named model of a module, or all that it defines."""
+    if name == discovery.EXAMPLE:
+        yield from examples(module, path)
+    elif name:
+        thing = find(module, name)
+        if inspect.isclass(thing) and not wanted.args and not wanted.kwargs:
+            shown = [b for b in examples(module, path) if not isinstance(b, Built) or
+                     type(b.model) is thing]  # fmt: skip
+            if shown:
+                yield from shown
+                return
+        yield one(module, thing, path, name, wanted)
+    else:
+        yield from everything(module, path, wanted)
+
+
+def everything(module: ModuleType, path: str, wanted: Wanted) -> Iterator[Found]:
+    """All models of a file; parts of others, and what needs arguments, only if that is all."""
+    found: list[Found] = list(examples(module, path))
+    known = {type(b.model) for b in found if isinstance(b, Built)}
+    lacking: list[tuple[str, Any]] = []
+    for name, thing in discovery.models(module):
+        if discovery.missing(thing, wanted.args, wanted.kwargs) and not is_model(thing):
+            lacking.append((name, thing))
+        elif thing not in known:
+            found.append(one(module, thing, path, name, wanted))
+    if not found and lacking:
+        yield from (one(module, thing, path, name, wanted) for name, thing in lacking)
+        return
+    if not found:
+        raise Trouble("it defines no nn.Module that can be linted")
+    whole = [b for b in found if isinstance(b, Built)]
+    for built in found:
+        if not (isinstance(built, Built) and is_part(built, whole)):
+            yield built
+    used = {type(m) for b in whole for m in b.model.modules()}
+    for name, thing in lacking:
+        if thing not in used:
+            names = discovery.missing(thing, wanted.args, wanted.kwargs)
+            yield LeftOut(f"{path}:{name}", names)
+
+
+def is_model(thing: Any) -> bool:
+    """Is this an instance, which needs no arguments any more?"""
+    return isinstance(thing, torch.nn.Module) or is_hugging(thing)
+
+
+def is_part(built: Built, whole: list[Built]) -> bool:
+    """Is a model made from a class alone that other models of the file are made of?"""
+    if built.given is not None or not built.target.endswith(f":{type(built.model).__name__}"):
+        return False
+    kind = type(built.model)
+    others = (b.model for b in whole if b is not built)
+    return any(type(m) is kind for other in others for m in other.modules())
+
+
+def one(module: ModuleType, thing: Any, path: str, name: str, wanted: Wanted) -> Found:
+    """One model of a module."""
+    target = f"{path}:{name}"
+    file, line = own_place(thing) or (path, 1)
+
+    def build(mode: Mode) -> Built:
+        model = make(thing, wanted, mode)
+        again = (lambda: build(None)) if mode else None
+        at = own_place(model) or (file, line)
+        return Built(target, *at, model, mode, described(module, model, wanted, mode), again)
+
+    try:
+        return build(None) if isinstance(thing, torch.nn.Module) else anywhere(build)
+    except Trouble as error:
+        return failure(target, file, line, error)
+
+
+def own_place(thing: Any) -> tuple[str, int] | None:
+    """Where a thing is defined, unless that is in torch."""
+    at = discovery.defined(thing)
+    return None if at is None or is_library(at[0]) else at
+
+
+def described(module: ModuleType, model: Any, wanted: Wanted, mode: Mode) -> Given | None:
+    """The arguments of a step that the file's `example_inputs()` gives for a model.
+
+    Raises:
+        Trouble: it raised.
+    """
+    function = getattr(module, discovery.INPUTS, None)
+    if wanted.inputs or not inspect.isfunction(function):
+        return None
+    takes_model = len(discovery.missing(function, (), {})) == 1
+    return inputs_of(call(lambda: function(model) if takes_model else function(), mode))
+
+
+def examples(module: ModuleType, path: str) -> Iterator[Found]:
+    """What the file's `fxdp_example()` returns: `model, inputs`, or `model, inputs, loss_fn`."""
+    function = getattr(module, discovery.EXAMPLE, None)
+    if not inspect.isfunction(function):
+        return
+    target = f"{path}:{discovery.EXAMPLE}"
+    file, line = own_place(function) or (path, 1)
+
+    def build(mode: Mode) -> Built:
+        made = call(function, mode)
+        if not isinstance(made, tuple) or len(made) not in (2, 3):
+            raise Trouble(f"{discovery.EXAMPLE}() returns no (model, inputs) or (.., loss_fn)")
+        if not isinstance(made[0], torch.nn.Module):
+            raise Trouble(f"{discovery.EXAMPLE}() returns a {type(made[0]).__name__} for a model")
+        again = (lambda: build(None)) if mode else None
+        at = own_place(made[0]) or (file, line)
+        return Built(target, *at, made[0], mode, inputs_of(made[1], *made[2:]), again)
+
+    try:
+        yield anywhere(build)
+    except Trouble as error:
+        yield failure(target, file, line, error)
+
+
+def exported(file: Path, target: str) -> Built:
+    """A saved program, with the inputs that it was exported with."""
+    program = load(file)
+    inputs = program.example_inputs
+    given = Given(tuple(inputs[0]), dict(inputs[1])) if inputs is not None else None
+    return Built(target, str(file), 1, module_of(program), None, given)

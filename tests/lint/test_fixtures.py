@@ -1,0 +1,36 @@
+"""Every code has a file that shows it and one that does not; their comments state the findings."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fxdp.codes import CODES
+from fxdp.lint.cli import main
+
+FOLDER = Path(__file__).parent / "fixtures"
+FILES = sorted(FOLDER.glob("fxd*.py"))
+MARKED = re.compile(r"# (FXD\d{3})")
+# What no file can show: inputs are always declared to fxdp.prove, and detached. Through
+# torch.compile(backend="fxdp") both arise; tests/test_torch_backend.py has them.
+OF_TORCH_COMPILE = {"FXD103", "FXD302"}
+
+
+def test_every_code_has_a_bad_and_a_good_file():
+    wanted = {c.code.lower() for c in CODES.values()} - {c.lower() for c in OF_TORCH_COMPILE}
+    assert {f.stem for f in FILES} == {f"{c}_{kind}" for c in wanted for kind in ("bad", "good")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=[f.stem for f in FILES])
+def test_findings(file: Path, capsys: Any, monkeypatch: Any):
+    monkeypatch.chdir(FOLDER)
+    lines = enumerate(file.read_text().splitlines(), 1)
+    expected = [(i, m[1]) for i, line in lines for m in MARKED.finditer(line)]
+    assert bool(expected) == file.stem.endswith("_bad")
+    status = main([file.name, "--isolated"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    told = re.findall(rf"^{file.name}:(\d+):\d+: (FXD\d+) .*$", out, re.MULTILINE)
+    assert [(int(line), code) for line, code in told] == expected, out
+    assert status == bool(expected)
