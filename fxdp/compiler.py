@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
+from fxdp.dataless import is_dataless, on_cpu
 from fxdp.ops import RULES
 from fxdp.options import checked_options
 from fxdp.private_module import Attempt, PrivateModule
@@ -109,6 +110,8 @@ def attempt(
     Raises:
         TypeError, ValueError: the arguments do not fit together.
     """
+    if is_dataless(model, (args, kwargs)):
+        model, (args, kwargs) = on_cpu(model, (args, kwargs))
     private = compile(
         model, loss_fn=loss_fn, max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=1.0,
         backend="eager", batch_dims=batch_dims, rules=rules,

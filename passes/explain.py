@@ -17,8 +17,14 @@ def explain(gm: GraphModule) -> GraphModule:
     """Find the sums over samples that each parameter's gradient is made of.
 
     Raises:
-        ProofError: a gradient comes from a sum over samples that no form describes.
+        ProofError: a gradient comes from a sum over samples that no form describes; or there is
+            no gradient at all.
     """
+    if not gradients(gm):
+        # On some devices autograd does not follow all ops; a proof of nothing is none.
+        mark = study(gm).mark
+        assert mark is not None
+        raise ProofError(diagnose(mark.node, "no parameter gets a gradient", "no-loss"))
     found: list[Gradient] = []
     for name, node in gradients(gm).items():
         if not value(node).is_floating_point():

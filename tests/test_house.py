@@ -14,7 +14,7 @@ LAYERS = (
     ("rules",),
     ("forms",),
     ("ops",),
-    ("graph_pass", "trace", "sums", "facts", "guards", "faults", "fingerprint", "fix"),
+    ("graph_pass", "trace", "sums", "facts", "guards", "faults", "fingerprint", "fix", "dataless"),
     ("passes",),
     ("backend", "check", "capture", "certificate", "report"),
     ("options",),
