@@ -71,6 +71,7 @@ class Rule:
         adds: the op adds its operands up.
         repeats: the op only repeats its first operand along axes of size 1, as broadcasting does;
             its second is the new shape.
+        constant: every element of the result is the same number, or none that was set.
         reshapes: the op gives its first operand the shape that is its second.
         each: for an op that is linear, the same op on N values at once: operands that are sums
             over samples come, and go, as `fxdp.ops.each.Each`.
@@ -82,6 +83,7 @@ class Rule:
     pointwise: bool = False
     adds: bool = False
     repeats: bool = False
+    constant: bool = False
     reshapes: bool = False
     each: Callable[..., Any] | None = None
 

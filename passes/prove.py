@@ -42,6 +42,7 @@ SIZES = {
     "size", "sizes", "shape", "stride", "repeats", "input_size", "input_sizes", "output_size",
     "split_size", "split_sizes", "length", "start", "end", "n", "m", "fill_value", "s", "groups",
 }  # fmt: skip
+CONSTANT = "fxdp_constant"  # in a node's meta: what its rule says of that
 Placed = Placement | tuple[Placement | None, ...] | None
 
 
@@ -168,6 +169,7 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
         if rule is None and not is_shared_alone(node, n):
             raise Mixed("fxdp has no rule for this op", "no-rule")
         call = Call(shapes, n, backward or scales_losses(node, table))
+        node.meta[CONSTANT] = rule is not None and rule.constant
         placed = apply(rule, node, call) if rule is not None else shared_results(node)
     return checked(node, placed, n)
 
@@ -243,18 +245,8 @@ def layouts(node: Node, n: sympy.Symbol) -> list[Shard]:
 
 
 def is_constant(node: Node) -> bool:
-    """Is a value the same along its batch axis, because nothing with samples made it?
-
-    What is repeated has a unit of more than 1, and what is drawn at random is not the same.
-    """
-    at, made_of = node.meta.get("placement"), node.all_input_nodes
-    return (
-        isinstance(node.target, OpOverload)
-        and torch.Tag.nondeterministic_seeded not in node.target.tags
-        and isinstance(at, Shard)
-        and at == Shard(at.dim)
-        and all(isinstance(i.meta.get("placement"), Replicate | None) for i in made_of)
-    )
+    """Is a value the same number everywhere, so that its samples may lie in any order?"""
+    return node.meta.get(CONSTANT, False) and isinstance(node.meta["placement"], Shard)
 
 
 def relaid(node: Node, at: Shard) -> Value | sympy.Expr:
