@@ -25,7 +25,9 @@ from torch.fx import GraphModule, Node
 
 from fxdp.check import Checked
 from fxdp.graph_pass import Pass, Study, copied, outputs, run
+from fxdp.guards import refuse_closed
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
+from fxdp.ops.kernels import symbolic_kernels
 from fxdp.rules import Table
 
 aten = torch.ops.aten
@@ -84,6 +86,7 @@ def compile_marked(
         ProofError: the graph cannot be proven.
     """
     backend = usable(settings.backend)
+    refuse_closed(gm)
 
     def partition(joint: GraphModule, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         joint.meta["study"] = Study(settings.table, num_fwd_outputs, input_names(joint, gm))
@@ -119,12 +122,14 @@ def compile_marked(
         step._boxed_call = True  # type: ignore[attr-defined]
         return step
 
-    return aot_autograd(
+    compiler = aot_autograd(
         fw_compiler=forward_compiler,
         bw_compiler=backward_compiler,
         partition_fn=partition,
         decompositions=DECOMPOSITIONS,
-    )(gm, example_inputs)
+    )
+    with symbolic_kernels():
+        return compiler(gm, example_inputs)
 
 
 def finish(

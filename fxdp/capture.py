@@ -32,6 +32,7 @@ from fxdp.diagnostic import (
 )
 from fxdp.fix import advised
 from fxdp.guards import one_kernel, users_lines
+from fxdp.ops.kernels import symbolic_kernels
 
 BatchDims = Mapping[str, int | None] | int
 TARGET = "target"
@@ -295,6 +296,7 @@ def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
         torch.backends.opt_einsum.flags(enabled=False),
         users_lines(),
         one_kernel(),
+        symbolic_kernels(),
         onednn(not lstm),
     ):
         yield

@@ -18,6 +18,8 @@ from typing import Any
 import sympy
 import torch
 from torch import SymInt, Tensor
+from torch._ops import HigherOrderOperator
+from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, ShapeGuard, uninteresting_files
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
@@ -28,6 +30,8 @@ from fxdp.diagnostic import (
     BatchMixingError,
     Diagnostic,
     Location,
+    ProofError,
+    diagnose,
     is_library,
 )
 
@@ -36,6 +40,37 @@ NOTED = re.compile(r"# (?P<file>\S+):(?P<line>\d+) in (?P<function>\S+)$")
 # torch asks for the size of a batch to choose among its convolution kernels, which compute the
 # same: (file, function) that asks, where `one_kernel` does not keep it from asking.
 HARMLESS = ("fake_impls.py", "conv")
+# Ops that run graphs of their own, of which the joint graph shows no more than a name.
+CLOSED = {
+    "associative_scan",
+    "cond",
+    "flex_attention",
+    "map_impl",
+    "scan",
+    "switch",
+    "while_loop",
+    "while_loop_stack_output",
+}
+
+
+def refuse_closed(gm: GraphModule) -> None:
+    """Refuse branches and loops that stay ops, into which no proof can look.
+
+    Args:
+        gm: the program as Dynamo captured it.
+
+    Raises:
+        ProofError: it has some.
+    """
+    graphs = [m.graph for m in gm.modules() if isinstance(m, GraphModule)]
+    found = [
+        diagnose(node, "it runs a graph of its own, which no rule explains", "no-rule")
+        for graph in graphs
+        for node in graph.nodes
+        if isinstance(node.target, HigherOrderOperator) and node.target.name() in CLOSED
+    ]
+    if found:
+        raise ProofError(*dict.fromkeys(found))
 
 
 def refuse_fixed_size(mask: Tensor) -> None:

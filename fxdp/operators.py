@@ -5,7 +5,7 @@ where the loss leaves the model, with everything the release needs, and what els
 gets to see. `seed` is the gradient of `release`. They compute nothing that a compiled graph
 keeps: `localize` and `lower` replace them. `loop_outer`, `loop_conv` and `replicas_conv` are
 behind the strategies "naive" and "multi"; the convolutions are those whose groups hold the
-batch.
+batch. `matrix_exp` has a backward pass in one piece.
 """
 
 import torch
@@ -176,3 +176,36 @@ def _(
     dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(weight)
+
+
+@torch.library.custom_op("fxdp::matrix_exp", mutates_args=())
+def matrix_exp(x: Tensor) -> Tensor:
+    """`torch.matrix_exp`, the gradient of which is one op."""
+    return torch.linalg.matrix_exp(x).contiguous()
+
+
+@torch.library.custom_op("fxdp::matrix_exp_backward", mutates_args=())
+def matrix_exp_backward(g: Tensor, x: Tensor) -> Tensor:
+    """The gradient of the exponential of x, linear in g: a block of the exponential of
+    [[x^H, g], [0, x^H]] (Al-Mohy and Higham 2009, eq. 1.1)."""
+    turned, size = x.mH.expand(g.shape), x.shape[-1]
+    upper = torch.cat([turned, g], -1)
+    lower = torch.cat([torch.zeros_like(g), turned], -1)
+    both = torch.linalg.matrix_exp(torch.cat([upper, lower], -2))
+    return both[..., :size, size:].contiguous()
+
+
+@matrix_exp.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@matrix_exp_backward.register_fake
+def _(g: Tensor, x: Tensor) -> Tensor:
+    return g.new_empty(g.shape)
+
+
+matrix_exp.register_autograd(
+    lambda ctx, g: torch.ops.fxdp.matrix_exp_backward(g, ctx.saved_tensors[0]),
+    setup_context=_keep,
+)

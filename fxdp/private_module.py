@@ -75,6 +75,7 @@ class PrivateModule(nn.Module):
     """
 
     _model: nn.Module
+    _loss_fn: Callable[..., Tensor] | None
     _step: Callable[..., Any]
 
     def __init__(
@@ -92,7 +93,8 @@ class PrivateModule(nn.Module):
         self.__dict__["_model"] = model
         self.training = model.training
         self.max_grad_norm, self.noise_multiplier, self.expected_batch_size = scales
-        self._loss_fn = loss_fn
+        # A loss that is a module is none of the model's, whose submodules these are.
+        self.__dict__["_loss_fn"] = loss_fn
         self._batch_dims = batch_dims
         self._settings = settings
         self._record = Record()

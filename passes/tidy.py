@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.graph_pass import arguments, study
+from fxdp.shapes import shape_of
 
 with_effects: Any = torch.ops.higher_order.with_effects
 
@@ -127,7 +128,8 @@ def is_redundant(node: Node, user: Node) -> bool:
         own.dtype == result.dtype
         and same
         and any(
-            v.shape == result.shape and (v.dtype == own.dtype or not is_exact(own.dtype))
+            shape_of(v.shape) == shape_of(result.shape)
+            and (v.dtype == own.dtype or not is_exact(own.dtype))
             for v in tensors
         )
     )

@@ -139,6 +139,14 @@ def nll_loss_backward(
     return torch.zeros_like(x).scatter(axis, safe.unsqueeze(axis), -each.unsqueeze(axis))
 
 
+def fractional_max_pool2d_backward(
+    grad: Tensor, x: Tensor, kernel: list[int], sizes: list[int], indices: Tensor
+) -> Tensor:
+    """Each maximum's gradient, added at its place in its plane."""
+    zeros = torch.zeros_like(x).flatten(-2)
+    return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
+
+
 # What torch's core decompositions would split into more than the rules need.
 KEPT = (
     # Its decomposition returns a logsumexp that the kernel of its backward does not understand.
@@ -151,6 +159,9 @@ KEPT = (
     aten._log_softmax_backward_data.default,
     aten.var.correction,
     aten.std.correction,
+    # Theirs count the planes of all samples to find an element's place.
+    aten.max_unpool2d.default,
+    aten.max_unpool3d.default,
     aten.reflection_pad1d.default,
     aten.reflection_pad2d.default,
     aten.reflection_pad3d.default,
@@ -175,6 +186,7 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten._weight_norm_interface_backward.default: weight_norm_backward,
     aten.nll_loss_backward.default: nll_loss_backward,
     aten.nll_loss2d_backward.default: nll_loss_backward,
+    aten.fractional_max_pool2d_backward.default: fractional_max_pool2d_backward,
     aten.dot.default: dot,
     aten.mv.default: mv,
     aten.copy.default: copy,

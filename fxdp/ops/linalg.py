@@ -17,6 +17,7 @@ from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, is_shared
 
 aten = torch.ops.aten
+own = torch.ops.fxdp
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ def checked_errors(call: Call, info: Any, *_: Any, **__: Any) -> tuple[Placement
     return ()
 
 
+def exponential_back(call: Call, grad: Any, x: Any) -> Placement:
+    """The gradients of matrices whose exponentials were taken, linear in the incoming ones."""
+    return grad.placement if is_linear(grad, x) else place_stack(Stack(grad, 2), Stack(x, 2))
+
+
 def sampled(call: Call, x: Any, grid: Any, *_: Any) -> Placement:
     """Values of images at the points of grids, image by image."""
     return x.placement if is_linear(x, grid) else on_grids(x, grid)
@@ -151,9 +157,10 @@ STACKED = (
     aten.cholesky_inverse.default,
 )
 
-RULES: Table = {op: Rule(stacked) for op in STACKED} | {
+RULES: Table = {op: Rule(stacked) for op in (*STACKED, own.matrix_exp.default)} | {
     op: Rule(place)
     for op, place in {
+        own.matrix_exp_backward.default: exponential_back,
         aten._linalg_check_errors.default: checked_errors,
         aten._linalg_solve_ex.default: solved,
         aten.linalg_lu_solve.default: solved_by_factors,
@@ -188,7 +195,12 @@ def each_solved_cholesky(b: Each, factor: Tensor, *upper: Any) -> Each:
     return Each(aten.cholesky_solve(b.value, given(factor, b.value.shape[0]), *upper))
 
 
+def each_exponential_back(grad: Each, x: Tensor) -> Each:
+    return Each(own.matrix_exp_backward(grad.value, given(x, grad.value.shape[0])))
+
+
 EACH: dict[OpOverload, Callable[..., Any]] = {
+    own.matrix_exp_backward.default: each_exponential_back,
     aten._linalg_solve_ex.default: each_solved,
     aten.linalg_solve_triangular.default: each_solved_triangular,
     aten.linalg_lu_solve.default: each_solved_by_factors,

@@ -49,6 +49,19 @@ def spatial_pair(count: int) -> Callable[..., tuple[Placement, Placement]]:
     return place
 
 
+def fractional(
+    call: Call, x: Any, kernel: Any, sizes: Any, chances: Any
+) -> tuple[Placement, Placement]:
+    """Pooling in random windows, drawn for every plane: chances are [planes of x, 2]."""
+    if is_shared(x, chances):
+        return Replicate(), Replicate()
+    at = x.placement
+    same = chances.placement == at and chances.shape[:2] == x.shape[:2] and x.rank == 4
+    if not same or not isinstance(at, Shard) or at.dim > 1:
+        raise Mixed("the windows of a sample are not drawn for it alone")
+    return at, at
+
+
 SINGLE = {
     1: (
         "avg_pool1d",
@@ -103,15 +116,19 @@ PAIRS = {
     3: ("max_pool3d_with_indices", "adaptive_max_pool3d"),
 }
 
-RULES: Table = {
-    getattr(aten, name).default: Rule(spatial(count))
-    for count, names in SINGLE.items()
-    for name in names
-} | {
-    getattr(aten, name).default: Rule(spatial_pair(count))
-    for count, names in PAIRS.items()
-    for name in names
-}
+RULES: Table = (
+    {
+        getattr(aten, name).default: Rule(spatial(count))
+        for count, names in SINGLE.items()
+        for name in names
+    }
+    | {
+        getattr(aten, name).default: Rule(spatial_pair(count))
+        for count, names in PAIRS.items()
+        for name in names
+    }
+    | {aten.fractional_max_pool2d.default: Rule(fractional)}
+)
 
 # Each of the samples' values is a batch of images: all of them are one larger batch.
 EACH: dict[OpOverload, Callable[..., Any]] = {

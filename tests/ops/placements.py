@@ -2,7 +2,7 @@
 
 An op is written with `T`s for tensors and sympy expressions in `N` for sizes and numbers. Every
 combination of placements of the tensors is tried. The node goes through `tidy.spell` and
-`prove.place` as in the pipeline, on fake tensors whose batch size is a symbol; what is claimed
+`placing.place` as in the pipeline, on fake tensors whose batch size is a symbol; what is claimed
 is then compared with real runs, for batch sizes that equal other sizes of the tensors.
 """
 
@@ -22,9 +22,9 @@ from torch.utils import _pytree as pytree
 from fxdp.forms.batch import Batch
 from fxdp.ops import RULES
 from fxdp.passes.localize import laid_out
-from fxdp.passes.prove import place
 from fxdp.passes.tidy import spell
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
+from fxdp.placing import place
 from fxdp.rules import SumRule, Table
 
 N = sympy.Symbol("N", positive=True, integer=True)

@@ -25,6 +25,11 @@ CASES = [
     case(aten.linalg_inv_ex.default, MATRICES),
     case(aten.linalg_lu_factor_ex.default, MATRICES),
     case(aten.linalg_matrix_exp.default, MATRICES),
+    case(torch.ops.fxdp.matrix_exp.default, MATRICES),
+    case(
+        torch.ops.fxdp.matrix_exp_backward.default,
+        each(T(2, 3, 3, only=FEW), T(3, 3, only=FEW)), each(MATRICES, T(3, 3, only=FEW)),
+    ),
     case(aten.linalg_qr.default, T(2, 3, 2)),
     case(aten.cholesky_inverse.default, MATRICES),
     case(

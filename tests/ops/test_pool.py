@@ -76,6 +76,8 @@ def cases() -> list[Case]:
             large, small = size(count, 4), size(count, 2)
             args = (T(2 * N, 1, *large), large, [2 * N, 1, *small], *args[3:])
         found.append(case(op, *args))
+    planes, chances = T(2, 2, 5, 5, only="replicate shard"), T(2, 2, 2, only="replicate shard")
+    found.append(case(aten.fractional_max_pool2d.default, planes, [2, 2], [3, 3], chances))
     return found
 
 

@@ -37,9 +37,10 @@ from fxdp.graph_pass import Study, mark, outputs, study
 from fxdp.guards import always, names_of, one_kernel, question
 from fxdp.ops import DECOMPOSITIONS, RULES
 from fxdp.passes.localize import counts, localize
-from fxdp.passes.prove import batch_symbol, needed_for, place
+from fxdp.passes.prove import batch_symbol, needed_for
 from fxdp.passes.tidy import tidy
 from fxdp.placement import Mixed, Partial, Placement, Replicate
+from fxdp.placing import place
 from fxdp.rules import Call, Rule, Table
 from fxdp.sums import holds_samples, is_total
 

@@ -1,0 +1,135 @@
+"""Kernels that keep the number of samples a symbol while a model is captured.
+
+torch's own kernels of these ops make it a constant, ask for its value, or have a backward pass
+in which a sum over samples cannot be told apart. Those here compute the same, out of ops that do
+not; while a model is captured they stand in their place.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C import DispatchKey
+from torch._ops import OpOverload
+
+aten = torch.ops.aten
+COMPOSITE = DispatchKey.CompositeImplicitAutograd
+
+
+def take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """A gather whose operands broadcast to each other on all axes but `dim`."""
+    if dim is None:
+        return x.reshape(-1).gather(0, indices.reshape(-1))
+    if x.dim() != indices.dim():
+        raise RuntimeError(
+            "torch.take_along_dim(): input and indices should have the same number of dimensions, "
+            f"but got {x.dim()} dimensions for input, and {indices.dim()} dimensions for indices"
+        )
+    at = dim % x.dim()
+    pairs = list(zip(x.shape, indices.shape, strict=True))
+    sizes = [b if a == 1 else a for a, b in pairs]  # N, from 2 up, is never 1
+    whole = [*sizes[:at], x.shape[at], *sizes[at + 1 :]]
+    wanted = [*sizes[:at], indices.shape[at], *sizes[at + 1 :]]
+    return x.expand(whole).gather(at, indices.expand(wanted))
+
+
+def adaptive_avg_pool2d(x: Tensor, size: list[int]) -> Tensor:
+    """torch's own gives means of a channels-last tensor such strides by `as_strided`, which
+    reads memory and tells nothing of samples."""
+    return x.mean([-1, -2], keepdim=True) if list(size) == [1, 1] else _pool2d(x, size)
+
+
+def adaptive_avg_pool3d(x: Tensor, size: list[int]) -> Tensor:
+    """The same for one more axis."""
+    return x.mean([-1, -2, -3], keepdim=True) if list(size) == [1, 1, 1] else _pool3d(x, size)
+
+
+_pool2d: Any = aten._adaptive_avg_pool2d
+_pool3d: Any = aten._adaptive_avg_pool3d
+
+
+def matrix_exp(x: Tensor) -> Tensor:
+    """An op whose backward pass is one op, linear in the incoming gradient."""
+    return torch.ops.fxdp.matrix_exp(x)
+
+
+KERNELS: dict[OpOverload, tuple[DispatchKey, Callable[..., Tensor]]] = {
+    aten.take_along_dim.default: (COMPOSITE, take_along_dim),
+    aten.adaptive_avg_pool2d.default: (COMPOSITE, adaptive_avg_pool2d),
+    aten.adaptive_avg_pool3d.default: (COMPOSITE, adaptive_avg_pool3d),
+    aten.linalg_matrix_exp.default: (DispatchKey.Autograd, matrix_exp),
+}
+
+
+def gaussian_nll_loss(
+    input: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:  # fmt: skip
+    """torch's own, but a negative variance is no error: a sample that has one gets NaN."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(reduction + " is not valid")
+    if not isinstance(var, Tensor):
+        if var < 0:
+            raise ValueError("var has negative entry/entries")
+        var = var * torch.ones_like(input)
+    if var.dim() == input.dim() - 1:
+        var = var.unsqueeze(-1)
+    if var.dim() != input.dim():
+        raise ValueError("var is of incorrect size")
+    var = torch.where(var < 0, torch.nan, var)
+    # The clamp is no part of the gradient.
+    var = var + (var.clamp(min=eps) - var).detach()
+    loss = 0.5 * (torch.log(var) + (input - target) ** 2 / var)
+    if full:
+        loss = loss + 0.5 * math.log(2 * math.pi)
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
+def affine_grid(theta: Tensor, size: list[int], align_corners: bool | None = None) -> Tensor:
+    """torch's own, which looks for the smallest of all sizes, among them N."""
+    d, pixels = len(size) - 2, size[2:]
+    if theta.dim() != 3 or tuple(theta.shape[1:]) != (d, d + 1):
+        raise ValueError(f"expected affine matrices for sizes {size}, but got {theta.shape}")
+
+    def places(count: int) -> Tensor:
+        if count == 1:
+            return theta.new_zeros(1)
+        end = 1 if align_corners else (count - 1) / count
+        return torch.linspace(-end, end, count, dtype=theta.dtype, device=theta.device)
+
+    axes = torch.meshgrid(*(places(count) for count in pixels), indexing="ij")
+    base = torch.stack([*reversed(axes), torch.ones_like(axes[0])], -1)
+    grid = torch.matmul(base.reshape(-1, d + 1), theta.transpose(1, 2))
+    return grid.reshape(theta.shape[0], *pixels, d)
+
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "gaussian_nll_loss": gaussian_nll_loss,
+    "affine_grid": affine_grid,
+}
+
+
+@contextlib.contextmanager
+def symbolic_kernels() -> Iterator[None]:
+    """While a model is captured: these kernels in the place of torch's own."""
+    before = {op: op.py_kernels.get(key) for op, (key, _) in KERNELS.items()}
+    functions = {name: getattr(F, name) for name in FUNCTIONS}
+    try:
+        for name, function in FUNCTIONS.items():
+            setattr(F, name, function)
+        for op, (key, kernel) in KERNELS.items():
+            op.py_kernels[key] = cast(Any, kernel)
+            op._dispatch_cache.clear()
+        yield
+    finally:
+        for name, function in functions.items():
+            setattr(F, name, function)
+        for op, (key, _) in KERNELS.items():
+            del op.py_kernels[key]
+            if (kernel := before[op]) is not None:
+                op.py_kernels[key] = kernel
+            op._dispatch_cache.clear()
