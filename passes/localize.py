@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import BatchMixingError, diagnose
 from fxdp.graph_pass import Gradient, placement, study
-from fxdp.placement import Shard
+from fxdp.placement import Partial, Shard
 from fxdp.rules import SumRule
 from fxdp.shapes import expr, local, quotient
 from fxdp.sums import each_image, holds_samples, is_total, sum_at, trace_back, unfollowed, value
@@ -86,7 +86,13 @@ def add_twin(gm: GraphModule, node: Node) -> None:
 
 
 def shares(gm: GraphModule, node: Node, after: Node) -> Node | None:
-    """What each sample gave to a total that was added up after the samples were, if it is known."""
+    """What each sample gave to a total that was added up after the samples were, if it is known.
+
+    A term without samples in it would be whole in every local run; it is not taken apart.
+    """
+    at = placement(node)
+    if isinstance(at, Partial) and at.public:
+        return None
     sums, linear = trace_back(node)
     taken = [s for s in (sum_at(gm, source) for source in sums) if s is not None]
     if len(taken) < len(sums) or not sums or unfollowed(gm, linear) is not None:

@@ -271,3 +271,26 @@ class Through(Scores):
 def test_a_backward_of_ones_own():
     kind = fxdp.BatchMixingError
     refused(kind, __file__, marked(Centred), Through(), X, Y, loss_fn=F.cross_entropy)
+
+
+class Shifted(nn.Module):
+    """Samples are added up, then a parameter is added, then the rest is added up."""
+
+    def __init__(self, shift: bool):
+        super().__init__()
+        self.fc, self.shift = nn.Linear(D, 3), nn.Parameter(torch.randn(3)) if shift else None
+
+    def forward(self, x):
+        total = self.fc(x).sum(0)
+        return (total if self.shift is None else total + self.shift).mean()
+
+
+def test_shares_of_a_total_with_a_public_term_are_not_guessed():
+    """The local loss has the whole public term, and not a share of it."""
+    with pytest.raises(fxdp.BatchMixingError, match="FXD102 .* each sample.s share of a total"):
+        fxdp.prove(Shifted(True), torch.randn(N, D))
+    model, x = Shifted(False), torch.randn(N, D)
+    private = fxdp.compile(
+        model, max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=N, backend="eager"
+    )
+    torch.testing.assert_close(private(x), torch.stack([model(row[None]) for row in x]).mean())
