@@ -132,3 +132,27 @@ def test_affine_maps_of_another_shape_are_refused(size: list[int], theta: tuple[
 def test_operands_of_other_ranks_are_refused() -> None:
     with symbolic_kernels(), torch._C._EnablePythonDispatcher(), pytest.raises(RuntimeError):
         torch.take_along_dim(torch.ones(2, 3), torch.zeros(2, dtype=torch.long), 1)
+
+
+class RepeatedMedian(nn.Module):
+    """The median of equal numbers, which are one number repeated without a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.fc(x)
+        repeated = h[:, None].expand(-1, 3, -1)
+        middle = repeated.median(1).values
+        return middle.square().mean(), middle - h
+
+
+def test_the_median_of_a_repeated_axis_reads_its_own_memory():
+    """torch 2.13's own kernel returns other samples' numbers there, and what lies behind."""
+    x = torch.randn(5, 4)
+    private = fxdp.compile(
+        RepeatedMedian(), max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=5,
+        backend="eager",
+    )  # fmt: skip
+    assert private(x)[1].abs().max() == 0

@@ -147,6 +147,15 @@ def fractional_max_pool2d_backward(
     return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
 
 
+def median_dim(x: Tensor, dim: int, keepdim: bool = False) -> Any:
+    """Where an axis is repeated without a copy, torch's kernel for the CPU reads wrong memory:
+    other samples', and what lies behind. So it gets a copy."""
+    strides: tuple[Any, ...] = x.stride()
+    if not any(isinstance(stride, int) and stride == 0 for stride in strides):
+        return NotImplemented
+    return aten.median.dim(x.clone(memory_format=torch.contiguous_format), dim, keepdim)
+
+
 # What torch's core decompositions would split into more than the rules need.
 KEPT = (
     # Its decomposition returns a logsumexp that the kernel of its backward does not understand.
@@ -181,6 +190,7 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.baddbmm.default: baddbmm,
     aten.mean.default: mean,
     aten.mean.dim: mean_dim,
+    aten.median.dim: median_dim,
     aten.convolution_backward.default: convolution_backward,
     aten.native_group_norm.default: group_norm,
     aten._weight_norm_interface_backward.default: weight_norm_backward,
