@@ -60,7 +60,8 @@ def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> N
     found: list[tuple[Node, Diagnostic]] = []
     for node, fault in faults.items():
         path = way(flow, node, released) or way(flow, node, forward)
-        for leaks, leak in ((kept, KEEPS), (written, WRITES)):
+        # What is written is told first: only what is merely kept can be allowed.
+        for leaks, leak in ((written, WRITES), (kept, KEEPS)):
             if path is None and (path := way(flow, node, leaks)) is not None:
                 fault = leak if fault[1] != "no-rule" else fault
         if path is not None:
@@ -71,10 +72,12 @@ def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> N
         path = None if is_backward(node) else way(flow, node, released)
         if path is not None and nearest(node) is not None:
             found.append((node, told(node, fault, path)))
-    diagnostics = once(found, later)
-    allowed = [d for d in diagnostics if is_allowed(d) and lost.isdisjoint(kept)]
-    study(gm).notes += [f"{d.why}, at {shortly(d)}: {allowance(d)}" for d in allowed]
-    refused = [not_allowed(d) for d in diagnostics if d not in allowed]
+    # Before faults of one line are told as one: an allowed one must not stand for the others.
+    allowed = [(node, d) for node, d in found if is_allowed(d) and lost.isdisjoint(kept)]
+    study(gm).notes += dict.fromkeys(
+        f"{d.why}, at {shortly(d)}: {allowance(d)}" for _, d in allowed
+    )
+    refused = [not_allowed(d) for d in once([f for f in found if f not in allowed], later)]
     if refused:
         mixing = any(d.code.code < "FXD400" for d in refused)
         raise (BatchMixingError if mixing else ProofError)(*refused)

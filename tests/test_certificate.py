@@ -48,6 +48,47 @@ class Lost(Watched):
         return self.fc(x)
 
 
+class WatchedAndWritten(Watched):
+    """The value that is only looked at is also saved with the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = middle = x.mean(0)  # fxdp: allow[FXD303] looked at in a debugger
+        self.mean.copy_(middle)
+        return self.fc(x)
+
+
+class Centred(torch.autograd.Function):
+    """Nothing in forward; gradients of samples meet in backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, g):
+        return g - g.mean(0)
+
+
+class WatchedAndMixing(Watched):
+    """The value that is only looked at comes of a line whose backward pass mixes samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = h = Centred.apply(self.fc(x))  # fxdp: allow[FXD303] looked at in a debugger
+        return h
+
+
+class WatchedAndMixed(Watched):
+    """The line that keeps a value also mixes samples in forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last, h = self.fc(x), self.fc(x.softmax(0))  # fxdp: allow[FXD303] in a debugger
+        return h
+
+
 class Unreasoned(Watched):
     def forward(self, x: Tensor) -> Tensor:
         self.last = x.detach().abs()  # fxdp: allow[FXD303]
@@ -121,6 +162,19 @@ class TestGuarantees:
     def test_what_is_lost_cannot_be_allowed(self):
         with pytest.raises(fxdp.BatchMixingError, match="FXD303"):
             proven(Lost())
+
+    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+    @pytest.mark.parametrize(
+        ("model", "code"),
+        [
+            (WatchedAndWritten, "FXD301"), (WatchedAndMixing, "FXD102"),
+            (WatchedAndMixed, "FXD101"),
+        ],
+    )  # fmt: skip
+    def test_an_allowed_line_hides_no_other_fault(self, model: type[nn.Module], code: str):
+        with pytest.raises(fxdp.BatchMixingError) as caught:
+            proven(model())
+        assert code in [d.code.code for d in caught.value.diagnostics]
 
     def test_an_allowed_line_trains(self):
         model = WatchedMean()
