@@ -324,6 +324,14 @@ def capture_errors(model: nn.Module) -> Iterator[None]:
 # How torch writes an exception that the model raised while it was captured.
 RAISED = re.compile(r"raised exception (\w+)\((.*)\)$", re.MULTILINE)
 EXPLAINED = re.compile(r"^ *Explanation: (.*)$", re.MULTILINE)
+# What helps against a graph break, by what torch says of it.
+BETTER = {
+    "`lock` context": "call the model once before the first step: what takes a lock, mostly what "
+    "a model sets up at its first call, is done then",
+    "Tensor.requires_grad": "freeze or unfreeze before the step, not in forward",
+    "a value read from a tensor": "choose between values by torch.where, or set what decides "
+    "(a layer dropped at random) in the configuration",
+}
 
 
 def trouble(text: str) -> tuple[str, str]:
@@ -351,5 +359,5 @@ def captured(name: str, error: Exception, why: str) -> Diagnostic:
     stack: Any = getattr(error, "real_stack", None) or ()
     frames = [Location(f.filename, f.lineno or 0, f.name) for f in stack]
     own = [f for f in frames if not is_library(f.file)]
-    code = CODES[name]
-    return Diagnostic(code, own[-1] if own else None, "forward", why, code.remedy)
+    remedy = next((r for text, r in BETTER.items() if text in why), CODES[name].remedy)
+    return Diagnostic(CODES[name], own[-1] if own else None, "forward", why, remedy)

@@ -13,6 +13,7 @@ import linecache
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -52,6 +53,8 @@ CLOSED = {
     "while_loop_stack_output",
 }
 
+OPEN = "write it with ops on whole tensors (torch.where) or as a Python loop, which is traced"
+
 
 def refuse_closed(gm: GraphModule) -> None:
     """Refuse branches and loops that stay ops, into which no proof can look.
@@ -64,7 +67,7 @@ def refuse_closed(gm: GraphModule) -> None:
     """
     graphs = [m.graph for m in gm.modules() if isinstance(m, GraphModule)]
     found = [
-        diagnose(node, "it runs a graph of its own, which no rule explains", "no-rule")
+        replace(diagnose(node, "it runs a graph of its own", "no-rule"), remedy=OPEN)
         for graph in graphs
         for node in graph.nodes
         if isinstance(node.target, HigherOrderOperator) and node.target.name() in CLOSED

@@ -1,6 +1,7 @@
 """What cannot be captured is refused by the user's line, in words of ours."""
 
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -154,6 +155,23 @@ def test_no_rule(body: Any):
 
 def plain(net, x):
     return net.fc(x)  # FXD402
+
+
+LOCK = threading.Lock()
+
+
+def takes_a_lock(net, x):
+    with LOCK:
+        return net.fc(x)
+
+
+@pytest.mark.parametrize(
+    ("forward", "help"), [(takes_a_lock, "once before the first step"), (branch, "torch.where")]
+)
+def test_a_graph_break_comes_with_what_helps(forward, help):
+    with pytest.raises(fxdp.CaptureError) as caught:
+        fxdp.prove(Net(forward), torch.randn(N, D), loss_fn=None)
+    assert help in str(caught.value)
 
 
 def test_no_form():

@@ -1,10 +1,8 @@
 """What the census proves: a model, the arguments of one step, and what became of the proof."""
 
 import re
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxdp
+from fxdp.lint.proving import TimeUp, limit
 
 N = 3  # samples
 Make = Callable[[], "Step"]
@@ -51,26 +50,6 @@ class Result:
         return asdict(self)
 
 
-class Slow(BaseException):
-    """No model may hold the census up. No `Exception`, which torch would wrap or hide."""
-
-
-@contextmanager
-def limit(seconds: int) -> Iterator[None]:
-    """Raise `Slow` when time is up."""
-
-    def ring(*_: Any) -> None:
-        raise Slow
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def has_batch_norm(model: nn.Module) -> bool:
     """Does a model normalise over the batch by a layer that says so?"""
     norms = [m for m in model.modules() if re.search("batch_?norm|BatchNorm", type(m).__name__)]
@@ -106,7 +85,7 @@ def examine(name: str, make: Make, seconds: int) -> Result:
         rightly = model is not None and has_batch_norm(model) and not missing
         verdict = "batch norm" if rightly else "refused"
         return result(verdict, spelled(faults[0]), tuple(missing))
-    except Slow:
+    except TimeUp:
         return result("slow" if model is not None else "not built")
     except Exception as error:
         kind = f"{type(error).__name__}: {error}"

@@ -8,9 +8,7 @@ The backward pass starts from a cotangent for each result of the program. It has
 of that result (a sum over samples hands the same cotangent to every sample).
 """
 
-import contextlib
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +33,7 @@ from fxdp.backend import safe_views
 from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Study, mark, outputs, study
 from fxdp.guards import always, names_of, one_kernel, question
+from fxdp.lint.proving import TimeUp, limit
 from fxdp.ops import DECOMPOSITIONS, RULES
 from fxdp.passes.localize import counts, localize
 from fxdp.passes.prove import batch_symbol, needed_for
@@ -170,22 +169,6 @@ def fakes(program: Program, hint: int) -> list[Any]:
     return made
 
 
-@contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """Stop a capture that takes too long."""
-
-    def stop(*_: Any) -> None:
-        raise NotCapturedError("it takes too long")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(LIMIT)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def captured(program: Program, table: Table = RULES) -> GraphModule:
     """The joint graph, before the first pass.
 
@@ -201,7 +184,7 @@ def captured(program: Program, table: Table = RULES) -> GraphModule:
 
     try:
         with (
-            limited(),
+            limit(LIMIT),
             torch.backends.opt_einsum.flags(enabled=False),
             one_kernel(),
             inputs[1].fake_mode,
@@ -209,8 +192,8 @@ def captured(program: Program, table: Table = RULES) -> GraphModule:
             gm = trace(function)
             if mutates(gm):
                 gm = trace(dispatch_functionalize(function))
-    except NotCapturedError:
-        raise
+    except TimeUp:
+        raise NotCapturedError("it takes too long") from None
     except Exception as error:
         text = next((t for t in str(error).splitlines() if t.strip()), "")
         raise NotCapturedError(f"{type(error).__name__}: {text[:80]}") from None
