@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import GraphModule, Interpreter, traceback
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -47,6 +48,15 @@ def lower(
     return flat
 
 
+def ones_after(tangent: Tensor, loss: Tensor) -> Tensor:
+    """Ones in the shape of the loss, worked out from the tangent.
+
+    What hangs on the tangent is backward to the partitioner. Plain ones would let it work out
+    the norms in the forward half, and most of the backward pass twice.
+    """
+    return (tangent.isnan() | ~tangent.isnan()).to(loss.dtype).expand_as(loss)
+
+
 def drop_marks(gm: GraphModule) -> None:
     """Replace the marks on inputs by the inputs, and the gradient of the loss by ones."""
     graph = gm.graph
@@ -54,8 +64,7 @@ def drop_marks(gm: GraphModule) -> None:
         if node.target in (MARKS.samples.default, MARKS.shown.default):
             node.replace_all_uses_with(node.args[0])
         elif node.target is MARKS.seed.default:
-            # Ones that still hang on the tangent: it tells the partitioner what is backward.
-            ones = emit(node, lambda t, loss: torch.ones_like(t).expand_as(loss), *node.args)
+            ones = emit(node, ones_after, *node.args)
             node.replace_all_uses_with(ones)
     graph.eliminate_dead_code()
     gm.recompile()
