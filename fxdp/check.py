@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor.utils import clone_preserve_strides
 
 Boxed = Callable[[list[Any]], Any]
 
@@ -63,8 +64,10 @@ class Checked:
         state = random_state()
         wanted = self.eager(list(silent))
         set_random_state(state)
-        # A compiled graph may write over its inputs.
-        got = self.compiled([a.clone() if isinstance(a, Tensor) else a for a in silent])
+        # A compiled graph may write over its inputs, and insists on their strides.
+        got = self.compiled(
+            [clone_preserve_strides(a) if isinstance(a, Tensor) else a for a in silent]
+        )
         trouble = difference(got, wanted)
         self.run = self.compiled if trouble is None else self.eager
         if trouble is not None:

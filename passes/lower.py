@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx import GraphModule, Interpreter, traceback
+from torch.fx import GraphModule, Interpreter, Node, traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxdp.graph_pass import study
+from fxdp.shapes import expr
 from fxdp.sums import value
 from fxdp.trace import emit
 
@@ -48,6 +49,13 @@ def lower(
     return flat
 
 
+def as_marked(mark: Node) -> Node:
+    """What was marked, laid out as the ops behind the mark were captured with."""
+    (x,) = mark.all_input_nodes
+    same = [expr(s) for s in value(x).stride()] == [expr(s) for s in value(mark).stride()]
+    return x if same else emit(mark, torch.Tensor.contiguous, x)
+
+
 def ones_after(tangent: Tensor, loss: Tensor) -> Tensor:
     """Ones in the shape of the loss, worked out from the tangent.
 
@@ -62,7 +70,7 @@ def drop_marks(gm: GraphModule) -> None:
     graph = gm.graph
     for node in list(graph.nodes):
         if node.target in (MARKS.samples.default, MARKS.shown.default):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(as_marked(node))
         elif node.target is MARKS.seed.default:
             ones = emit(node, ones_after, *node.args)
             node.replace_all_uses_with(ones)

@@ -46,6 +46,29 @@ def test_what_all_share_has_no_axis_of_the_batch():
         fxdp.prove(Scaled(), X, 2.0, torch.ones(N, C), batch_dims={"shift": None})
 
 
+class Next(nn.Module):
+    """A loss over all positions, flattened."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(D, C)
+
+    def forward(self, x, y):
+        return F.cross_entropy(self.fc(x).flatten(0, 1), y.flatten())
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_parts_of_a_larger_tensor(backend: str):
+    """A flatten of what is no whole tensor copies; it did not, and torch crashed."""
+    x, ids = torch.randn(N, T + 1, D), torch.randint(C, (N, T + 1))
+    private = fxdp.compile(
+        Next(), max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=N, backend=backend
+    )
+    norms = private.per_sample_norms(x[:, :-1], ids[:, 1:])
+    whole = private.per_sample_norms(x[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    torch.testing.assert_close(norms, whole)
+
+
 class Time(nn.Module):
     def __init__(self):
         super().__init__()

@@ -160,3 +160,19 @@ def test_differences_are_seen(got: list, wanted: list) -> None:
 )
 def test_rounding_is_no_difference(got: list, wanted: list) -> None:
     assert difference(got, wanted) is None
+
+
+def test_the_compiled_graph_gets_inputs_laid_out_as_they_are() -> None:
+    """Generated code insists on the strides of what the forward pass saved: a part of a row."""
+    base = torch.randn(4, 5, 3)
+    given = [base[:, 0], base.transpose(1, 2), base[:1].expand(4, 5, 3)]
+    seen: list[list[tuple[int, ...]]] = []
+
+    def graph(args: list[Tensor]) -> list[Tensor]:
+        seen.append([a.stride() for a in args])
+        return [args[0] + 1]
+
+    notes: list[str] = []
+    Checked(graph, graph, None, notes)(list(given))
+    assert seen == [[a.stride() for a in given]] * 3
+    assert not notes
