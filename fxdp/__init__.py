@@ -1,6 +1,8 @@
 """fxdp: private training from any PyTorch model, proven and compiled."""
 
-from fxdp import operators as operators  # registers the marks that graphs carry
+from fxdp import operators as operators  # registers the ops that graphs carry
+from fxdp import unfolding as unfolding
+from fxdp import weighing as weighing
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.check import MiscompilationWarning

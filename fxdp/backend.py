@@ -41,6 +41,7 @@ class Settings:
 
     Attributes:
         strategy: for per-sample norms, "auto" or one of `fxdp.forms.batch.Strategy`.
+        plan, memory_budget: how "auto" chooses, and bytes it may spend (`fxdp.passes.plan`).
         backend: who runs the graphs.
         table: the rules.
         check: compare compiled code with its graph at the first call.
@@ -52,6 +53,8 @@ class Settings:
     table: Table = field(default_factory=lambda: RULES)
     check: bool = True
     inspect: bool = False
+    plan: str = "measured"
+    memory_budget: int | None = None
 
 
 @dataclass
@@ -96,6 +99,8 @@ def compile_marked(
             passes,
             strategy=settings.strategy,
             inspect_each=settings.inspect,
+            how=settings.plan,
+            memory_budget=settings.memory_budget,
             decompositions=select_decomp_table() | FOR_INDUCTOR if backend == "inductor" else None,
         )
         record.compilations += 1

@@ -23,6 +23,8 @@ def compile(  # noqa: A001 - torch.compile's name
     expected_batch_size: float,
     strategy: str = "auto",
     backend: str = "inductor",
+    plan: str = "measured",
+    memory_budget: int | None = None,
     batch_dims: BatchDims = 0,
     rules: Table = RULES,
 ) -> PrivateModule:
@@ -40,8 +42,13 @@ def compile(  # noqa: A001 - torch.compile's name
         max_grad_norm: the clip bound C, above 0; `math.inf` clips nothing.
         noise_multiplier: sigma, at least 0.
         expected_batch_size: L, the public number that the sum is divided by.
-        strategy: "auto", "instantiate", "ghost", "crb", "naive" or "multi"; equal in result.
+        strategy: "auto", or how all per-sample norms are found: "instantiate", "unfold", "ghost",
+            "crb", "naive" or "multi"; equal in result.
         backend: "inductor" or "eager".
+        plan: how "auto" chooses for each parameter: "measured" times on this machine what
+            cannot be predicted, "model" predicts, "fixed" takes what is smaller (2 T^2 or p d).
+        memory_budget: bytes that per-sample gradients may take up at a time; a tenth of what
+            the sums over samples are made of if not given. For "measured" plans.
         batch_dims: the axis of the samples, for all arguments or by argument name (the loss's is
             "target"); None for an argument that all samples share.
         rules: the table of rules; rules that you add are listed as assumptions.
@@ -53,8 +60,9 @@ def compile(  # noqa: A001 - torch.compile's name
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     check_parameters(model)
     scales, settings = checked_options(
-        max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules
-    )
+        max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules, plan,
+        memory_budget,
+    )  # fmt: skip
     return PrivateModule(model, loss_fn, scales, settings, batch_dims)
 
 

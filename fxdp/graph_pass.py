@@ -18,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from fxdp.forms.batch import Strategy
 from fxdp.placement import Placement
 from fxdp.rules import Table
+from fxdp.trials import Trial
 
 NO_SOURCE = object()
 Fact = Callable[[GraphModule], str | None]
@@ -69,12 +70,17 @@ class Choice:
             embedding tied to a head, or a general linear image of per-sample gradients.
         strategy: how the norms are found.
         costs: predicted cost of each strategy that is possible, for the report.
+        keep: whether per-sample gradients, where there are any, stay until the clipped sum is
+            made of them; else they go once they are measured.
+        trials: what was found out by trying, where the costs did not decide.
     """
 
     gradient: Gradient
     kind: Literal["one", "joined", "tied", "general"]
     strategy: Strategy
     costs: dict[str, sympy.Expr]
+    keep: bool = True
+    trials: tuple[Trial, ...] = ()
 
 
 @dataclass(frozen=True)

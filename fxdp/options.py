@@ -10,6 +10,7 @@ from fxdp.rules import Table
 
 Scales = tuple[float, float, float]  # clip bound, noise multiplier, expected batch size
 STRATEGIES = ("auto", *get_args(Strategy))
+PLANS = ("measured", "model", "fixed")
 
 
 def checked_options(
@@ -19,6 +20,8 @@ def checked_options(
     strategy: str = "auto",
     backend: str = "inductor",
     rules: Table = RULES,
+    plan: str = "measured",
+    memory_budget: int | None = None,
 ) -> tuple[Scales, Settings]:
     """What both doors are told, checked.
 
@@ -29,7 +32,10 @@ def checked_options(
     check_scales(*scales)
     one_of("strategy", strategy, STRATEGIES)
     one_of("backend", backend, get_args(Backend))
-    settings = Settings(strategy, backend, rules)  # type: ignore[arg-type]
+    one_of("plan", plan, PLANS)
+    if memory_budget is not None:
+        number("memory_budget", memory_budget)
+    settings = Settings(strategy, backend, rules, plan=plan, memory_budget=memory_budget)  # type: ignore[arg-type]
     return (float(scales[0]), float(scales[1]), float(scales[2])), settings
 
 

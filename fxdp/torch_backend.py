@@ -29,6 +29,8 @@ OPTIONS = (
     "expected_batch_size",
     "strategy",
     "backend",
+    "plan",
+    "memory_budget",
     "batch_dims",
 )
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.forms.batch import weighed
+from fxdp.forms.batch import summed
 from fxdp.graph_pass import Choice, Clipped, Gradient, study
 from fxdp.sums import Sum, fake_form, image, sum_at
 from fxdp.trace import emit_all
@@ -60,7 +60,7 @@ def clipped_sums(gm: GraphModule, choice: Choice) -> dict[Node, Total]:
 
 def each_total(each: Tensor, factor: Tensor) -> Tensor:
     """The clipped sum from per-sample gradients that exist: a matrix-vector product."""
-    return weighed(each, factor).sum(0)
+    return summed(each, factor)
 
 
 def form_totals(taken: list[Sum], factor: Any) -> dict[Node, Total]:

@@ -98,9 +98,8 @@ def way(gm: GraphModule, choice: Choice, end: Node) -> Way:
         }
         return with_square, (each_image(gm, choice.gradient, parts, end),)
     if choice.strategy != "ghost":
-        return lambda *groups: with_square(
-            joined(taken, groups).per_sample(choice.strategy)
-        ), inputs
+        taken_on = with_square if choice.keep else square_alone
+        return lambda *groups: taken_on(joined(taken, groups).per_sample(choice.strategy)), inputs
     if choice.kind == "tied":
         return lambda *groups: (tied_square(forms(taken, groups)), None), inputs
     return lambda *groups: (joined(taken, groups).sq_norm("ghost"), None), inputs
@@ -109,6 +108,11 @@ def way(gm: GraphModule, choice: Choice, end: Node) -> Way:
 def with_square(each: Tensor) -> tuple[Tensor, Tensor]:
     """Per-sample gradients, behind their squared norms."""
     return sq_sum(each), each
+
+
+def square_alone(each: Tensor) -> tuple[Tensor, None]:
+    """The squared norms of per-sample gradients, which go once they are measured."""
+    return sq_sum(each), None
 
 
 def forms(taken: list[Sum], groups: tuple[Any, ...]) -> list[Any]:

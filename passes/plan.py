@@ -17,32 +17,51 @@ from torch.fx import GraphModule, Node
 from fxdp.forms import Outer, Scatter
 from fxdp.forms.batch import Strategy
 from fxdp.graph_pass import Choice, Gradient, study
+from fxdp.shapes import expr
 from fxdp.sums import fake_form, is_partial, sum_at, value
+from fxdp.trials import Trial, trials
 
-STRATEGIES: tuple[Strategy, ...] = ("instantiate", "crb", "ghost", "naive", "multi")
-# These two differ in kind; the others are there to compare with.
+STRATEGIES: tuple[Strategy, ...] = ("instantiate", "unfold", "crb", "ghost", "naive", "multi")
+# These two differ in kind; what the others cost, no count of flops tells.
 MODELLED = ("instantiate", "ghost")
+# Costs this many times the least are believed; below, the machine is asked.
+DOUBT = 8.0
+# The share of a step's tensors that per-sample gradients may take up beside them.
+SHARE = 0.1
+Plan = Literal["measured", "model", "fixed"]
 Kind = Literal["one", "joined", "tied", "general"]
 
 
 def plan(
-    gm: GraphModule, strategy: Strategy | Literal["auto"] = "auto", inspect_each: bool = False
+    gm: GraphModule,
+    strategy: Strategy | Literal["auto"] = "auto",
+    inspect_each: bool = False,
+    how: Plan = "model",
+    memory_budget: int | None = None,
 ) -> GraphModule:
     """Set the study's choices.
 
     Args:
         strategy: "auto", or the one that every sum takes if its form offers it.
         inspect_each: materialise every per-sample gradient, in its parameter's shape.
+        how: what "auto" goes by: "measured" times the ways that the cost model cannot tell
+            apart, "model" believes it, "fixed" takes what is smaller, ghost norms or
+            per-sample gradients (Bu et al., arXiv:2205.10683, section 3.3).
+        memory_budget: bytes that per-sample gradients may take up at a time, where that was
+            measured; a tenth of what the sums are made of if not given.
     """
     gradients = [g for g in study(gm).gradients if g.sums]
-    choices = [choose(gm, g, "instantiate" if inspect_each else strategy) for g in gradients]
     if inspect_each:
-        choices = [replace(c, kind="general") for c in choices]
+        choices = [replace(choose(gm, g, "instantiate", how), kind="general") for g in gradients]
+    else:
+        choices = within(gm, [choose(gm, g, strategy, how) for g in gradients], memory_budget)
     study(gm).choices = tuple(choices)
     return gm
 
 
-def choose(gm: GraphModule, gradient: Gradient, strategy: Strategy | Literal["auto"]) -> Choice:
+def choose(
+    gm: GraphModule, gradient: Gradient, strategy: Strategy | Literal["auto"], how: Plan
+) -> Choice:
     """The kind of a gradient's sums, and a strategy for them."""
     taken = [sum_at(gm, s) for s in gradient.sums]
     forms = [fake_form(s) for s in taken if s is not None]
@@ -54,11 +73,62 @@ def choose(gm: GraphModule, gradient: Gradient, strategy: Strategy | Literal["au
         offered = ["instantiate"]
     costs = {s: total_cost(merged, s) for s in offered}
     if strategy == "auto":
-        strategy = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, costs[s]))
+        if how == "measured" and len(merged) == 1 and kind != "general":
+            ways = trials(merged[0], doubtful(gm, costs), lambda s: int(hinted(gm, expr(s))))
+            if len(ways) > 2:
+                best = min(ways, key=lambda t: t.seconds)
+                return Choice(gradient, kind, best.strategy, costs, best.keep, tuple(ways))
+        sizes = {s: total_extra(merged, s) for s in offered} if how == "fixed" else costs
+        strategy = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, sizes[s]))
     wanted: Strategy = strategy if strategy in offered else "instantiate"
     if kind == "tied" and wanted != "ghost":
         kind = "general"
     return Choice(gradient, kind, wanted, costs)
+
+
+def doubtful(gm: GraphModule, costs: dict[Strategy, sympy.Expr]) -> list[Strategy]:
+    """The strategies that the cost model cannot rule out, the most promising first."""
+    known = {s: hinted(gm, c) for s, c in costs.items() if s != "multi"}
+    least = min(known.values())
+    return sorted((s for s, c in known.items() if c <= DOUBT * least), key=known.__getitem__)
+
+
+def within(gm: GraphModule, choices: list[Choice], budget: int | None) -> list[Choice]:
+    """The choices, with fewer per-sample gradients kept where they exceed a budget in bytes.
+
+    What gains the least time for its bytes goes first.
+    """
+    if budget is None:
+        inputs = {i for c in choices for s in c.gradient.sums for i in s.all_input_nodes}
+        held = [value(i) for i in inputs if isinstance(value(i), torch.Tensor)]
+        budget = int(SHARE * sum(hinted(gm, expr(x.numel())) * x.element_size() for x in held))
+    used = {i: kept(c) for i, c in enumerate(choices)}
+
+    def gain(i: int) -> float:
+        return (lighter(choices[i]).seconds - taken(choices[i]).seconds) / used[i]
+
+    choices = list(choices)
+    for i in sorted((i for i, size in used.items() if size), key=gain):
+        if sum(used.values()) <= budget:
+            break
+        other, used[i] = lighter(choices[i]), 0
+        choices[i] = replace(choices[i], strategy=other.strategy, keep=other.keep)
+    return choices
+
+
+def taken(choice: Choice) -> Trial:
+    """The trial that a choice follows."""
+    return next(t for t in choice.trials if (t.strategy, t.keep) == (choice.strategy, choice.keep))
+
+
+def lighter(choice: Choice) -> Trial:
+    """The fastest trial that keeps nothing."""
+    return min((t for t in choice.trials if not t.kept), key=lambda t: t.seconds)
+
+
+def kept(choice: Choice) -> int:
+    """Bytes that a choice keeps, as far as that was measured."""
+    return taken(choice).kept if choice.trials else 0
 
 
 def together(gm: GraphModule, gradient: Gradient, forms: list[Any]) -> tuple[Kind, list[Any]]:
@@ -84,6 +154,14 @@ def total_cost(forms: list[Any], strategy: Strategy) -> sympy.Expr:
     total: sympy.Expr = sympy.Integer(0)
     for form in forms:
         total = total + form.cost(strategy)
+    return total
+
+
+def total_extra(forms: list[Any], strategy: Strategy) -> sympy.Expr:
+    """Numbers that a strategy stores beside some forms."""
+    total: sympy.Expr = sympy.Integer(0)
+    for form in forms:
+        total = total + form.extra(strategy)
     return total
 
 

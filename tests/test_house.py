@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("placement", "shapes", "codes", "operators"),
+    ("placement", "shapes", "codes", "gaussian"),
+    ("operators", "unfolding", "weighing"),
     ("diagnostic",),
     ("rules",),
     ("forms",),
-    ("ops",),
+    ("ops", "trials"),
     ("graph_pass", "trace", "sums", "facts", "guards", "fix", "dataless"),
     ("faults", "fingerprint", "placing"),
     ("passes",),

@@ -9,7 +9,7 @@ from torch import Tensor
 from fxdp.placement import Shard
 from fxdp.shapes import expr, quotient
 
-Strategy = Literal["instantiate", "crb", "ghost", "naive", "multi"]
+Strategy = Literal["instantiate", "unfold", "crb", "ghost", "naive", "multi"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,18 @@ def weighed(x: Tensor, factor: Tensor) -> Tensor:
     return (wide(x) * f).masked_fill(f == 0, 0)
 
 
+def summed(x: Tensor, factor: Tensor) -> Tensor:
+    """[...], the sum of factor[n] * x[n, ...]."""
+    if has_ops(x):
+        return torch.ops.fxdp.weighed_sum(wide(x), factor)
+    return weighed(x, factor).sum(0)
+
+
+def has_ops(*operands: Tensor) -> bool:
+    """Do the ops of `fxdp.weighing` take these?"""
+    return all(x.device.type == "cpu" and not x.is_complex() for x in operands)
+
+
 def muted(x: Tensor, factor: Tensor) -> Tensor:
     """x[n, ...], but 0 where the factor is 0."""
     f = factor.reshape(-1, *[1] * (x.dim() - 1))
@@ -75,4 +87,6 @@ def sq_sum(each: Tensor) -> Tensor:
     if each.is_complex():
         each = torch.view_as_real(each.resolve_conj())
     each = torch.view_as_real(each.resolve_conj()) if each.is_complex() else each
-    return wide(each).square().unsqueeze(-1).flatten(1).sum(1)
+    # One pass, where the square of every number would be written out.
+    flat = wide(each).flatten(1) if each.dim() > 1 else wide(each).unsqueeze(1)
+    return torch.linalg.vector_norm(flat, dim=1).square()

@@ -5,13 +5,13 @@ groups, k the kernel's axes. A transposed convolution is the same sum with x and
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, muted, sq_sum, weighed, wide
+from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
 from fxdp.shapes import expr, product
 
 WEIGHT_ONLY = [False, True, False]
@@ -45,7 +45,9 @@ class Conv:
     x: Tensor
     g: Tensor
     spec: Spec
-    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "crb", "ghost", "naive", "multi")
+    strategies: ClassVar[tuple[Strategy, ...]] = (
+        "instantiate", "unfold", "crb", "ghost", "naive", "multi",
+    )  # fmt: skip
 
     def exact(self) -> "Conv":
         """The same sum, with x cut off behind the last stop of the kernel.
@@ -71,13 +73,13 @@ class Conv:
         match strategy:
             case "crb" if len(self.spec.kernel) < 3:
                 return self.chain_rule_based()
+            case "unfold":
+                return self.by_windows()
             case "naive" | "multi":
-                loops = torch.ops.fxdp
+                loops, s = torch.ops.fxdp, self.spec
                 run = loops.loop_conv if strategy == "naive" else loops.replicas_conv
-                s = self.spec
-                return run(
-                    wide(self.x), wide(self.g), s.weight, s.stride, s.padding, s.dilation, s.groups
-                )
+                spec = (s.weight, s.stride, s.padding, s.dilation, s.groups)
+                return run(wide(self.x), wide(self.g), *spec)
             case _:
                 return self.grouped()
 
@@ -130,6 +132,24 @@ class Conv:
             out = out.narrow(3 + axis, 0, k)
         return out.reshape(n, t, *s.weight).sum(1)
 
+    def by_windows(self) -> Tensor:
+        """A matrix product of the gradient with the kernel's windows, for each sample."""
+        if self.has_windows:
+            each = torch.ops.fxdp.unfolded_conv(*self.folded())
+            return each.unflatten(0, self.x.shape[:2]).sum(1)
+        x, g = self.unfolded()
+        return torch.einsum("ngtc,ngtd->ngdc", x, g).reshape(-1, *self.spec.weight)
+
+    @property
+    def has_windows(self) -> bool:
+        """Do the ops of `fxdp.unfolding` take this?"""
+        return has_ops(self.x, self.g) and len(self.spec.kernel) < 3
+
+    def folded(self) -> tuple[Any, ...]:
+        """The operands of an op: positions among the samples, and the convolution."""
+        s, x, g = self.spec, wide(self.x).flatten(0, 1), wide(self.g).flatten(0, 1)
+        return x, g, s.weight, s.stride, s.padding, s.dilation, s.groups
+
     def unfolded(self) -> tuple[Tensor, Tensor]:
         """x as windows [N, G, T, C / G * k] and g as [N, G, T, D / G], T counting all stops."""
         s, x, g = self.spec, wide(self.x), wide(self.g)
@@ -150,7 +170,10 @@ class Conv:
         """
         if strategy != "ghost" or self.x.is_complex():
             return sq_sum(self.per_sample(strategy))
-        x, g = self.exact().unfolded()
+        exact = self.exact()
+        if exact.has_windows and exact.x.shape[1] == 1:
+            return torch.ops.fxdp.ghost_conv(*exact.folded()).clamp(min=0)
+        x, g = exact.unfolded()
         return (
             ((x @ x.transpose(-2, -1)) * (g @ g.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
         )
@@ -158,8 +181,19 @@ class Conv:
     def total(self, factor: Tensor) -> Tensor:
         """[D, C / G, *k], the sum with sample n counted factor[n] times."""
         exact = self.exact()
+        if has_ops(exact.x, exact.g):
+            each = factor.unsqueeze(1).expand(exact.x.shape[:2]).flatten()
+            x, g, *spec = exact.folded()
+            return torch.ops.fxdp.weighed_conv(x, g, each, *spec)
         x, g = muted(exact.x, factor), weighed(exact.g, factor)
         return exact.replica(x.flatten(0, 1), g.flatten(0, 1))
+
+    def extra(self, strategy: Strategy) -> sympy.Expr:
+        """Numbers that the norms need beside the form."""
+        t = expr(self.g.shape[1]) * product(expr(s) for s in self.g.shape[3:])
+        if strategy == "ghost":
+            return 2 * expr(self.g.shape[0]) * self.spec.groups * t * t
+        return expr(self.g.shape[0]) * product(expr(s) for s in self.spec.weight)
 
     def cost(self, strategy: Strategy) -> sympy.Expr:
         """Flops for the norms and what comes after them, a byte moved counted as a flop."""

@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, muted, sq_sum, weighed, wide
+from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
 from fxdp.shapes import expr, product
 
 
@@ -69,7 +69,10 @@ class Outer:
             return sq_sum(self.per_sample(strategy))
         a, b = wide(self.a), wide(self.b)
         if a.shape[-2] == 1:
-            squares = a.square().sum((-2, -1)) * b.square().sum((-2, -1))
+            squares = torch.linalg.vector_norm(a, dim=(-2, -1)) * torch.linalg.vector_norm(
+                b, dim=(-2, -1)
+            )
+            squares = squares.square()
             return squares.unsqueeze(-1).flatten(1).sum(1)
         # Rounding can leave a sum of products a little below 0.
         return (
@@ -78,10 +81,19 @@ class Outer:
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""
+        if self.a.dim() == 3 and has_ops(self.a, self.b):
+            return torch.ops.fxdp.weighed_outer(wide(self.a), wide(self.b), factor)
         a, b = muted(self.a, factor), weighed(self.b, factor)
         if a.dim() > 3:
             return torch.einsum("n...ti,n...to->...io", a, b)
         return a.flatten(0, 1).transpose(-2, -1) @ b.flatten(0, 1)
+
+    def extra(self, strategy: Strategy) -> sympy.Expr:
+        """Numbers that the norms need beside the form."""
+        *lead, t, i = (expr(s) for s in self.a.shape)
+        if strategy == "ghost":
+            return 2 * product(lead) * t * t if t != 1 else sympy.Integer(0)
+        return product(lead) * i * expr(self.b.shape[-1])
 
     def cost(self, strategy: Strategy) -> sympy.Expr:
         """Flops for the norms and what comes after them, a byte moved counted as a flop."""

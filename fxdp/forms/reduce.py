@@ -6,7 +6,7 @@ from typing import ClassVar
 import sympy
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, sq_sum, weighed
+from fxdp.forms.batch import Strategy, sq_sum, summed
 from fxdp.shapes import expr, product
 
 
@@ -31,7 +31,11 @@ class Reduce:
 
     def total(self, factor: Tensor) -> Tensor:
         """[*shape], the sum of factor[n] * x[n]."""
-        return weighed(self.x, factor).sum(0)
+        return summed(self.x, factor)
+
+    def extra(self, strategy: Strategy) -> sympy.Expr:
+        """Numbers that the norms need beside the form: none, it is the per-sample gradients."""
+        return sympy.Integer(0)
 
     def cost(self, strategy: Strategy) -> sympy.Expr:
         """Two passes over x."""

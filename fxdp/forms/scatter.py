@@ -69,6 +69,11 @@ class Scatter:
         g = weighed(self.g, factor).flatten(0, 1)
         return g.new_zeros(self.rows, g.shape[-1]).index_add(0, self.ids.flatten(), g)
 
+    def extra(self, strategy: Strategy) -> sympy.Expr:
+        """Numbers that the norms need beside the form."""
+        n, t, d = (expr(s) for s in self.g.shape)
+        return n * t * t if strategy == "ghost" else n * expr(self.rows) * d
+
     def cost(self, strategy: Strategy) -> sympy.Expr:
         """Flops and bytes: T x T products, or a table for each sample."""
         n, t, d = (expr(s) for s in self.g.shape)

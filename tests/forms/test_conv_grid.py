@@ -38,7 +38,7 @@ def test_grid(nd: int, size: int) -> None:
         g = torch.randn(BATCH, 1, FILTERS, *[stops + 1] * nd, dtype=torch.double)
         conv = Conv(x, g, spec)
         wanted = alone(conv)
-        for strategy in ("instantiate", "crb"):
+        for strategy in ("instantiate", "crb", "unfold"):
             got = conv.per_sample(strategy)
             torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
         checked += 1

@@ -59,7 +59,7 @@ def passed(
 
     record = Record()
     passes = (Pass(captured), *PASSES[: NAMES.index(last) + 1], Pass(stop))
-    step = compiled_step(model, loss, Settings(strategy, "eager"), record, passes)
+    step = compiled_step(model, loss, Settings(strategy, "eager", plan="model"), record, passes)
     private = fxdp.compile(
         model, loss_fn=loss, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=4
     )

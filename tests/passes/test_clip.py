@@ -29,7 +29,7 @@ def test_plain_gradient_is_left() -> None:
 
 
 def test_weighed_form() -> None:
-    """Sums that were not instantiated: the factor on one operand of the product."""
+    """Sums that were not instantiated: the factors go into the product."""
     texts = linear().texts
     assert cut(texts["measure"], "permute(mul", "permute(permute") == block("""
         permute = permute(^mul, [1, 0])
@@ -39,17 +39,9 @@ def test_weighed_form() -> None:
         view = view(sum, [2])
         permute_3 = permute(permute_2, [1, 0])
     """)
-    assert cut(texts["clip"], "masked_fill(movedim", "matmul(") == block("""
-        masked_fill = masked_fill(^movedim, ^eq, 0)
-        reshape = reshape(^factor, [-1, 1, 1])
-        to = to(reshape, torch.float32)
-        mul = mul(^movedim, to)
-        eq = eq(to, 0)
-        masked_fill_2 = masked_fill(mul, eq, 0)
-        flatten = flatten(masked_fill, 0, 1)
-        transpose = transpose(flatten, -2, -1)
-        flatten_2 = flatten(masked_fill_2, 0, 1)
-        matmul = matmul(transpose, flatten_2)
+    assert cut(texts["clip"], "weighed_outer(", "weighed_sum(") == block("""
+        weighed_outer = fxdp.weighed_outer(^movedim, ^movedim, ^factor)
+        weighed_sum = fxdp.weighed_sum(^unsqueeze, ^factor)
     """)
 
 
@@ -57,13 +49,8 @@ def test_weighed_each() -> None:
     """Per-sample gradients that exist: weighed and added up."""
     texts = sequence("clip", "instantiate").texts
     assert "(factor" not in texts["measure"]
-    assert cut(texts["clip"], "reshape(factor", "permute(permute") == block("""
-        reshape = reshape(^factor, [-1, 1, 1])
-        to = to(reshape, torch.float32)
-        mul = mul(^einsum, to)
-        eq = eq(to, 0)
-        masked_fill = masked_fill(mul, eq, 0)
-        sum = sum(masked_fill, [0])
-        permute = permute(sum, [1, 0])
+    assert cut(texts["clip"], "weighed_sum(", "permute(permute") == block("""
+        weighed_sum = fxdp.weighed_sum(^einsum, ^factor)
+        permute = permute(weighed_sum, [1, 0])
         permute_2 = permute(permute, [1, 0])
     """)

@@ -41,7 +41,7 @@ def test_factor_text() -> None:
     assert cut(texts["measure"], "zeros_like(mask", "factor =") == block("""
         zeros_like = zeros_like(mask)
         add = add(zeros_like, ^sum)
-        add_2 = add(add, ^sum)
+        add_2 = add(add, ^square)
         norms = sqrt(add_2)
         to = to(C, torch.float32)
         div = div(to, norms)
@@ -62,12 +62,11 @@ def test_norms() -> None:
 
 def test_ghost() -> None:
     """One position: the product of two squared norms. Several: that of two Gram matrices."""
-    assert cut(linear().texts["measure"], "square(movedim", "mul(") == block("""
-        square = square(^movedim)
-        sum = sum(square, [-2, -1])
-        square_2 = square(^movedim)
-        sum_2 = sum(square_2, [-2, -1])
-        mul = mul(sum, sum_2)
+    assert cut(linear().texts["measure"], "vector_norm(", "square(") == block("""
+        linalg_vector_norm = linalg_vector_norm(^movedim, 2, [-2, -1])
+        linalg_vector_norm_2 = linalg_vector_norm(^movedim, 2, [-2, -1])
+        mul = mul(linalg_vector_norm, linalg_vector_norm_2)
+        square = square(mul)
     """)
     assert cut(sequence(strategy="ghost").texts["measure"], "matmul(movedim", " mul(") == block("""
         matmul = matmul(^movedim, ^transpose)
@@ -82,7 +81,9 @@ def test_instantiate() -> None:
     run = sequence(strategy="instantiate")
     assert cut(run.texts["measure"], "einsum(", "square(") == block("""
         einsum = einsum('nti,nto->nio', [^movedim, ^movedim])
-        square = square(einsum)
+        flatten = flatten(einsum, 1)
+        linalg_vector_norm = linalg_vector_norm(flatten, 2, [1])
+        square = square(linalg_vector_norm)
     """)
     assert shape(run, run.study.each["weight"]) == "[N, 2, 3]"
 

@@ -1,0 +1,90 @@
+"""Convolutions of single samples as matrix products, for a CPU.
+
+A convolution is a product of its kernel with the windows that it stops at. The windows take up
+as much memory as the kernel has places times the input, so they are made for a few samples at a
+time, as many as the processor's cache holds.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CACHED = 1 << 19  # numbers in the windows of the samples that are taken at once
+
+
+def windows(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:  # fmt: skip
+    """Slices of samples, with windows [n G, C/G k, t] and gradients [n G, D/G, t] of each."""
+    inside, stops = weight[1:].copy(), g.shape[2:].numel()
+    size = max(1, groups * torch.Size(inside).numel() * stops)
+    step = max(1, CACHED // size)
+    plain = all(v == 1 for v in (*weight[2:], *stride)) and not any(padding)
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        if plain:
+            cut = x[part].flatten(2)
+        else:
+            cut = F.unfold(_flat(x[part]), *(_two(v, i) for i, v in enumerate(
+                (weight[2:], dilation, padding, stride))))  # fmt: skip
+        yield (
+            part,
+            cut.reshape(-1, cut.shape[1] // groups, stops),
+            g[part].reshape(-1, g.shape[1] // groups, stops),
+        )
+
+
+def _flat(x: Tensor) -> Tensor:
+    """A picture; of one axis, where the layer has one."""
+    return x.unsqueeze(2) if x.dim() == 3 else x
+
+
+def _two(sizes: list[int], which: int) -> list[int]:
+    """Settings for two axes; along the one that was added the kernel has size 1."""
+    return [*([0 if which == 2 else 1] * (2 - len(sizes))), *sizes]
+
+
+@torch.library.custom_op("fxdp::unfolded_conv", mutates_args=())
+def unfolded_conv(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """[N, *weight] from x [N, C, ...] and g [N, D, ...], a layer of one or two axes."""
+    out = x.new_empty(len(x), *weight)
+    spec = (weight, stride, padding, dilation, groups)
+    for part, cut, own in windows(x, g, *spec):
+        torch.bmm(own, cut.transpose(1, 2), out=out[part].view(len(cut), own.shape[1], -1))
+    return out
+
+
+@unfolded_conv.register_fake
+def _(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape[0], *weight)
+
+
+@torch.library.custom_op("fxdp::ghost_conv", mutates_args=())
+def ghost_conv(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """[N] squared norms of `unfolded_conv`, by products of all pairs of stops."""
+    out = x.new_empty(len(x))
+    spec = (weight, stride, padding, dilation, groups)
+    for part, cut, own in windows(x, g, *spec):
+        both = torch.bmm(cut.transpose(1, 2), cut).mul_(torch.bmm(own.transpose(1, 2), own))
+        out[part] = both.view(out[part].numel(), -1).sum(1)
+    return out
+
+
+@ghost_conv.register_fake
+def _(
+    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], groups: int,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape[0])
