@@ -143,7 +143,8 @@ def store() -> Path:
 def stored() -> dict[str, list[dict[str, Any]]]:
     """What was timed so far; read once."""
     with suppress(OSError, ValueError):
-        return json.loads(store().read_text())
+        found = json.loads(store().read_text())
+        return found if isinstance(found, dict) else {}
     return {}
 
 

@@ -1,0 +1,81 @@
+"""Ways are timed on the real shapes, once, and the plan goes by the times."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fxdp import trials as timed
+from fxdp.forms import Conv, Outer, Scatter
+from fxdp.forms.conv import Spec
+from fxdp.trials import trials
+
+OUTER = Outer(torch.randn(4, 6, 3), torch.randn(4, 6, 5))
+FORMS: list[Any] = [
+    OUTER,
+    Conv(torch.randn(4, 1, 2, 8), torch.randn(4, 1, 4, 7), Spec((4, 2, 2), (1,), (0,), (1,), 1)),
+    Scatter(torch.randint(9, (4, 6)), torch.randn(4, 6, 3), 9),
+]
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's times."""
+    monkeypatch.setattr(timed, "store", lambda: tmp_path / "times.json")
+    timed.stored.cache_clear()
+    yield tmp_path / "times.json"
+    timed.stored.cache_clear()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: type(f).__name__)
+def test_every_way_is_timed(form: Any) -> None:
+    names = [s for s in form.strategies if s != "multi"]
+    found = trials(form, names, int)
+    assert [t.strategy for t in found if not t.keep] == names
+    assert [t.strategy for t in found if t.keep] == [s for s in names if s != "ghost"]
+    assert all(t.seconds > 0 for t in found)
+    assert all(t.kept == 0 for t in found if not t.keep)
+
+
+def test_what_is_kept_beyond_the_form() -> None:
+    """Per-sample gradients stand in for the operands, which may go."""
+    (kept,) = (t.kept for t in trials(OUTER, ["instantiate"], int) if t.keep)
+    assert kept == 0  # 4 * 3 * 5 numbers, where the operands are 4 * 6 * (3 + 5)
+    short = Outer(torch.randn(4, 1, 30), torch.randn(4, 1, 50))
+    (kept,) = (t.kept for t in trials(short, ["instantiate"], int) if t.keep)
+    assert kept == 4 * 4 * (30 * 50 - 30 - 50)
+
+
+def test_times_are_remembered(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = trials(OUTER, ["instantiate", "ghost"], int)
+    assert own_store.exists()
+    timed.stored.cache_clear()  # as in another process
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("timed twice")
+
+    monkeypatch.setattr(timed, "run", never)
+    assert trials(OUTER, ["instantiate", "ghost"], int) == found
+    with pytest.raises(AssertionError, match="timed twice"):
+        trials(replace(OUTER, a=torch.randn(4, 6, 4)), ["instantiate", "ghost"], int)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"Outer": 3}'])
+def test_a_broken_store_is_no_store(text: str, own_store: Path) -> None:
+    own_store.write_text(text)
+    assert trials(OUTER, ["ghost"], int)
+
+
+def test_a_store_that_cannot_be_written(own_store: Path) -> None:
+    own_store.mkdir()
+    assert trials(OUTER, ["ghost"], int)
+
+
+def test_timing_changes_no_random_numbers() -> None:
+    torch.manual_seed(0)
+    wanted = torch.rand(3)
+    torch.manual_seed(0)
+    trials(OUTER, ["instantiate", "ghost"], int)
+    assert torch.equal(torch.rand(3), wanted)
