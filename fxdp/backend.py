@@ -23,9 +23,10 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx import GraphModule, Node
 
+from fxdp import facts
 from fxdp.check import Checked
 from fxdp.graph_pass import Pass, Study, copied, outputs, run
-from fxdp.guards import refuse_closed
+from fxdp.guards import draws_apart, refuse_closed
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.rules import Table
@@ -104,9 +105,12 @@ def compile_marked(
             decompositions=select_decomp_table() | FOR_INDUCTOR if backend == "inductor" else None,
         )
         record.compilations += 1
-        forward, back = min_cut_rematerialization_partition(
-            joint, args, num_fwd_outputs=num_fwd_outputs, **kwargs
-        )
+        with draws_apart(joint):
+            forward, back = min_cut_rematerialization_partition(
+                joint, args, num_fwd_outputs=num_fwd_outputs, **kwargs
+            )
+        if facts.draws(back) != facts.draws(joint):
+            raise AssertionError("noise was lost or merged when the graph was split")
         hide_extras(back)
         return forward, back
 

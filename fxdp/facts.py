@@ -8,12 +8,12 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from fxdp.graph_pass import arguments, gradients, outputs, placement, study
+from fxdp.graph_pass import gradients, outputs, placement, study
 from fxdp.shapes import sample_axes, shape_of
 from fxdp.sums import holds_samples, is_partial, sum_at
 
 SEED = torch.ops.fxdp.seed.default
-NORMAL = torch.ops.fxdp.standard_normal.default
+NOISE = {"fxdp": "noise"}
 
 
 def axes_from_left(gm: GraphModule) -> str | None:
@@ -93,12 +93,20 @@ def private_outputs(gm: GraphModule) -> str | None:
     return None
 
 
+def draws(gm: GraphModule) -> int:
+    """How many times noise is drawn."""
+    return sum(
+        isinstance(n.target, OpOverload)
+        and torch.Tag.nondeterministic_seeded in n.target.tags
+        and n.meta.get("custom") == NOISE
+        for n in gm.graph.nodes
+    )
+
+
 def noise_once(gm: GraphModule) -> str | None:
     """Each parameter's gradient has noise of its own, drawn once."""
     if not gm.graph.find_nodes(op="call_function", target=SEED):
         return None
-    draws = gm.graph.find_nodes(op="call_function", target=NORMAL)
-    # Two draws of one number are one to whoever looks for common subexpressions.
-    count = sum({arguments(n)[1]: len(arguments(n)[0]) for n in draws}.values())
+    count = draws(gm)
     wanted = sum(1 for c in study(gm).clipped if c.total is not None)
     return None if count == wanted else f"{count} noises are drawn for {wanted} gradients"

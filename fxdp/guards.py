@@ -19,7 +19,8 @@ from typing import Any
 import sympy
 import torch
 from torch import SymInt, Tensor
-from torch._ops import HigherOrderOperator
+from torch._functorch import compile_utils
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, ShapeGuard, uninteresting_files
 from torch.utils._sympy.numbers import int_oo
@@ -190,3 +191,20 @@ def users_lines() -> Iterator[None]:
         yield
     finally:
         dull -= added
+
+
+@contextlib.contextmanager
+def draws_apart(gm: GraphModule) -> Iterator[None]:
+    """While common subexpressions are looked for: no two random ops of a graph are one.
+
+    torch goes by a list of random ops, in which some are missing: two calls of `randn_like` or
+    `exponential_` on one tensor would give the same numbers.
+    """
+    before = list(compile_utils.rand_ops)
+    targets = [n.target for n in gm.graph.nodes if isinstance(n.target, OpOverload)]
+    random = [t for t in targets if torch.Tag.nondeterministic_seeded in t.tags]
+    compile_utils.rand_ops += [t.overloadpacket for t in random]
+    try:
+        yield
+    finally:
+        compile_utils.rand_ops[:] = before

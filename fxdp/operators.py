@@ -5,13 +5,11 @@ where the loss leaves the model, with everything the release needs, and what els
 gets to see. `seed` is the gradient of `release`. They compute nothing that a compiled graph
 keeps: `localize` and `lower` replace them. `loop_outer`, `loop_conv` and `replicas_conv` are
 behind the strategies "naive" and "multi"; the convolutions are those whose groups hold the
-batch. `matrix_exp` has a backward pass in one piece; `standard_normal` is the noise.
+batch. `matrix_exp` has a backward pass in one piece.
 """
 
 import torch
 from torch import Tensor
-
-from fxdp.gaussian import standard_normal as drawn
 
 
 @torch.library.custom_op("fxdp::samples", mutates_args=())
@@ -78,25 +76,6 @@ def _release_backward(ctx: torch.autograd.function.FunctionCtx, tangent: Tensor)
 # An input that wants a gradient gets one in the graph, so that the proof can refuse it.
 samples.register_autograd(lambda ctx, g: (g, None))
 release.register_autograd(_release_backward, setup_context=_keep)
-
-
-@torch.library.custom_op(
-    "fxdp::standard_normal", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
-)
-def standard_normal(like: list[Tensor], draw: int) -> list[Tensor]:
-    """Independent standard normal numbers in the shapes of some tensors.
-
-    Args:
-        like: float32 or float64.
-        draw: differs from draw to draw of a graph. Two calls that look alike are one to whoever
-            looks for common subexpressions, and two parameters would get the same noise.
-    """
-    return drawn(like)
-
-
-@standard_normal.register_fake
-def _(like: list[Tensor], draw: int) -> list[Tensor]:
-    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in like]
 
 
 @torch.library.custom_op("fxdp::loop_outer", mutates_args=())

@@ -40,7 +40,7 @@ PASSES: tuple[Pass, ...] = (
     # Add noise, once for each parameter, and put the result in the gradient's place.
     Pass(noise, gives=(facts.private_outputs, facts.noise_once)),
     # Retrace to plain aten ops.
-    Pass(lower, gives=(facts.batch_symbolic,)),
+    Pass(lower, gives=(facts.batch_symbolic, facts.noise_once)),
 )
 
 # The passes that say whether a model can be private at all.

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Interpreter, Node, traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxdp.graph_pass import study
+from fxdp.guards import draws_apart
 from fxdp.shapes import expr
 from fxdp.sums import value
 from fxdp.trace import emit
@@ -37,7 +38,8 @@ def lower(
             decomposition_table=decompositions,
             _allow_non_fake_inputs=True,
         )(*(value(n) for n in inputs))
-    flat.graph = fx_graph_cse(flat.graph)
+    with draws_apart(flat):
+        flat.graph = fx_graph_cse(flat.graph)
     for new, old in zip(flat.graph.find_nodes(op="placeholder"), inputs, strict=True):
         new.meta |= {k: v for k, v in old.meta.items() if k not in ("val", "placement")}
         new.target = new.name = old.name

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxdp.facts import NOISE
 from fxdp.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
 from fxdp.sums import value
-from fxdp.trace import emit, emit_all
+from fxdp.trace import emit_all
 
 SEED = torch.ops.fxdp.seed.default
-AT_ONCE = 1 << 18  # numbers
 
 
 def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
@@ -30,10 +30,11 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     found = outputs(gm)
     tangents = [arguments(n)[0] for n in gm.graph.find_nodes(op="call_function", target=SEED)]
     places = dict(gradient_places(gm))
-    drawn = draws(end, [c.total for c in here.clipped if c.total is not None])
-    gradients = emit_all(
-        end, [release(c, drawn.get(c.total), tangents[0], here.mark) for c in here.clipped]
-    )
+    first = end.prev
+    gradients = emit_all(end, [release(c, tangents[0], here.mark) for c in here.clipped])
+    while first.next is not end:
+        first = first.next
+        first.meta["custom"] = NOISE  # which goes along when a graph is traced anew
     for clipped, gradient in zip(here.clipped, gradients, strict=True):
         gradient._rename(f"private_{clipped.gradient.node.name}")
         found[places.pop(clipped.gradient.parameter)] = gradient
@@ -46,38 +47,20 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     return gm
 
 
-def draws(end: Node, totals: list[Node]) -> dict[Node | None, Node]:
-    """A node of standard normal numbers for each clipped sum.
-
-    Small ones are drawn together, in one op; of large ones no more than a few lie around.
-    """
-    found: dict[Node | None, Node] = {}
-    group: list[Node] = []
-    for node in totals:
-        group.append(node)
-        if node is totals[-1] or sum(value(n).numel() for n in group) >= AT_ONCE:
-            drawn = emit(end, torch.ops.fxdp.standard_normal, group, len(found))
-            found |= dict(zip(group, drawn, strict=True))
-            group = []
-    return found
-
-
-def release(
-    clipped: Clipped, noise: Node | None, tangent: Node, mark: Mark
-) -> tuple[Callable[..., Tensor], Any]:
+def release(clipped: Clipped, tangent: Node, mark: Mark) -> tuple[Callable[..., Tensor], Any]:
     """A function that works out the private gradient of one parameter, in its dtype; and its
     arguments."""
     dtype = value(clipped.gradient.node).dtype
     if clipped.total is None:
         return lambda p, t: p * t.to(p.dtype), (clipped.public, tangent)
 
-    def private(total: Tensor, noise: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor,
-                expected: Tensor, public: Tensor | None) -> Tensor:  # fmt: skip
+    def private(total: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor, expected: Tensor,
+                public: Tensor | None) -> Tensor:  # fmt: skip
         # An infinite bound without noise is plain training: 0 times infinity is 0 here.
         scale = (sigma * bound).masked_fill(sigma == 0, 0).to(total.dtype)
-        out = (total + scale * noise) / expected.to(total.dtype)
+        out = (total + scale * torch.randn_like(total)) / expected.to(total.dtype)
         out = out if public is None else out + public
         return (out * tangent.to(total.dtype)).to(dtype)
 
     scales = (mark.bound, mark.sigma, mark.expected)
-    return private, (clipped.total, noise, tangent, *scales, clipped.public)
+    return private, (clipped.total, tangent, *scales, clipped.public)

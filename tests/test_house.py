@@ -9,8 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("placement", "shapes", "codes", "gaussian"),
-    ("operators", "unfolding", "weighing"),
+    ("placement", "shapes", "codes", "operators", "unfolding", "weighing"),
     ("diagnostic",),
     ("rules",),
     ("forms",),

@@ -126,8 +126,9 @@ def proven(program: Program, table: Table) -> GraphModule:
         ProofError: fxdp refuses it.
     """
     gm = captured(program, table)
-    for step in (tidy, prove, localize, explain):
-        gm = step(gm)
+    with torch.backends.opt_einsum.flags(enabled=False):  # as in a capture
+        for step in (tidy, prove, localize, explain):
+            gm = step(gm)
     gm.graph.lint()
     return safe_views(gm)
 
