@@ -1,15 +1,16 @@
-"""Clipped sums as single ops for a CPU: the sum over n of factor[n] times sample n's share.
+"""Clipped sums, and their release, as single ops for a CPU.
 
-A sample whose factor is 0 must add exactly 0, even where it holds infinities. Spelled with
-pointwise ops that costs a copy of every operand at every step, for the sake of samples that
-hardly ever come. An op can look at the N factors first, and copy only then; and it weighs the
-smaller of two operands.
+A clipped sum adds up factor[n] times sample n's share. A sample whose factor is 0 must add
+exactly 0, even where it holds infinities. Spelled with pointwise ops that costs a copy of every
+operand at every step, for the sake of samples that hardly ever come. An op can look at the N
+factors first, and copy only then; and it weighs the smaller of two operands.
 """
 
 import torch
 from torch import Tensor
 
 WEIGHT_ONLY = [False, True, False]
+BLOCK = 1 << 16  # numbers that the processor's cache holds, with room for as many more
 
 
 def without_muted(x: Tensor, factor: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def _(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
 def weighed_sum(x: Tensor, factor: Tensor) -> Tensor:
     """[...] from x [N, ...] and factor [N]."""
     x = without_muted(x, factor)
-    return (factor.to(x.dtype) @ x.unsqueeze(-1).flatten(1)).view(x.shape[1:])
+    return torch.mv(x.unsqueeze(-1).flatten(1).T, factor.to(x.dtype)).view(x.shape[1:])
 
 
 @weighed_sum.register_fake
@@ -75,3 +76,40 @@ def _(
     padding: list[int], dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(weight)
+
+
+@torch.library.custom_op(
+    "fxdp::released", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def released(
+    total: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, public: Tensor | None,
+    draw: int,
+) -> Tensor:  # fmt: skip
+    """((total + scale xi) / expected + public) * tangent, with xi standard normal.
+
+    Block by block: a model's worth of numbers, and memory for them, is never needed at once.
+
+    Args:
+        total, public: of one shape and dtype, float32 or float64.
+        scale, expected, tangent: 0-d.
+        draw: no two of a graph are equal. Two calls that look alike are one to whoever looks
+            for common subexpressions, and two parameters would get the same noise.
+    """
+    out = torch.empty(total.shape, dtype=total.dtype)
+    flat, source = out.view(-1), total.reshape(-1)
+    numbers = torch.empty(min(BLOCK, len(flat)), dtype=total.dtype)
+    factor = float(tangent) / float(expected)
+    for start in range(0, len(flat), BLOCK):
+        part = flat[start : start + BLOCK]
+        torch.mul(source[start : start + BLOCK], factor, out=part)
+        if float(scale) != 0:
+            part.add_(numbers[: len(part)].normal_(), alpha=float(scale) * factor)
+    return out if public is None else out.add_(public, alpha=float(tangent))
+
+
+@released.register_fake
+def _(
+    total: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, public: Tensor | None,
+    draw: int,
+) -> Tensor:  # fmt: skip
+    return torch.empty(total.shape, dtype=total.dtype, device=total.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.facts import NOISE
+from fxdp.forms.batch import has_ops
 from fxdp.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
 from fxdp.sums import value
 from fxdp.trace import emit_all
@@ -31,7 +32,9 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     tangents = [arguments(n)[0] for n in gm.graph.find_nodes(op="call_function", target=SEED)]
     places = dict(gradient_places(gm))
     first = end.prev
-    gradients = emit_all(end, [release(c, tangents[0], here.mark) for c in here.clipped])
+    gradients = emit_all(
+        end, [release(c, tangents[0], here.mark, draw) for draw, c in enumerate(here.clipped)]
+    )
     while first.next is not end:
         first = first.next
         first.meta["custom"] = NOISE  # which goes along when a graph is traced anew
@@ -47,7 +50,9 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     return gm
 
 
-def release(clipped: Clipped, tangent: Node, mark: Mark) -> tuple[Callable[..., Tensor], Any]:
+def release(
+    clipped: Clipped, tangent: Node, mark: Mark, draw: int
+) -> tuple[Callable[..., Tensor], Any]:
     """A function that works out the private gradient of one parameter, in its dtype; and its
     arguments."""
     dtype = value(clipped.gradient.node).dtype
@@ -58,6 +63,8 @@ def release(clipped: Clipped, tangent: Node, mark: Mark) -> tuple[Callable[..., 
                 public: Tensor | None) -> Tensor:  # fmt: skip
         # An infinite bound without noise is plain training: 0 times infinity is 0 here.
         scale = (sigma * bound).masked_fill(sigma == 0, 0).to(total.dtype)
+        if has_ops(total):
+            return torch.ops.fxdp.released(total, scale, expected, tangent, public, draw).to(dtype)
         out = (total + scale * torch.randn_like(total)) / expected.to(total.dtype)
         out = out if public is None else out + public
         return (out * tangent.to(total.dtype)).to(dtype)

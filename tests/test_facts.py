@@ -108,7 +108,7 @@ def test_noise_once() -> None:
     """A draw that is missing, one too many, and a graph that has no gradients."""
     gm = graph("noise")
     assert facts.noise_once(gm) is None
-    first, second = find(gm, torch.ops.aten.randn_like.default)
+    first, second = find(gm, torch.ops.fxdp.released.default)
     with gm.graph.inserting_after(second):
         third = gm.graph.node_copy(second)
     assert facts.noise_once(gm) == "3 noises are drawn for 2 gradients"

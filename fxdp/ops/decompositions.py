@@ -158,6 +158,12 @@ def median_dim(x: Tensor, dim: int, keepdim: bool = False) -> Any:
 
 # What torch's core decompositions would split into more than the rules need.
 KEPT = (
+    aten.gelu_backward.default,
+    aten.sigmoid_backward.default,
+    aten.silu.default,
+    aten.silu_backward.default,
+    aten.tanh_backward.default,
+    aten.threshold_backward.default,
     # Its decomposition returns a logsumexp that the kernel of its backward does not understand.
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten.embedding_dense_backward.default,
@@ -247,8 +253,21 @@ def opaque_convolution_backward(
     return None, only, None
 
 
+def opaque_max_pool_backward(
+    g: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], ceil: bool, indices: Tensor,
+) -> Any:  # fmt: skip
+    """torch's own kernel on a CPU: the code that Inductor writes takes several times as long."""
+    if x.device.type != "cpu":
+        return NotImplemented
+    return torch.ops.fxdp.max_pool2d_backward(
+        g, x, kernel, stride, padding, dilation, ceil, indices
+    )
+
+
 # Inductor makes a number of groups a constant, and with it the batch size that is a part of it.
 FOR_INDUCTOR: dict[OpOverload, Callable[..., Any]] = {
+    aten.max_pool2d_with_indices_backward.default: opaque_max_pool_backward,
     aten.convolution.default: opaque_convolution,
     aten.convolution_backward.default: opaque_convolution_backward,
 }

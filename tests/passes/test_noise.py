@@ -13,22 +13,16 @@ from tests.passes.graphs import Decay, block, cut, linear, passed
 def test_text() -> None:
     """(clipped sum + sigma C xi) / L, times the gradient of the loss."""
     texts = linear().texts
-    assert "randn" not in texts["clip"]
+    assert "released" not in texts["clip"]
     assert cut(texts["noise"], "mul(sigma", "private_permute") == block("""
         mul = mul(sigma, C)
         eq = eq(sigma, 0)
         masked_fill = masked_fill(mul, eq, 0)
         to = to(masked_fill, torch.float32)
-        randn_like = randn_like(^permute)
-        mul_2 = mul(to, randn_like)
-        add = add(^permute, mul_2)
-        to_2 = to(L, torch.float32)
-        div = div(add, to_2)
-        to_3 = to(tangent, torch.float32)
-        mul_3 = mul(div, to_3)
-        private_permute = to(mul_3, torch.float32)
+        released = fxdp.released(^permute, to, L, tangent, None, 0)
+        private_permute = to(released, torch.float32)
     """)
-    assert texts["noise"].count("randn_like(") == 2
+    assert texts["noise"].count("released(") == 2
 
 
 def test_outputs() -> None:
@@ -46,16 +40,9 @@ def test_public_term() -> None:
     run = passed(Decay(3, 2, bias=False), None, torch.zeros(4, 3))
     (clipped,) = run.study.clipped
     assert clipped.public is not None
-    assert cut(run.texts["noise"], "randn_like(", "private_") == block("""
-        randn_like = randn_like(^permute)
-        mul = mul(^to, randn_like)
-        add = add(^permute, mul)
-        to = to(L, torch.float32)
-        div = div(add, to)
-        add_2 = add(div, ^mul)
-        to_2 = to(tangent, torch.float32)
-        mul_2 = mul(add_2, to_2)
-        private_add = to(mul_2, torch.float32)
+    assert cut(run.texts["noise"], "released(", "private_") == block("""
+        released = fxdp.released(^permute, ^to, L, tangent, ^mul, 0)
+        private_add = to(released, torch.float32)
     """)
 
 
