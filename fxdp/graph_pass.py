@@ -7,7 +7,7 @@ second kind on the result. What passes learn about a graph and its nodes travels
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,7 +78,7 @@ class Choice:
     gradient: Gradient
     kind: Literal["one", "joined", "tied", "general"]
     strategy: Strategy
-    costs: dict[str, sympy.Expr]
+    costs: Mapping[Strategy, sympy.Expr]
     keep: bool = True
     trials: tuple[Trial, ...] = ()
 

@@ -8,7 +8,6 @@ time, as many as the processor's cache holds.
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CACHED = 1 << 19  # numbers in the windows of the samples that are taken at once
@@ -28,8 +27,10 @@ def windows(
         if plain:
             cut = x[part].flatten(2)
         else:
-            cut = F.unfold(_flat(x[part]), *(_two(v, i) for i, v in enumerate(
-                (weight[2:], dilation, padding, stride))))  # fmt: skip
+            cut = torch.ops.aten.im2col(
+                _flat(x[part]), _two(weight[2:], 1), _two(dilation, 1), _two(padding, 0),
+                _two(stride, 1),
+            )  # fmt: skip
         yield (
             part,
             cut.reshape(-1, cut.shape[1] // groups, stops),
@@ -42,9 +43,9 @@ def _flat(x: Tensor) -> Tensor:
     return x.unsqueeze(2) if x.dim() == 3 else x
 
 
-def _two(sizes: list[int], which: int) -> list[int]:
-    """Settings for two axes; along the one that was added the kernel has size 1."""
-    return [*([0 if which == 2 else 1] * (2 - len(sizes))), *sizes]
+def _two(sizes: list[int], added: int) -> list[int]:
+    """Settings for two axes, of which one may have been added."""
+    return [*[added] * (2 - len(sizes)), *sizes]
 
 
 @torch.library.custom_op("fxdp::unfolded_conv", mutates_args=())

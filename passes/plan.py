@@ -71,7 +71,7 @@ def choose(
         offered = [s for s in offered if s != "ghost"]
     if any(value(s).is_complex() for s in gradient.sums):
         offered = ["instantiate"]
-    costs = {s: total_cost(merged, s) for s in offered}
+    costs: dict[Strategy, sympy.Expr] = {s: total_cost(merged, s) for s in offered}
     if strategy == "auto":
         if how == "measured" and len(merged) == 1 and kind != "general":
             ways = trials(merged[0], doubtful(gm, costs), lambda s: int(hinted(gm, expr(s))))
@@ -88,7 +88,7 @@ def choose(
 
 def doubtful(gm: GraphModule, costs: dict[Strategy, sympy.Expr]) -> list[Strategy]:
     """The strategies that the cost model cannot rule out, the most promising first."""
-    known = {s: hinted(gm, c) for s, c in costs.items() if s != "multi"}
+    known: dict[Strategy, float] = {s: hinted(gm, c) for s, c in costs.items() if s != "multi"}
     least = min(known.values())
     return sorted((s for s, c in known.items() if c <= DOUBT * least), key=known.__getitem__)
 

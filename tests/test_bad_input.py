@@ -43,6 +43,9 @@ class Scores(nn.Module):
         ("strategy", "fastest", ValueError),
         ("strategy", None, ValueError),
         ("backend", "tensorrt", ValueError),
+        ("plan", "fastest", ValueError),
+        ("memory_budget", -1, ValueError),
+        ("memory_budget", "1 GB", TypeError),
     ],
 )
 def test_options(name: str, value: Any, kind: type[Exception]):

@@ -49,6 +49,7 @@ def passed(
     *inputs: Tensor,
     last: str = "noise",
     strategy: str = "auto",
+    **how: Any,
 ) -> Run:
     """Run the passes up to one on a model's graph, and nothing after."""
     kept: list[GraphModule] = []
@@ -59,7 +60,9 @@ def passed(
 
     record = Record()
     passes = (Pass(captured), *PASSES[: NAMES.index(last) + 1], Pass(stop))
-    step = compiled_step(model, loss, Settings(strategy, "eager", plan="model"), record, passes)
+    step = compiled_step(
+        model, loss, Settings(strategy, "eager", **{"plan": "model"} | how), record, passes
+    )
     private = fxdp.compile(
         model, loss_fn=loss, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=4
     )

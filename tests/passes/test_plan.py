@@ -1,9 +1,14 @@
 """How each parameter's norms are found."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import fxdp
+from fxdp.passes import plan as plan_module
+from fxdp.trials import Trial
 from tests.passes.graphs import Run, Twice, conv, linear, mean_square, passed, sequence, sum_square
 
 
@@ -78,3 +83,72 @@ def test_general() -> None:
                  strategy="ghost")  # fmt: skip
     assert chosen(run) == [("weight", "general", "instantiate")]
     assert "ghost" not in run.study.choices[0].costs
+
+
+WIDE, LONG = (nn.Linear(30, 20, bias=False), (4, 2, 30)), (nn.Linear(3, 2, bias=False), (4, 9, 3))
+
+
+@pytest.mark.parametrize(("case", "taken"), [(WIDE, "ghost"), (LONG, "instantiate")])
+def test_fixed(case: tuple[nn.Linear, tuple[int, ...]], taken: str) -> None:
+    """What is smaller: 2 T^2 numbers a sample, or a gradient."""
+    model, shape = case
+    run = passed(model, sum_square, torch.zeros(shape), torch.zeros(4), last="plan", plan="fixed")
+    assert chosen(run) == [("weight", "one", taken)]
+
+
+TRIALS = {
+    "ghost": Trial("ghost", False, 5.0, 0),
+    "kept": Trial("instantiate", True, 1.0, 4000),
+    "dropped": Trial("instantiate", False, 3.0, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("budget", "strategy", "keep"),
+    [(None, "instantiate", True), (4000, "instantiate", True), (3999, "instantiate", False)],
+)
+def test_measured(
+    budget: int | None, strategy: str, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fastest way; of those that keep nothing where the budget does not allow it."""
+    monkeypatch.setattr(plan_module, "SHARE", 1e6)
+    monkeypatch.setattr(plan_module, "trials", lambda *_: list(TRIALS.values()))
+    x = torch.zeros(4, 5, 3)
+    run = passed(nn.Linear(3, 2, bias=False), sum_square, x, torch.zeros(4), last="plan",
+                 plan="measured", memory_budget=budget)  # fmt: skip
+    (choice,) = run.study.choices
+    assert (choice.strategy, choice.keep) == (strategy, keep)
+    assert choice.trials == tuple(TRIALS.values())
+
+
+def test_what_gains_least_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sums want to keep their gradients, and there is room for one."""
+    found = iter([
+        [Trial("ghost", False, 9.0, 0), Trial("instantiate", True, 1.0, 100), TRIALS["dropped"]],
+        [Trial("ghost", False, 2.0, 0), Trial("instantiate", True, 1.0, 100), TRIALS["dropped"]],
+    ])  # fmt: skip
+    monkeypatch.setattr(plan_module, "trials", lambda *_: next(found))
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
+    x = torch.zeros(4, 5, 3)
+    run = passed(model, sum_square, x, torch.zeros(4), last="plan", plan="measured",
+                 memory_budget=150)  # fmt: skip
+    taken = {c.strategy: c.keep for c in run.study.choices}
+    assert taken == {"instantiate": True, "ghost": False}
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_measured_for_real(budget: int | None) -> None:
+    """Whatever the machine finds fastest, the numbers are the same."""
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 3, 2), nn.Flatten(1))
+    x = torch.randn(5, 2, 9)
+
+    def norms(**how: Any) -> Tensor:
+        private = fxdp.compile(
+            model, loss_fn=lambda out, _: out.square().sum(1), max_grad_norm=1.0, noise_multiplier=0.0,
+            expected_batch_size=5, backend="eager", **how,
+        )  # fmt: skip
+        return private.per_sample_norms(x, torch.zeros(5))
+
+    torch.testing.assert_close(
+        norms(plan="measured", memory_budget=budget), norms(strategy="naive")
+    )
