@@ -144,8 +144,8 @@ def test_measured_for_real(budget: int | None) -> None:
 
     def norms(**how: Any) -> Tensor:
         private = fxdp.compile(
-            model, loss_fn=lambda out, _: out.square().sum(1), max_grad_norm=1.0, noise_multiplier=0.0,
-            expected_batch_size=5, backend="eager", **how,
+            model, loss_fn=lambda out, _: out.square().sum(1), max_grad_norm=1.0,
+            noise_multiplier=0.0, expected_batch_size=5, backend="eager", **how,
         )  # fmt: skip
         return private.per_sample_norms(x, torch.zeros(5))
 
