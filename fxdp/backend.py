@@ -46,6 +46,7 @@ class Settings:
         backend: who runs the graphs.
         table: the rules.
         check: compare compiled code with its graph at the first call.
+        reduction: how the user's own loss of the model's output puts rows together, if any.
         inspect: also return the per-sample gradients, for `per_sample_grads`.
     """
 
@@ -56,6 +57,7 @@ class Settings:
     inspect: bool = False
     plan: str = "measured"
     memory_budget: int | None = None
+    reduction: str = ""
 
 
 @dataclass

@@ -164,10 +164,13 @@ class NoLoss(Exception):
 class Step(nn.Module):
     """What is captured: the model, its loss, and the marks around them."""
 
-    def __init__(self, model: nn.Module, loss_fn: Callable[..., Any] | None) -> None:
+    def __init__(
+        self, model: nn.Module, loss_fn: Callable[..., Any] | None, reduction: str = ""
+    ) -> None:
         super().__init__()
         self.fxdp_model = model
         self.loss_fn = loss_fn
+        self.reduction = reduction
 
     def forward(
         self, scales: tuple[Tensor, Tensor, Tensor], mask: Tensor, leaves: tuple[Any, ...],
@@ -182,14 +185,14 @@ class Step(nn.Module):
         args, kwargs = pytree.tree_unflatten(marked, spec)
         loss, others = local_loss(self.fxdp_model, self.loss_fn, args, kwargs)
         check_loss(loss, "loss_fn" if self.loss_fn is not None else "the model")
-        return torch.ops.fxdp.release(loss, *scales, mask), others
+        return torch.ops.fxdp.release(loss, *scales, mask, self.reduction), others
 
 
 STEPS = itertools.count()
 SHAPES: Any = _config
 
 
-def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None) -> Step:
+def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None, reduction: str = "") -> Step:
     """A step whose code has a name of its own.
 
     torch.compile remembers by the name of a function which sizes changed between its calls:
@@ -198,7 +201,7 @@ def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None) -> Step:
     name = f"forward_{next(STEPS)}"
     code = Step.forward.__code__.replace(co_name=name, co_qualname=f"Step.{name}")
     forward = types.FunctionType(code, Step.forward.__globals__, name)
-    return type("Step", (Step,), {"forward": forward})(model, loss_fn)
+    return type("Step", (Step,), {"forward": forward})(model, loss_fn, reduction)
 
 
 def local_loss(

@@ -144,6 +144,8 @@ def certify(study: Study, rules: Rules, fallbacks: list[str]) -> Certificate:
     changed = {op for op in seen.ops if study.table.get(op) is not rules.get(op)}
     own = tuple(f"the rule of {op} in rules=" for op in sorted(map(str, changed)))
     lines = tuple(f"the comment on the line: {note}" for note in study.notes)
+    reduction = study.mark.reduction if study.mark is not None else ""
+    reduced = (f"the loss, made outside, by loss_reduction={reduction!r}",) if reduction else ()
     released = "noise" in study.history
     checked = "; the released graph holds no plain sum" if released else ""
     return Certificate(
@@ -171,6 +173,7 @@ def certify(study: Study, rules: Rules, fallbacks: list[str]) -> Certificate:
                 "P4",
                 "the loss splits into one for each sample",
                 f"{seen.totals} totals over the batch were made each sample's own",
+                reduced,
             ),
             obligation(
                 "P5",

@@ -18,6 +18,7 @@ def compile(  # noqa: A001 - torch.compile's name
     model: nn.Module,
     *,
     loss_fn: Callable[..., Tensor] | None = None,
+    loss_reduction: str | None = None,
     max_grad_norm: float,
     noise_multiplier: float,
     expected_batch_size: float,
@@ -39,6 +40,9 @@ def compile(  # noqa: A001 - torch.compile's name
         model: any module that torch.compile captures whole.
         loss_fn: called as `loss_fn(model(*inputs), target)`; must return a loss that is 0-d or
             [N]. Without it the model returns a loss, alone, first in a tuple, or as `.loss`.
+        loss_reduction: "mean" or "sum" for a model that returns an output [N, ...] of which you
+            make a loss yourself, outside of the graph. That this loss is the mean or the sum of
+            one loss for each row is then assumed, and the certificate says so.
         max_grad_norm: the clip bound C, above 0; `math.inf` clips nothing.
         noise_multiplier: sigma, at least 0.
         expected_batch_size: L, the public number that the sum is divided by.
@@ -61,8 +65,10 @@ def compile(  # noqa: A001 - torch.compile's name
     check_parameters(model)
     scales, settings = checked_options(
         max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules, plan,
-        memory_budget,
+        memory_budget, loss_reduction,
     )  # fmt: skip
+    if loss_reduction is not None and loss_fn is not None:
+        raise ValueError("loss_fn puts the loss into the graph: leave loss_reduction out")
     return PrivateModule(model, loss_fn, scales, settings, batch_dims)
 
 

@@ -33,6 +33,8 @@ class Mark:
         loss: 0-d or [N].
         bound, sigma, expected: clip bound, noise multiplier and public batch size, 0-d.
         mask: [N] bool, False for padding.
+        reduction: "mean" or "sum" where the mark is on a model's output, of which the user makes
+            a loss; "" where it is on a loss.
     """
 
     node: Node
@@ -41,6 +43,7 @@ class Mark:
     sigma: Node
     expected: Node
     mask: Node
+    reduction: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,8 @@ def mark(gm: GraphModule) -> Mark:
     found = gm.graph.find_nodes(op="call_function", target=torch.ops.fxdp.release.default)
     if len(found) != 1:
         raise AssertionError(f"one release is expected in a graph, and there are {len(found)}")
-    loss, bound, sigma, expected, mask = arguments(found[0])
-    return Mark(found[0], loss, bound, sigma, expected, mask)
+    loss, bound, sigma, expected, mask, *rest = arguments(found[0])
+    return Mark(found[0], loss, bound, sigma, expected, mask, *rest)
 
 
 def outputs(gm: GraphModule) -> list[Any]:

@@ -9,6 +9,8 @@ batch. `matrix_exp` has a backward pass in one piece; Inductor is to leave `max_
 alone.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,32 +38,43 @@ def _(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("fxdp::release", mutates_args=())
-def release(loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, mask: Tensor) -> Tensor:
-    """The loss as the user gets it.
+def release(
+    loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, mask: Tensor, reduction: str = ""
+) -> Tensor:
+    """The loss as the user gets it; or what the user makes a loss of.
 
     Args:
-        loss: 0-d or [N].
+        loss: 0-d or [N]; with a reduction [N, ...], the model's output.
         bound: the clip bound C, 0-d.
         noise: the noise multiplier, 0-d.
         expected: the public batch size that the released sum is divided by, 0-d.
         mask: [N] bool, False for rows that are padding.
+        reduction: "mean" or "sum", how the user's loss puts those of the rows together.
     """
-    return loss.mean()
+    return loss.clone() if reduction else loss.mean()
 
 
 @release.register_fake
-def _(loss: Tensor, *_: object) -> Tensor:
-    return loss.new_empty(())
+def _(
+    loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, mask: Tensor, reduction: str = ""
+) -> Tensor:
+    return torch.empty_like(loss) if reduction else loss.new_empty(())
 
 
 @torch.library.custom_op("fxdp::seed", mutates_args=())
-def seed(tangent: Tensor, loss: Tensor) -> Tensor:
-    """The gradient of the sum of local losses by each of them: ones in the shape of the loss."""
-    return torch.ones_like(loss)
+def seed(tangent: Tensor, loss: Tensor, mask: Tensor, reduction: str = "") -> Tensor:
+    """The gradient of the sum of local losses by what was handed out.
+
+    Of the losses themselves: ones. Of a model's output, with a reduction: what arrived there,
+    times the number of rows that a mean divided it by.
+    """
+    if not reduction:
+        return torch.ones_like(loss)
+    return tangent * mask.sum() if reduction == "mean" else tangent.clone()
 
 
 @seed.register_fake
-def _(tangent: Tensor, loss: Tensor) -> Tensor:
+def _(tangent: Tensor, loss: Tensor, mask: Tensor, reduction: str = "") -> Tensor:
     return torch.empty_like(loss)
 
 
@@ -69,14 +82,22 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], 
     ctx.save_for_backward(inputs[0])
 
 
-def _release_backward(ctx: torch.autograd.function.FunctionCtx, tangent: Tensor):
-    (loss,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return torch.ops.fxdp.seed(tangent, loss), None, None, None, None
+def _keep_release(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Any, ...], output: Tensor
+) -> None:
+    ctx.save_for_backward(inputs[0], inputs[4])
+    ctx.reduction = inputs[5]  # type: ignore[attr-defined]
+
+
+def _release_backward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
+    loss, mask = ctx.saved_tensors
+    seeded = torch.ops.fxdp.seed(tangent, loss, mask, ctx.reduction)
+    return seeded, None, None, None, None, None
 
 
 # An input that wants a gradient gets one in the graph, so that the proof can refuse it.
 samples.register_autograd(lambda ctx, g: (g, None))
-release.register_autograd(_release_backward, setup_context=_keep)
+release.register_autograd(_release_backward, setup_context=_keep_release)
 
 
 @torch.library.custom_op("fxdp::loop_outer", mutates_args=())

@@ -10,6 +10,7 @@ from fxdp.rules import Table
 
 Scales = tuple[float, float, float]  # clip bound, noise multiplier, expected batch size
 STRATEGIES = ("auto", *get_args(Strategy))
+REDUCTIONS = ("mean", "sum")
 PLANS = ("measured", "model", "fixed")
 
 
@@ -22,6 +23,7 @@ def checked_options(
     rules: Table = RULES,
     plan: str = "measured",
     memory_budget: int | None = None,
+    loss_reduction: str | None = None,
 ) -> tuple[Scales, Settings]:
     """What both doors are told, checked.
 
@@ -35,7 +37,12 @@ def checked_options(
     one_of("plan", plan, PLANS)
     if memory_budget is not None:
         number("memory_budget", memory_budget)
-    settings = Settings(strategy, backend, rules, plan=plan, memory_budget=memory_budget)  # type: ignore[arg-type]
+    if loss_reduction is not None:
+        one_of("loss_reduction", loss_reduction, REDUCTIONS)
+    settings = Settings(
+        strategy, backend, rules, plan=plan, memory_budget=memory_budget,  # type: ignore[arg-type]
+        reduction=loss_reduction or "",
+    )  # fmt: skip
     return (float(scales[0]), float(scales[1]), float(scales[2])), settings
 
 

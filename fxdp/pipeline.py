@@ -59,7 +59,7 @@ def compiled_step(
     def fxdp(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
         return compile_marked(gm, example_inputs, passes, settings, record)
 
-    return torch.compile(own_step(model, loss_fn), backend=fxdp, fullgraph=True)
+    return torch.compile(own_step(model, loss_fn, settings.reduction), backend=fxdp, fullgraph=True)
 
 
 class Proven(ProofError):

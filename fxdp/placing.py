@@ -171,7 +171,7 @@ def place_input(node: Node, n: sympy.Symbol) -> Placement | None:
         return None
     if not sample_axes(shape_of(value.shape), n):
         return Replicate()
-    declared = (MARKS.samples.default, MARKS.release.default)
+    declared = (MARKS.samples.default, MARKS.release.default, MARKS.seed.default)
     if all(user.target in declared for user in node.users):
         return Shard(sample_axes(shape_of(value.shape), n)[0])
     raise Mixed(
@@ -202,9 +202,16 @@ def place_samples(node: Node, n: sympy.Symbol) -> Placement:
 
 
 def place_release(node: Node, n: sympy.Symbol) -> Placement:
-    """The loss must be a loss for each sample, or a total of those."""
+    """The loss must be a loss for each sample, or a total of those; or a row for each sample."""
     loss = arguments(node)[0]
     at, shape = loss.meta["placement"], shape_of(loss.meta["val"].shape)
+    if arguments(node)[5:] not in ((), ("",)):
+        if at == Shard(0) and shape[0] == n:
+            return at
+        raise Mixed(
+            f"an output of shape {show(shape, n)} is not one row for each sample",
+            "loss-not-separable",
+        )
     if at == Shard(0) and shape == (n,) or isinstance(at, Partial) and not shape:
         return Replicate()
     if isinstance(at, Replicate):

@@ -119,6 +119,8 @@ class PrivateModule(nn.Module):
         if not self.training or not torch.is_grad_enabled():
             return self._plain(args, kwargs)
         inputs, mask, size = self._prepared(args, kwargs, sample_mask)
+        if self._settings.reduction and sample_mask is not None:
+            raise ValueError("with loss_reduction, leave padding out of the loss that you make")
         out = self._captured(self._step, inputs, mask, self.noise_multiplier)
         return self._without_padding(out, size) if size < SMALLEST else out
 
@@ -173,6 +175,8 @@ class PrivateModule(nn.Module):
     def _without_padding(self, out: Any, size: int) -> Any:
         """What a model returned beside its loss, with the rows of the first `size` samples."""
         places = iter(self._study().shown)
+        if self._settings.reduction and isinstance(out, Tensor):
+            return out[:size]
 
         def own_rows(x: Tensor) -> Tensor:
             at = next(places)
@@ -239,6 +243,8 @@ class PrivateModule(nn.Module):
     def _extras(self, step: Any, args: Any, kwargs: Any) -> None:
         """Run a step and its backward pass without a release, for what it returns beside."""
         inputs, mask, _ = self._prepared(args, kwargs, None)
+        if self._settings.reduction:
+            raise TypeError("norms need a loss: compile with loss_fn= in place of loss_reduction=")
         with self._silent(), torch.enable_grad():
             out = self._captured(step, inputs, mask, 0.0)
             loss = out.loss if isinstance(out, Outcome) else out

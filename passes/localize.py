@@ -158,6 +158,9 @@ def spread_loss(gm: GraphModule) -> None:
     """Replace the mark on the loss by the mean of the local losses of rows that are no padding."""
     mark = study(gm).mark
     assert mark is not None
+    if mark.reduction:
+        mark.node.replace_all_uses_with(mark.loss)
+        return
     if is_total(mark.loss) and "twin" not in mark.loss.meta:
         why = "the loss of each sample alone cannot be worked out from this total"
         raise BatchMixingError(diagnose(mark.node, why, "loss-not-separable"))

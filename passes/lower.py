@@ -58,12 +58,14 @@ def as_marked(mark: Node) -> Node:
     return x if same else emit(mark, torch.Tensor.contiguous, x)
 
 
-def ones_after(tangent: Tensor, loss: Tensor) -> Tensor:
-    """Ones in the shape of the loss, worked out from the tangent.
+def seeded(tangent: Tensor, loss: Tensor, mask: Tensor, reduction: str = "") -> Tensor:
+    """What the mark on the gradient of the loss stands for; ones are worked out from the tangent.
 
     What hangs on the tangent is backward to the partitioner. Plain ones would let it work out
     the norms in the forward half, and most of the backward pass twice.
     """
+    if reduction:
+        return tangent * mask.sum() if reduction == "mean" else tangent
     return (tangent.isnan() | ~tangent.isnan()).to(loss.dtype).expand_as(loss)
 
 
@@ -74,7 +76,6 @@ def drop_marks(gm: GraphModule) -> None:
         if node.target in (MARKS.samples.default, MARKS.shown.default):
             node.replace_all_uses_with(as_marked(node))
         elif node.target is MARKS.seed.default:
-            ones = emit(node, ones_after, *node.args)
-            node.replace_all_uses_with(ones)
+            node.replace_all_uses_with(emit(node, seeded, *node.args))
     graph.eliminate_dead_code()
     gm.recompile()

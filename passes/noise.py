@@ -15,7 +15,7 @@ from fxdp.facts import NOISE
 from fxdp.forms.batch import has_ops
 from fxdp.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
 from fxdp.sums import value
-from fxdp.trace import emit_all
+from fxdp.trace import emit, emit_all
 
 SEED = torch.ops.fxdp.seed.default
 
@@ -30,6 +30,8 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     assert here.mark is not None
     found = outputs(gm)
     tangents = [arguments(n)[0] for n in gm.graph.find_nodes(op="call_function", target=SEED)]
+    if here.mark.reduction:  # what arrives there belongs to the samples
+        tangents = [emit(end, torch.ones_like, here.mark.expected)]
     places = dict(gradient_places(gm))
     first = end.prev
     gradients = emit_all(
