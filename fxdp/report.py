@@ -25,6 +25,8 @@ class Row:
         kind: what those are together.
         strategy: how the per-sample norms are found.
         costs: predicted cost of each possible strategy, in flops, as text in N.
+        seconds: measured time of each that was tried, for norms and clipped sum together, the
+            better of keeping the per-sample gradients in between and not.
     """
 
     parameter: str
@@ -33,6 +35,7 @@ class Row:
     kind: str
     strategy: str
     costs: dict[str, str]
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,15 @@ class Report:
     rows: tuple[Row, ...]
 
     def __rich__(self) -> RenderableType:
-        table = Table("parameter", "shape", "sums", "kind", "strategy", "predicted flops")
+        table = Table(
+            "parameter", "shape", "sums", "kind", "strategy", "predicted flops", "measured"
+        )
         for row in self.rows:
             costs = ", ".join(f"{name} {row.costs[name]}" for name in SHOWN if name in row.costs)
-            table.add_row(row.parameter, row.shape, str(row.sums), row.kind, row.strategy, costs)
+            times = ", ".join(f"{name} {1e3 * t:.3g} ms" for name, t in row.seconds.items())
+            table.add_row(
+                row.parameter, row.shape, str(row.sums), row.kind, row.strategy, costs, times
+            )
         return table
 
     def __str__(self) -> str:
@@ -70,7 +78,10 @@ def row(study: Study, choice: Choice) -> Row:
     assert study.n is not None
     shape = show(shape_of(value(choice.gradient.node).shape), study.n)
     costs = {s: str(c.subs(study.n, sympy.Symbol("N"))) for s, c in choice.costs.items()}
+    seconds: dict[str, float] = {}
+    for t in choice.trials:
+        seconds[t.strategy] = min(t.seconds, seconds.get(t.strategy, t.seconds))
     return Row(
         choice.gradient.parameter, shape, len(choice.gradient.sums), choice.kind,
-        choice.strategy, costs,
+        choice.strategy, costs, seconds,
     )  # fmt: skip
