@@ -74,8 +74,9 @@ def choose(
     costs: dict[Strategy, sympy.Expr] = {s: total_cost(merged, s) for s in offered}
     if strategy == "auto":
         if how == "measured" and len(merged) == 1 and kind != "general":
-            ways = trials(merged[0], doubtful(gm, costs), lambda s: int(hinted(gm, expr(s))))
-            if len(ways) > 2:
+            doubted = doubtful(gm, costs)
+            if len(doubted) > 1:
+                ways = trials(merged[0], doubted, lambda s: int(hinted(gm, expr(s))))
                 best = min(ways, key=lambda t: t.seconds)
                 return Choice(gradient, kind, best.strategy, costs, best.keep, tuple(ways))
         sizes = {s: total_extra(merged, s) for s in offered} if how == "fixed" else costs

@@ -88,5 +88,6 @@ def sq_sum(each: Tensor) -> Tensor:
         each = torch.view_as_real(each.resolve_conj())
     each = torch.view_as_real(each.resolve_conj()) if each.is_complex() else each
     # One pass, where the square of every number would be written out.
+    each = each if each.is_floating_point() else each.double()
     flat = wide(each).flatten(1) if each.dim() > 1 else wide(each).unsqueeze(1)
     return torch.linalg.vector_norm(flat, dim=1).square()

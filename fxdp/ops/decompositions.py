@@ -158,12 +158,6 @@ def median_dim(x: Tensor, dim: int, keepdim: bool = False) -> Any:
 
 # What torch's core decompositions would split into more than the rules need.
 KEPT = (
-    aten.gelu_backward.default,
-    aten.sigmoid_backward.default,
-    aten.silu.default,
-    aten.silu_backward.default,
-    aten.tanh_backward.default,
-    aten.threshold_backward.default,
     # Its decomposition returns a logsumexp that the kernel of its backward does not understand.
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten.embedding_dense_backward.default,
