@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxdp.backend import safe_views
 from fxdp.diagnostic import ProofError
+from fxdp.facts import batch_symbolic
 from fxdp.graph_pass import Gradient, outputs, study
 from fxdp.ops import RULES
 from fxdp.passes.explain import explain
@@ -130,6 +131,8 @@ def proven(program: Program, table: Table) -> GraphModule:
         for step in (tidy, prove, localize, explain):
             gm = step(gm)
     gm.graph.lint()
+    if (fixed := batch_symbolic(gm)) is not None:  # which the pipeline looks at, too
+        raise NotCapturedError(fixed)
     return safe_views(gm)
 
 
