@@ -18,8 +18,8 @@ def windows(
     dilation: list[int], groups: int,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:  # fmt: skip
     """Slices of samples, with windows [n G, C/G k, t] and gradients [n G, D/G, t] of each."""
-    inside, stops = weight[1:].copy(), g.shape[2:].numel()
-    size = max(1, groups * torch.Size(inside).numel() * stops)
+    stops = g.shape[2:].numel()
+    size = max(1, groups * torch.Size(weight[1:]).numel() * stops)
     step = max(1, CACHED // size)
     plain = all(v == 1 for v in (*weight[2:], *stride)) and not any(padding)
     for start in range(0, len(x), step):
