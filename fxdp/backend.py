@@ -16,6 +16,7 @@ import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.cpp_builder import get_cpp_compiler
@@ -107,7 +108,9 @@ def compile_marked(
             decompositions=select_decomp_table() | FOR_INDUCTOR if backend == "inductor" else None,
         )
         record.compilations += 1
-        with draws_apart(joint):
+        # A view that is kept costs nothing to the partitioner's mind, but Inductor copies some, and
+        # fails on one whose strides cannot be ordered without knowing the batch size.
+        with draws_apart(joint), functorch_config.patch(recompute_views=True):
             forward, back = min_cut_rematerialization_partition(
                 joint, args, num_fwd_outputs=num_fwd_outputs, **kwargs
             )

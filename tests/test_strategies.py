@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from fxdp.demo import network
 from fxdp.options import STRATEGIES
 from tests.oracle import clipped_sum, per_sample
 
@@ -84,3 +85,18 @@ def test_a_step_is_the_formula(optimizer: type[torch.optim.Optimizer]) -> None:
         step.step()
     for mine, formula in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, formula, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "instantiate", "multi"])
+def test_the_net_of_the_demo_compiles(strategy: str) -> None:
+    """Its pictures have one channel: some strategies' operands are then views of the pictures."""
+    torch.manual_seed(0)
+    model, x, y = network(), torch.randn(BATCH, 1, 8, 8), torch.randint(10, (BATCH,))
+    each, _ = per_sample(model, F.cross_entropy, (x, y), {}, BATCH)
+    private = fxdp.compile(
+        model, loss_fn=F.cross_entropy, max_grad_norm=BOUND, noise_multiplier=0.0,
+        expected_batch_size=BATCH, strategy=strategy,
+    )  # fmt: skip
+    private(x, y).backward()
+    for name, clipped in clipped_sum(each, BOUND, BATCH).items():
+        torch.testing.assert_close(model.get_parameter(name).grad, clipped, rtol=1e-4, atol=1e-6)
