@@ -1,5 +1,6 @@
 """fxdp: private training from any PyTorch model, proven and compiled."""
 
+from fxdp import grams as grams
 from fxdp import operators as operators  # registers the ops that graphs carry
 from fxdp import unfolding as unfolding
 from fxdp import weighing as weighing

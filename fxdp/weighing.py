@@ -87,7 +87,7 @@ def released(
 ) -> Tensor:  # fmt: skip
     """((total + scale xi) / expected + public) * tangent, with xi standard normal.
 
-    Block by block: a model's worth of numbers, and memory for them, is never needed at once.
+    Block by block, as a block stays in the cache between its draw and the sum.
 
     Args:
         total, public: of one shape and dtype, float32 or float64.
@@ -97,13 +97,11 @@ def released(
     """
     out = torch.empty(total.shape, dtype=total.dtype)
     flat, source = out.view(-1), total.reshape(-1)
-    numbers = torch.empty(min(BLOCK, len(flat)), dtype=total.dtype)
     factor = float(tangent) / float(expected)
     for start in range(0, len(flat), BLOCK):
         part = flat[start : start + BLOCK]
-        torch.mul(source[start : start + BLOCK], factor, out=part)
-        if float(scale) != 0:
-            part.add_(numbers[: len(part)].normal_(), alpha=float(scale) * factor)
+        part.normal_(0, abs(float(scale) * factor)) if float(scale) != 0 else part.zero_()
+        part.add_(source[start : start + BLOCK], alpha=factor)
     return out if public is None else out.add_(public, alpha=float(tangent))
 
 

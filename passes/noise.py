@@ -49,7 +49,28 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     end.args = ([*found, *extras.values()],)
     end.meta["desc"] = [*end.meta["desc"], *extras]
     gm.graph.eliminate_dead_code()
+    one_by_one(gm)
     return gm
+
+
+def one_by_one(gm: GraphModule) -> None:
+    """Put what follows the clip factors in the order of the outputs.
+
+    No clipped sum waits for its noise until all others are made, and takes up memory.
+    """
+    order = list(gm.graph.nodes)
+    open_nodes = set(order[order.index(study(gm).factor) + 1 : -1])
+
+    def finish(node: Node) -> None:
+        if node in open_nodes:
+            open_nodes.remove(node)
+            for needed in node.all_input_nodes:
+                finish(needed)
+            gm.graph.output_node().prepend(node)
+
+    for node in outputs(gm):
+        if isinstance(node, Node):
+            finish(node)
 
 
 def release(

@@ -74,10 +74,12 @@ class Outer:
             )
             squares = squares.square()
             return squares.unsqueeze(-1).flatten(1).sum(1)
+        if a.dim() == 3 and has_ops(a, b):
+            squares = torch.ops.fxdp.ghost_outer(a, b)
+        else:
+            squares = ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).flatten(1).sum(1)
         # Rounding can leave a sum of products a little below 0.
-        return (
-            ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
-        )
+        return squares.clamp(min=0)
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""
