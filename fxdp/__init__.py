@@ -1,6 +1,7 @@
 """fxdp: private training from any PyTorch model, proven and compiled."""
 
 from fxdp import grams as grams
+from fxdp import opaque as opaque
 from fxdp import operators as operators  # registers the ops that graphs carry
 from fxdp import unfolding as unfolding
 from fxdp import weighing as weighing

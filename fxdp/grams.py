@@ -1,8 +1,8 @@
 """Ghost norms in pieces, for a CPU.
 
-A ghost norm multiplies two Gram matrices, each of all pairs of positions, number by number. Both are
-symmetric, so what lies above the diagonal need not be worked out; and a few rows at a time are
-enough, so that the T x T numbers of a batch are never stored at once.
+A ghost norm multiplies two Gram matrices, each of all pairs of positions, number by number. Both
+are symmetric, so what lies above the diagonal need not be worked out; and a few rows at a time
+are enough, so that the T x T numbers of a batch are never stored at once.
 """
 
 import math

@@ -5,8 +5,7 @@ where the loss leaves the model, with everything the release needs, and what els
 gets to see. `seed` is the gradient of `release`. They compute nothing that a compiled graph
 keeps: `localize` and `lower` replace them. `loop_outer`, `loop_conv` and `replicas_conv` are
 behind the strategies "naive" and "multi"; the convolutions are those whose groups hold the
-batch. `matrix_exp` has a backward pass in one piece; Inductor is to leave `max_pool2d_backward`
-alone.
+batch. `matrix_exp` has a backward pass in one piece.
 """
 
 from typing import Any
@@ -198,25 +197,6 @@ def _(
     dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(weight)
-
-
-@torch.library.custom_op("fxdp::max_pool2d_backward", mutates_args=())
-def max_pool2d_backward(
-    g: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
-    dilation: list[int], ceil: bool, indices: Tensor,
-) -> Tensor:  # fmt: skip
-    """[N, C, ...], the gradient of a max-pool, by torch's own kernel."""
-    return torch.ops.aten.max_pool2d_with_indices_backward(
-        g, x, kernel, stride, padding, dilation, ceil, indices
-    ).contiguous()
-
-
-@max_pool2d_backward.register_fake
-def _(
-    g: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
-    dilation: list[int], ceil: bool, indices: Tensor,
-) -> Tensor:  # fmt: skip
-    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("fxdp::matrix_exp", mutates_args=())

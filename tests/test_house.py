@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("placement", "shapes", "codes", "operators", "grams", "unfolding", "weighing"),
+    ("placement", "shapes", "codes", "operators", "grams", "opaque", "unfolding", "weighing"),
     ("diagnostic",),
     ("rules",),
     ("forms",),

@@ -8,16 +8,17 @@ from fxdp.ops import (
     compose,
     contraction,
     convolution,
+    decompositions,
     factory,
     index,
     linalg,
+    norm,
     pointwise,
     pool,
     reduce,
     softmax,
     views,
 )
-from fxdp.ops.decompositions import DECOMPOSITIONS, FOR_INDUCTOR
 from fxdp.ops.each import EACH
 from fxdp.rules import Table
 
@@ -35,10 +36,15 @@ ALL: Table = (
     | dict(bag.RULES)
     | dict(factory.RULES)
     | dict(linalg.RULES)
+    | dict(norm.RULES)
 )
 
-ON_EACH = EACH | pool.EACH | compose.EACH | convolution.EACH | linalg.EACH
+ON_EACH = EACH | pool.EACH | compose.EACH | convolution.EACH | linalg.EACH | norm.EACH
+
+DECOMPOSITIONS = decompositions.DECOMPOSITIONS | norm.DECOMPOSITIONS
+FOR_EAGER = norm.FOR_EAGER
+FOR_INDUCTOR = decompositions.FOR_INDUCTOR | norm.FOR_INDUCTOR
 
 RULES: Table = {op: replace(rule, each=ON_EACH.get(op)) for op, rule in ALL.items()}
 
-__all__ = ["DECOMPOSITIONS", "FOR_INDUCTOR", "RULES"]
+__all__ = ["DECOMPOSITIONS", "FOR_EAGER", "FOR_INDUCTOR", "RULES"]

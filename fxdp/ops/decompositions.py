@@ -96,24 +96,6 @@ def trilinear(
     return product.sum(sum_dims) if sum_dims else product
 
 
-def group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, pixels: int,
-    groups: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Statistics of each group of channels of each sample."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    grouped = wide.reshape(n, groups, -1)
-    var, mean = torch.var_mean(grouped, dim=2, correction=0)
-    rstd = torch.rsqrt(var + eps)
-    out = ((grouped - mean.unsqueeze(2)) * rstd.unsqueeze(2)).reshape(x.shape)
-    channels = [c, *[1] * (x.dim() - 2)]
-    if weight is not None:
-        out = out * weight.reshape(channels)
-    if bias is not None:
-        out = out + bias.reshape(channels)
-    return out.to(x.dtype), mean, rstd
-
-
 def weight_norm_backward(
     grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int
 ) -> tuple[Tensor, Tensor]:
@@ -180,6 +162,25 @@ KEPT = (
     aten.reflection_pad1d_backward.default,
     aten.reflection_pad2d_backward.default,
     aten.reflection_pad3d_backward.default,
+    # One op each, which is as linear in the gradient as its parts.
+    *(
+        getattr(aten, f"{name}_backward").default
+        for name in (
+            "elu",
+            "gelu",
+            "hardsigmoid",
+            "hardswish",
+            "hardtanh",
+            "leaky_relu",
+            "log_sigmoid",
+            "mish",
+            "sigmoid",
+            "silu",
+            "softplus",
+            "tanh",
+            "threshold",
+        )
+    ),
     # Theirs start from zeros, of which no one can tell how the samples lie in them.
     aten.slice_backward.default,
     aten.select_backward.default,
@@ -192,7 +193,6 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.mean.dim: mean_dim,
     aten.median.dim: median_dim,
     aten.convolution_backward.default: convolution_backward,
-    aten.native_group_norm.default: group_norm,
     aten._weight_norm_interface_backward.default: weight_norm_backward,
     aten.nll_loss_backward.default: nll_loss_backward,
     aten.nll_loss2d_backward.default: nll_loss_backward,
@@ -206,7 +206,6 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
 
 # Outside torch's core set, but with a decomposition there.
 MORE = (
-    aten.native_layer_norm,
     aten._safe_softmax,
     aten._native_batch_norm_legit,
     aten._native_batch_norm_legit_functional,

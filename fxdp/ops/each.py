@@ -223,6 +223,11 @@ POINTWISE = (
     aten.masked_fill.Scalar, aten.clone.default, aten.contiguous.default,
     aten._to_copy.default, aten._conj.default,
     aten.lift_fresh_copy.default, aten.view_as_real.default, aten.view_as_complex.default,
+    aten.elu_backward.default, aten.gelu_backward.default, aten.hardsigmoid_backward.default,
+    aten.hardswish_backward.default, aten.hardtanh_backward.default,
+    aten.leaky_relu_backward.default, aten.log_sigmoid_backward.default,
+    aten.mish_backward.default, aten.sigmoid_backward.default, aten.silu_backward.default,
+    aten.softplus_backward.default, aten.tanh_backward.default, aten.threshold_backward.default,
 )  # fmt: skip
 
 ALONG = (

@@ -115,6 +115,13 @@ def chosen(call: Call, condition: Any, x: Any, y: Any) -> Placement:
     return pointwise(call, condition, x, y)
 
 
+def sloped(call: Call, grad: Any, *rest: Any, **keywords: Any) -> Placement:
+    """A gradient times the slope of a function, which the other operands tell."""
+    if isinstance(grad.placement, Partial) and is_shared(*rest):
+        return grad.placement
+    return pointwise(call, grad, *rest, **keywords)
+
+
 def mean_divides(call: Call, grad: Any, x: Any, target: Any, reduction: Any, *_: Any) -> Placement:
     """The gradient of a loss, which under a mean divides by the size of the whole batch."""
     if reduction == 1 and not is_shared(grad, x, target):
@@ -154,10 +161,8 @@ def _tagged() -> list[OpOverload]:
     ]
 
 
-# Pointwise by nature, though torch does not tag them.
-UNTAGGED: tuple[OpOverload, ...] = (
-    aten._conj_physical.default,
-    aten.celu.default,
+# Linear in their first operand, a gradient.
+SLOPES: tuple[OpOverload, ...] = (
     aten.elu_backward.default,
     aten.gelu_backward.default,
     aten.hardsigmoid_backward.default,
@@ -165,16 +170,22 @@ UNTAGGED: tuple[OpOverload, ...] = (
     aten.hardtanh_backward.default,
     aten.leaky_relu_backward.default,
     aten.log_sigmoid_backward.default,
-    aten.logit_backward.default,
     aten.mish_backward.default,
-    aten.nan_to_num.default,
     aten.sigmoid_backward.default,
     aten.silu_backward.default,
     aten.softplus_backward.default,
-    aten.softshrink_backward.default,
-    aten.hardshrink_backward.default,
     aten.tanh_backward.default,
     aten.threshold_backward.default,
+)
+
+# Pointwise by nature, though torch does not tag them.
+UNTAGGED: tuple[OpOverload, ...] = (
+    aten._conj_physical.default,
+    aten.celu.default,
+    aten.logit_backward.default,
+    aten.nan_to_num.default,
+    aten.softshrink_backward.default,
+    aten.hardshrink_backward.default,
     aten.native_dropout_backward.default,
     aten.rrelu_with_noise_backward.default,
     prims.convert_element_type.default,
@@ -192,6 +203,7 @@ def as_complex(call: Call, x: Any) -> Placement:
 
 
 RULES: Table = {op: Rule(pointwise, pointwise=True) for op in (*_tagged(), *UNTAGGED)} | {
+    **{op: Rule(sloped, pointwise=True) for op in SLOPES},
     aten.alias.default: Rule(copied, identity=True),
     aten.detach.default: Rule(copied, identity=True),
     aten.clone.default: Rule(copied, isometry=True, pointwise=True),

@@ -1,0 +1,88 @@
+"""Kernels of torch that Inductor is to leave alone on a CPU: what it writes in their stead
+takes several times as long. And kernels that read their operands as if they were contiguous, which
+they are where autograd calls them; here they see to that themselves.
+"""
+
+import torch
+from torch import Tensor
+
+INPUT_ONLY = [True, False, False]
+
+
+@torch.library.custom_op("fxdp::max_pool2d_backward", mutates_args=())
+def max_pool2d_backward(
+    g: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], ceil: bool, indices: Tensor,
+) -> Tensor:  # fmt: skip
+    """[N, C, ...], the gradient of a max-pool, by torch's own kernel."""
+    return torch.ops.aten.max_pool2d_with_indices_backward(
+        g, x, kernel, stride, padding, dilation, ceil, indices
+    ).contiguous()
+
+
+@max_pool2d_backward.register_fake
+def _(
+    g: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
+    dilation: list[int], ceil: bool, indices: Tensor,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("fxdp::group_norm", mutates_args=())
+def group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, C, ...], and means and deviations [N, groups]."""
+    rows, channels = x.shape[:2]
+    pixels = x.shape[2:].numel()
+    return torch.ops.aten.native_group_norm(
+        x.contiguous(), weight, bias, rows, channels, pixels, groups, eps
+    )
+
+
+@group_norm.register_fake
+def _(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean = x.new_empty(x.shape[0], groups)
+    return x.new_empty(x.shape), mean, torch.empty_like(mean)
+
+
+@torch.library.custom_op("fxdp::group_norm_backward", mutates_args=())
+def group_norm_backward(
+    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, groups: int
+) -> Tensor:
+    """[N, C, ...], the gradient of the input."""
+    rows, channels = x.shape[:2]
+    pixels = x.shape[2:].numel()
+    g, x, mean, rstd = (t.contiguous() for t in (g, x, mean, rstd))
+    return torch.ops.aten.native_group_norm_backward(
+        g, x, mean, rstd, weight, rows, channels, pixels, groups, INPUT_ONLY
+    )[0]
+
+
+@group_norm_backward.register_fake
+def _(
+    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, groups: int
+) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("fxdp::layer_norm_backward", mutates_args=())
+def layer_norm_backward(
+    g: Tensor, x: Tensor, shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """[..., *shape], the gradient of the input."""
+    g, x, mean, rstd = (t.contiguous() for t in (g, x, mean, rstd))
+    return torch.ops.aten.native_layer_norm_backward(
+        g, x, shape, mean, rstd, weight, bias, INPUT_ONLY
+    )[0]
+
+
+@layer_norm_backward.register_fake
+def _(
+    g: Tensor, x: Tensor, shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return x.new_empty(x.shape)
