@@ -35,6 +35,13 @@ def test_outputs() -> None:
     assert outputs(gm)[0].name == "loss"
 
 
+def test_one_gradient_after_the_other() -> None:
+    """A clipped sum gets its noise before the next one is made."""
+    text = linear().texts["noise"]
+    made = [line for line in text.splitlines() if "weighed_" in line or "released(" in line]
+    assert [("released(" in line) for line in made] == [False, True, False, True]
+
+
 def test_public_term() -> None:
     """What holds no samples is added after the noise and the division."""
     run = passed(Decay(3, 2, bias=False), None, torch.zeros(4, 3))
