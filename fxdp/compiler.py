@@ -51,7 +51,7 @@ def compile(  # noqa: A001 - torch.compile's name
         backend: "inductor" or "eager".
         plan: how "auto" chooses for each parameter: "measured" times on this machine what
             cannot be predicted, "model" predicts, "fixed" takes what is smaller (2 T^2 or p d).
-        memory_budget: bytes that per-sample gradients may take up at a time; a tenth of what
+        memory_budget: bytes that per-sample gradients may take up at a time; a twentieth of what
             the sums over samples are made of if not given. For "measured" plans.
         batch_dims: the axis of the samples, for all arguments or by argument name (the loss's is
             "target"); None for an argument that all samples share.

@@ -27,7 +27,7 @@ MODELLED = ("instantiate", "ghost")
 # Costs this many times the least are believed; below, the machine is asked.
 DOUBT = 8.0
 # The share of a step's tensors that per-sample gradients may take up beside them.
-SHARE = 0.1
+SHARE = 0.05
 Plan = Literal["measured", "model", "fixed"]
 Kind = Literal["one", "joined", "tied", "general"]
 
@@ -48,7 +48,7 @@ def plan(
             apart, "model" believes it, "fixed" takes what is smaller, ghost norms or
             per-sample gradients (Bu et al., arXiv:2205.10683, section 3.3).
         memory_budget: bytes that per-sample gradients may take up at a time, where that was
-            measured; a tenth of what the sums are made of if not given.
+            measured; a twentieth of what the sums are made of if not given.
     """
     gradients = [g for g in study(gm).gradients if g.sums]
     if inspect_each:
@@ -102,7 +102,8 @@ def within(gm: GraphModule, choices: list[Choice], budget: int | None) -> list[C
     if budget is None:
         inputs = {i for c in choices for s in c.gradient.sums for i in s.all_input_nodes}
         held = [value(i) for i in inputs if isinstance(value(i), torch.Tensor)]
-        budget = int(SHARE * sum(hinted(gm, expr(x.numel())) * x.element_size() for x in held))
+        stored = {x.untyped_storage()._cdata: x for x in held}.values()  # views share theirs
+        budget = int(SHARE * sum(hinted(gm, expr(x.numel())) * x.element_size() for x in stored))
     used = {i: kept(c) for i, c in enumerate(choices)}
 
     def gain(i: int) -> float:
