@@ -42,7 +42,8 @@ class Trial:
         keep: whether the per-sample gradients stay until the clipped sum is made of them; else
             that is made of the form, like a plain gradient.
         seconds: for both together.
-        kept: bytes that stay allocated in between, beyond the form's own, which then may go.
+        kept: bytes that stay allocated in between, beyond the smallest operand of the form: that one
+            may go then, and the others are as often as not needed elsewhere.
     """
 
     strategy: Strategy
@@ -73,7 +74,7 @@ def run(form: Any, strategies: Sequence[Strategy]) -> list[Trial]:
     """Time a form on real tensors."""
     operands = [v for v in vars(form).values() if isinstance(v, Tensor)]
     factor = torch.ones(len(operands[0]), device=operands[0].device)
-    held = sum(x.numel() * x.element_size() for x in operands)
+    held = min(x.numel() * x.element_size() for x in operands)
     total = seconds(partial(form.total, factor))
     found: list[Trial] = []
     for strategy in strategies:
