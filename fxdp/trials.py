@@ -42,8 +42,8 @@ class Trial:
         keep: whether the per-sample gradients stay until the clipped sum is made of them; else
             that is made of the form, like a plain gradient.
         seconds: for both together.
-        kept: bytes that stay allocated in between, beyond the smallest operand of the form: that one
-            may go then, and the others are as often as not needed elsewhere.
+        kept: bytes that stay allocated in between, beyond the smallest operand of the form, which
+            may go then; the others are as often as not needed elsewhere.
     """
 
     strategy: Strategy
