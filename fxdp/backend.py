@@ -28,7 +28,7 @@ from fxdp import facts
 from fxdp.check import Checked
 from fxdp.graph_pass import Pass, Study, copied, outputs, run
 from fxdp.guards import draws_apart, refuse_closed
-from fxdp.ops import DECOMPOSITIONS, FOR_EAGER, FOR_INDUCTOR, RULES
+from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.rules import Table
 
@@ -93,7 +93,7 @@ def compile_marked(
         ProofError: the graph cannot be proven.
     """
     backend = usable(settings.backend)
-    spelling = {"inductor": select_decomp_table() | FOR_INDUCTOR, "eager": FOR_EAGER}
+    spelling = {"inductor": select_decomp_table() | FOR_INDUCTOR, "eager": None}
     refuse_closed(gm)
 
     def partition(joint: GraphModule, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:

@@ -28,7 +28,6 @@ MARKS = torch.ops.fxdp
 SIZES = {
     "size", "sizes", "shape", "stride", "repeats", "input_size", "input_sizes", "output_size",
     "split_size", "split_sizes", "length", "start", "end", "n", "m", "fill_value", "s", "groups",
-    "N", "HxW",
 }  # fmt: skip
 CONSTANT = "fxdp_constant"  # in a node's meta: what its rule says of that
 Placed = Placement | tuple[Placement | None, ...] | None

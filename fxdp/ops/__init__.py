@@ -42,9 +42,8 @@ ALL: Table = (
 ON_EACH = EACH | pool.EACH | compose.EACH | convolution.EACH | linalg.EACH | norm.EACH
 
 DECOMPOSITIONS = decompositions.DECOMPOSITIONS | norm.DECOMPOSITIONS
-FOR_EAGER = norm.FOR_EAGER
 FOR_INDUCTOR = decompositions.FOR_INDUCTOR | norm.FOR_INDUCTOR
 
 RULES: Table = {op: replace(rule, each=ON_EACH.get(op)) for op, rule in ALL.items()}
 
-__all__ = ["DECOMPOSITIONS", "FOR_EAGER", "FOR_INDUCTOR", "RULES"]
+__all__ = ["DECOMPOSITIONS", "FOR_INDUCTOR", "RULES"]

@@ -2,6 +2,7 @@
 
 The gradients of scale and shift sum over samples and that of the input does not, so the
 backward op reaches the proof split: the input's gradient as one node, the others spelled out.
+The nodes are of ops of `fxdp.opaque`, which see to the strides that torch's kernels rely on.
 
 Letters: N samples, t positions folded into the batch axis, C channels in G groups.
 """
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
 from torch._ops import OpOverload
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxdp.forms.each import Each, given
 from fxdp.placement import Mixed, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, agreed, linear, refuse_samples
 
-aten = torch.ops.aten
+aten, whole = torch.ops.aten, torch.ops.fxdp
 INPUT_ONLY = [True, False, False]
 
 
@@ -41,63 +43,48 @@ def layer_normed(
 
 
 def layer_normed_back(
-    call: Call, grad: Any, x: Any, shape: Any, mean: Any, rstd: Any, weight: Any, bias: Any,
-    mask: Any,
-) -> tuple[Placement | None, ...]:  # fmt: skip
+    call: Call, grad: Any, x: Any, shape: Any, mean: Any, rstd: Any, weight: Any, bias: Any
+) -> Placement:
     """The input's gradient."""
-    return back(call, grad, x, mean, rstd, weight, bias, x.rank - len(shape), mask)
+    return back(call, grad, x, mean, rstd, weight, bias, x.rank - len(shape))
 
 
 def group_normed(
-    call: Call, x: Any, weight: Any, bias: Any, rows: Any, channels: Any, pixels: Any, groups: Any,
-    eps: Any,
-) -> tuple[Placement, ...]:  # fmt: skip
+    call: Call, x: Any, weight: Any, bias: Any, groups: Any, eps: Any
+) -> tuple[Placement, ...]:
     """Result, means and deviations; all of them per row of the batch."""
     refuse_samples(weight, bias)
-    refuse_folded(x, rows)
     at = outside(call, agreed(call, x), 1)
     return at, at, at
 
 
 def group_normed_back(
-    call: Call, grad: Any, x: Any, mean: Any, rstd: Any, weight: Any, rows: Any, channels: Any,
-    pixels: Any, groups: Any, mask: Any,
-) -> tuple[Placement | None, ...]:  # fmt: skip
+    call: Call, grad: Any, x: Any, mean: Any, rstd: Any, weight: Any, groups: Any
+) -> Placement:
     """The input's gradient."""
-    refuse_folded(x, rows)
-    return back(call, grad, x, mean, rstd, weight, None, 1, mask)
-
-
-def refuse_folded(x: Any, rows: Any) -> None:
-    """Refuse a number of rows that is not that of the batch axis.
-
-    Pixels then are what is left of x; torch works them out by dividing by the number of rows.
-    """
-    if x.shape[0] != rows:
-        raise Mixed("its rows are not those of the batch axis")
+    return back(call, grad, x, mean, rstd, weight, None, 1)
 
 
 def back(
-    call: Call, grad: Any, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, own: int,
-    mask: Any,
-) -> tuple[Placement | None, ...]:  # fmt: skip
+    call: Call, grad: Any, x: Any, mean: Any, rstd: Any, weight: Any, bias: Any, own: int
+) -> Placement:
     """The gradient of an input whose first `own` axes are normalized one by one."""
-    if list(mask) != INPUT_ONLY:
-        raise Mixed("it adds up the samples' gradients of scale and shift")
     refuse_samples(weight, bias)
+    if grad.shape != x.shape:
+        raise Mixed("the gradient is not of the input's shape")
     total = linear(call, grad, x, mean, rstd)
     if total is not None:
-        return total, None, None
+        return total
     if mean.placement != x.placement or rstd.placement != x.placement:
         raise Mixed("the statistics are not those of the samples")
-    return outside(call, agreed(call, grad, x), own), None, None
+    return outside(call, agreed(call, grad, x), own)
 
 
 RULES: Table = {
     aten.native_layer_norm.default: Rule(layer_normed),
-    aten.native_layer_norm_backward.default: Rule(layer_normed_back),
-    aten.native_group_norm.default: Rule(group_normed),
-    aten.native_group_norm_backward.default: Rule(group_normed_back),
+    whole.layer_norm_backward.default: Rule(layer_normed_back),
+    whole.group_norm.default: Rule(group_normed),
+    whole.group_norm_backward.default: Rule(group_normed_back),
 }
 
 
@@ -115,13 +102,21 @@ def layer_norm(x: Tensor, *rest: Any) -> Any:
     return in_parts(aten.native_layer_norm.default, x, *rest) if is_narrow(x) else NotImplemented
 
 
+def rows_are_samples(x: Tensor, rows: int) -> bool:
+    """Are the rows those of the batch axis? torch works pixels out by dividing by their number."""
+    return statically_known_true(x.shape[0] == rows)
+
+
 def group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, channels: int, pixels: int,
     groups: int, eps: float,
 ) -> Any:  # fmt: skip
     """Statistics of each group of channels of each sample."""
+    if not rows_are_samples(x, rows):
+        rest = (rows, channels, pixels, groups, eps)
+        return in_parts(aten.native_group_norm.default, x, weight, bias, *rest)
     if not is_narrow(x):
-        return NotImplemented
+        return whole.group_norm(x, weight, bias, groups, eps)
     grouped = x.float().reshape(rows, groups, -1)
     var, mean = torch.var_mean(grouped, dim=2, correction=0)
     rstd = torch.rsqrt(var + eps)
@@ -142,11 +137,9 @@ def layer_norm_backward(
     rest = (grad, x, shape, mean, rstd, weight, bias)
     if is_narrow(x):
         return in_parts(aten.native_layer_norm_backward.default, *rest, mask)
-    if not any(mask[1:]):
-        return NotImplemented
     found: list[Tensor | None] = [None, None, None]
     if mask[0]:
-        found[0] = aten.native_layer_norm_backward(*rest, INPUT_ONLY)[0]
+        found[0] = whole.layer_norm_backward(*rest)
     rows = list(range(x.dim() - len(shape)))
     if mask[1] and weight is not None:
         scaled = grad * ((x - mean) * rstd)
@@ -161,17 +154,13 @@ def group_norm_backward(
     channels: int, pixels: int, groups: int, mask: list[bool],
 ) -> Any:  # fmt: skip
     """The same for groups of channels."""
-    rest = (rows, channels, pixels, groups)
-    if is_narrow(x):
+    if is_narrow(x) or not rows_are_samples(x, rows):
+        rest = (rows, channels, pixels, groups, mask)
         op = aten.native_group_norm_backward.default
-        return in_parts(op, grad, x, mean, rstd, weight, *rest, mask)
-    if not any(mask[1:]):
-        return NotImplemented
+        return in_parts(op, grad, x, mean, rstd, weight, *rest)
     found: list[Tensor | None] = [None, None, None]
     if mask[0]:
-        found[0] = aten.native_group_norm_backward(grad, x, mean, rstd, weight, *rest, INPUT_ONLY)[
-            0
-        ]
+        found[0] = whole.group_norm_backward(grad, x, mean, rstd, weight, groups)
     dtype = x.dtype if weight is None else weight.dtype
     sums = grad.reshape(rows, channels, -1).sum(2)
     if mask[1]:
@@ -184,39 +173,6 @@ def group_norm_backward(
     return tuple(found)
 
 
-def opaque_layer_norm_backward(
-    grad: Tensor, x: Tensor, shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None,
-    bias: Tensor | None, mask: list[bool],
-) -> Any:  # fmt: skip
-    """torch's own kernel, whatever the strides of what it is given."""
-    only = torch.ops.fxdp.layer_norm_backward(grad, x, shape, mean, rstd, weight, bias)
-    return only, None, None
-
-
-def opaque_group_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, rows: int, channels: int, pixels: int,
-    groups: int, eps: float,
-) -> Any:  # fmt: skip
-    return torch.ops.fxdp.group_norm(x, weight, bias, groups, eps)
-
-
-def opaque_group_norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, rows: int,
-    channels: int, pixels: int, groups: int, mask: list[bool],
-) -> Any:  # fmt: skip
-    only = torch.ops.fxdp.group_norm_backward(grad, x, mean, rstd, weight, groups)
-    return only, None, None
-
-
-def on_cpu(op: OpOverload, opaque: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel on a CPU; elsewhere what torch takes the op apart into."""
-
-    def choose(x: Tensor, *rest: Any) -> Any:
-        return opaque(x, *rest) if x.device.type == "cpu" else in_parts(op, x, *rest)
-
-    return choose
-
-
 DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
     aten.native_layer_norm.default: layer_norm,
     aten.native_layer_norm_backward.default: layer_norm_backward,
@@ -224,40 +180,54 @@ DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: group_norm_backward,
 }
 
-FOR_EAGER: dict[OpOverload, Callable[..., Any]] = {
-    aten.native_layer_norm_backward.default: opaque_layer_norm_backward,
-    aten.native_group_norm.default: opaque_group_norm,
-    aten.native_group_norm_backward.default: opaque_group_norm_backward,
-}
 
+def layer_norm_backward_in_parts(g: Tensor, *rest: Any) -> Tensor:
+    return in_parts(aten.native_layer_norm_backward.default, g, *rest, INPUT_ONLY)[0]
+
+
+def group_norm_in_parts(x: Tensor, weight: Any, bias: Any, groups: int, eps: float) -> Any:
+    if x.device.type == "cpu":
+        return NotImplemented
+    sizes = (*x.shape[:2], x.shape[2:].numel())
+    return in_parts(aten.native_group_norm.default, x, weight, bias, *sizes, groups, eps)
+
+
+def group_norm_backward_in_parts(
+    g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Any, groups: int
+) -> Any:
+    if x.device.type == "cpu":
+        return NotImplemented
+    rest = (*x.shape[:2], x.shape[2:].numel(), groups, INPUT_ONLY)
+    return in_parts(aten.native_group_norm_backward.default, g, x, mean, rstd, weight, *rest)[0]
+
+
+# What Inductor fuses with what is around; on a CPU its group norms are slower than torch's kernel.
 FOR_INDUCTOR: dict[OpOverload, Callable[..., Any]] = {
-    op: on_cpu(op, FOR_EAGER[op])
-    for op in (aten.native_group_norm.default, aten.native_group_norm_backward.default)
+    whole.layer_norm_backward.default: layer_norm_backward_in_parts,
+    whole.group_norm.default: group_norm_in_parts,
+    whole.group_norm_backward.default: group_norm_backward_in_parts,
 }
 
 
 def each_layer_normed_back(
-    grad: Each, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any, _: Any
-) -> tuple[Any, ...]:
+    grad: Each, x: Tensor, shape: Any, mean: Tensor, rstd: Tensor, weight: Any, bias: Any
+) -> Each:
     """The norm of something that all samples share, with a gradient of each sample's own."""
     x, mean, rstd = (given(t, grad.value.shape[0]) for t in (x, mean, rstd))
-    out = torch.ops.fxdp.layer_norm_backward(grad.value, x, shape, mean, rstd, weight, bias)
-    return Each(out), None, None
+    return Each(whole.layer_norm_backward(grad.value, x, shape, mean, rstd, weight, bias))
 
 
 def each_group_normed_back(
-    grad: Each, x: Tensor, mean: Tensor, rstd: Tensor, weight: Any, rows: int, channels: int,
-    pixels: int, groups: int, _: Any,
-) -> tuple[Any, ...]:  # fmt: skip
+    grad: Each, x: Tensor, mean: Tensor, rstd: Tensor, weight: Any, groups: int
+) -> Each:
     """The same for groups of channels; N batches are one larger batch."""
     n = grad.value.shape[0]
     all_of_them = (given(t, n) for t in (grad, x, mean, rstd))
-    folded = (t.reshape(n * rows, *t.shape[2:]) for t in all_of_them)
-    out = torch.ops.fxdp.group_norm_backward(*folded, weight, groups)
-    return Each(out.reshape(grad.value.shape)), None, None
+    folded = (t.flatten(0, 1) for t in all_of_them)
+    return Each(whole.group_norm_backward(*folded, weight, groups).reshape(grad.value.shape))
 
 
 EACH: dict[OpOverload, Callable[..., Any]] = {
-    aten.native_layer_norm_backward.default: each_layer_normed_back,
-    aten.native_group_norm_backward.default: each_group_normed_back,
+    whole.layer_norm_backward.default: each_layer_normed_back,
+    whole.group_norm_backward.default: each_group_normed_back,
 }

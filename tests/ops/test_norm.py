@@ -7,12 +7,11 @@ from torch import nn
 
 import fxdp
 from fxdp.ops import norm
-from tests.ops.placements import Case, N, T, case, each, hold
+from tests.ops.placements import Case, T, case, each, hold
 
-aten = torch.ops.aten
+aten, whole = torch.ops.aten, torch.ops.fxdp
 FEW = "replicate shard partial"
 SHARED = "replicate shard"
-INPUT = [True, False, False]
 X, STATS = T(2, 2, only=FEW), T(2, 1, only=FEW)
 PIXELS, GROUPED = T(1, 4, 2, only=FEW), T(1, 2, only=FEW)
 
@@ -26,17 +25,16 @@ CASES = [
         T(2, 3, 2, only=FEW), [3, 2], T(3, 2, only=SHARED), None, 1e-5,
     ),
     case(
-        aten.native_layer_norm_backward.default,
-        X, X, [2], STATS, STATS, each(None, T(2, only=SHARED)), None, INPUT,
+        whole.layer_norm_backward.default,
+        X, X, [2], STATS, STATS, each(None, T(2, only=SHARED)), None,
     ),
     case(
-        aten.native_group_norm.default,
-        PIXELS, each(None, T(4, only=SHARED)), T(4, only=SHARED), each(1, N), 4, 2, 2, 1e-5,
+        whole.group_norm.default,
+        PIXELS, each(None, T(4, only=SHARED)), T(4, only=SHARED), 2, 1e-5,
     ),
     case(
-        aten.native_group_norm_backward.default,
-        PIXELS, PIXELS, GROUPED, GROUPED, each(None, T(4, only=SHARED)), each(1, N), 4, 2, 2,
-        INPUT,
+        whole.group_norm_backward.default,
+        PIXELS, PIXELS, GROUPED, GROUPED, each(None, T(4, only=SHARED)), 2,
     ),
 ]  # fmt: skip
 

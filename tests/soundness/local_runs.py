@@ -14,7 +14,6 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.graph_pass import placement
-from fxdp.ops import FOR_EAGER
 from fxdp.placement import Iota, Partial, Placement, Replicate, Shard
 from tests.soundness.programs import COTANGENT, SCALES, Program, gradients_of
 
@@ -42,10 +41,6 @@ class Whole(Interpreter):
             out, index = n.args
             return self.cotangents(index, self.env[out], placement(out))  # type: ignore[arg-type,index]
         return super().run_node(n)
-
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """As the eager backend runs it: some kernels mind the strides of what they are given."""
-        return super().call_function(FOR_EAGER.get(target, target), args, kwargs)
 
     def fetch_args_kwargs_from_env(self, n: Node) -> Any:
         if not isinstance(placement(n), Partial) or "twin" in n.meta:
