@@ -3,6 +3,7 @@
 from fxdp import grams as grams
 from fxdp import opaque as opaque
 from fxdp import operators as operators  # registers the ops that graphs carry
+from fxdp import recurrent as recurrent
 from fxdp import unfolding as unfolding
 from fxdp import weighing as weighing
 from fxdp.capture import BatchDims

@@ -257,17 +257,6 @@ IGNORED = next(
 MOST_GRAPHS = 64  # that one model may have, for sizes and modes that the proof cannot merge
 
 
-@contextlib.contextmanager
-def onednn(enabled: bool) -> Iterator[None]:
-    """oneDNN on or off, without the warnings that torch's own switch for it gives."""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(before and enabled)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
-
-
 def logging_functions() -> set[Any]:
     """What writes to a log, and may be left out of a captured step."""
     names = ("debug", "info", "warning", "error", "warning_once", "info_once", "warning_advice")
@@ -275,16 +264,14 @@ def logging_functions() -> set[Any]:
 
 
 @contextlib.contextmanager
-def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
+def capture_settings(dynamic: bool = True) -> Iterator[None]:
     """Settings of torch under which a step is captured.
 
     With `dynamic`, sizes that change between steps become symbols.
 
-    Sizes that happen to be equal stay different symbols; recurrent layers are traced; LSTMs are
-    traced without oneDNN, whose fused kernel cannot be looked into; and what a model writes to a
-    log does not break its graph.
+    Sizes that happen to be equal stay different symbols; recurrent layers are traced; and what a
+    model writes to a log does not break its graph.
     """
-    lstm = any(isinstance(m, nn.LSTM) for m in model.modules())
     with (
         SHAPES.patch(use_duck_shape=False),
         torch._dynamo.config.patch(
@@ -300,7 +287,6 @@ def capture_settings(model: nn.Module, dynamic: bool = True) -> Iterator[None]:
         users_lines(),
         one_kernel(),
         symbolic_kernels(),
-        onednn(not lstm),
     ):
         yield
 

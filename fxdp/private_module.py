@@ -200,13 +200,13 @@ class PrivateModule(nn.Module):
         """
         compiled_before = self._record.compilations > 0
         try:
-            with capture_settings(self._model, self._dynamic), capture_errors(self._model):
+            with capture_settings(self._dynamic), capture_errors(self._model):
                 return call()
         except ProofError as error:
             if isinstance(error, Proven) or not (self._dynamic and compiled_before):
                 raise
         self._dynamic = False
-        with capture_settings(self._model, self._dynamic), capture_errors(self._model):
+        with capture_settings(self._dynamic), capture_errors(self._model):
             return call()
 
     @contextlib.contextmanager

@@ -9,8 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("placement", "shapes", "codes", "operators", "grams", "opaque", "unfolding", "weighing"),
-    ("diagnostic",),
+    (
+        "placement",
+        "shapes",
+        "codes",
+        "operators",
+        "grams",
+        "opaque",
+        "recurrent",
+        "unfolding",
+        "weighing",
+    ),
+    ("diagnostic", "recurrent_layers"),
     ("rules",),
     ("forms",),
     ("ops", "trials"),

@@ -114,7 +114,7 @@ def test_the_kernels_are_those_of_torch_up_to_rounding() -> None:
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other)
     assert functions == {name: getattr(F, name) for name in FUNCTIONS}
-    assert not any(op.py_kernels.get(key) is kernel for op, (key, kernel) in KERNELS.items())
+    assert not any(op.py_kernels.get(key) is kernel for (op, key), kernel in KERNELS.items())
 
 
 def test_a_negative_variance_is_no_number() -> None:

@@ -15,6 +15,7 @@ from fxdp.ops import (
     norm,
     pointwise,
     pool,
+    recurrent,
     reduce,
     softmax,
     views,
@@ -37,9 +38,12 @@ ALL: Table = (
     | dict(factory.RULES)
     | dict(linalg.RULES)
     | dict(norm.RULES)
+    | dict(recurrent.RULES)
 )
 
-ON_EACH = EACH | pool.EACH | compose.EACH | convolution.EACH | linalg.EACH | norm.EACH
+ON_EACH = (
+    EACH | pool.EACH | compose.EACH | convolution.EACH | linalg.EACH | norm.EACH | recurrent.EACH
+)
 
 DECOMPOSITIONS = decompositions.DECOMPOSITIONS | norm.DECOMPOSITIONS
 FOR_INDUCTOR = decompositions.FOR_INDUCTOR | norm.FOR_INDUCTOR

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import OpOverload
 
+from fxdp.recurrent_layers import RECURRENT
+
 aten = torch.ops.aten
-COMPOSITE = DispatchKey.CompositeImplicitAutograd
+COMPOSITE, AUTOGRAD = DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd
 
 
 def take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
@@ -57,12 +59,12 @@ def matrix_exp(x: Tensor) -> Tensor:
     return torch.ops.fxdp.matrix_exp(x)
 
 
-KERNELS: dict[OpOverload, tuple[DispatchKey, Callable[..., Tensor]]] = {
-    aten.take_along_dim.default: (COMPOSITE, take_along_dim),
-    aten.adaptive_avg_pool2d.default: (COMPOSITE, adaptive_avg_pool2d),
-    aten.adaptive_avg_pool3d.default: (COMPOSITE, adaptive_avg_pool3d),
-    aten.linalg_matrix_exp.default: (DispatchKey.Autograd, matrix_exp),
-}
+KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
+    (aten.take_along_dim.default, COMPOSITE): take_along_dim,
+    (aten.adaptive_avg_pool2d.default, COMPOSITE): adaptive_avg_pool2d,
+    (aten.adaptive_avg_pool3d.default, COMPOSITE): adaptive_avg_pool3d,
+    (aten.linalg_matrix_exp.default, AUTOGRAD): matrix_exp,
+} | {(op, key): run for op, run in RECURRENT.items() for key in (COMPOSITE, AUTOGRAD)}
 
 
 def gaussian_nll_loss(
@@ -116,20 +118,20 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 @contextlib.contextmanager
 def symbolic_kernels() -> Iterator[None]:
     """While a model is captured: these kernels in the place of torch's own."""
-    before = {op: op.py_kernels.get(key) for op, (key, _) in KERNELS.items()}
+    before = {at: at[0].py_kernels.get(at[1]) for at in KERNELS}
     functions = {name: getattr(F, name) for name in FUNCTIONS}
     try:
         for name, function in FUNCTIONS.items():
             setattr(F, name, function)
-        for op, (key, kernel) in KERNELS.items():
+        for (op, key), kernel in KERNELS.items():
             op.py_kernels[key] = cast(Any, kernel)
             op._dispatch_cache.clear()
         yield
     finally:
         for name, function in functions.items():
             setattr(F, name, function)
-        for op, (key, _) in KERNELS.items():
+        for (op, key), kernel in before.items():
             del op.py_kernels[key]
-            if (kernel := before[op]) is not None:
+            if kernel is not None:
                 op.py_kernels[key] = kernel
             op._dispatch_cache.clear()

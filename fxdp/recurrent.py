@@ -1,0 +1,198 @@
+"""Recurrent layers as one op a layer, where torch's own tracing unrolls every step.
+
+The gradients of the weights are sums over samples and steps; they are left to plain products of
+what the ops return, so that the proof meets sums that it knows. `recurrent_layers` builds torch's
+layers of them.
+
+Letters: T steps, N rows of the batch, H width; gates of a cell one after the other.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def earlier(first: Tensor, states: Tensor) -> Tensor:
+    """[T, N, H], the state before each step."""
+    return torch.cat([first.unsqueeze(0), states[:-1]])
+
+
+@torch.library.custom_op("fxdp::lstm", mutates_args=())
+def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """States [T, N, H], the last cell [N, H], and gates i, f, g, o and cells [T, 5, N, H].
+
+    Args:
+        x: [T, N, 4H], what the gates get of the input, biases included.
+        h, c: [N, H], the first state and cell.
+        w: [4H, H], from state to gates.
+    """
+    steps, n, size = len(x), *h.shape
+    states, kept = x.new_empty(steps, n, size), x.new_empty(steps, 5, n, size)
+    for t in range(steps):
+        opened = torch.addmm(x[t], h, w.t()).view(n, 4, size).transpose(0, 1)
+        torch.sigmoid(opened, out=kept[t, :4])
+        torch.tanh(opened[2], out=kept[t, 2])
+        i, f, g, o, cell = kept[t]
+        torch.mul(f, c, out=cell).addcmul_(i, g)
+        h, c = torch.mul(o, cell.tanh(), out=states[t]), cell
+    return states, c.clone(), kept
+
+
+@lstm.register_fake
+def _(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    steps, n, size = x.shape[0], h.shape[0], h.shape[1]
+    return (
+        x.new_empty(steps, n, size), x.new_empty(n, size), x.new_empty(steps, 5, n, size),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("fxdp::lstm_backward", mutates_args=())
+def lstm_backward(
+    g_states: Tensor, g_last: Tensor, kept: Tensor, c: Tensor, w: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of what the gates get, of the first state, and of the first cell."""
+    (steps, n, size), (i, f, g, o, cells) = g_states.shape, kept.unbind(1)
+    squashed = cells.tanh()
+    of_cell = torch.stack([g * i * (1 - i), earlier(c, cells) * f * (1 - f), i * (1 - g * g)], 1)
+    of_state, through = squashed * o * (1 - o), o * (1 - squashed * squashed)
+    opened = g_states.new_empty(steps, n, 4, size)
+    g_h, g_c = torch.zeros_like(g_last), g_last.clone()
+    for t in reversed(range(steps)):
+        g_h = g_h + g_states[t]
+        g_c.addcmul_(g_h, through[t])
+        torch.mul(g_c, of_cell[t], out=opened[t, :, :3].transpose(0, 1))
+        torch.mul(g_h, of_state[t], out=opened[t, :, 3])
+        g_h, g_c = opened[t].view(n, -1) @ w, g_c.mul_(f[t])
+    return opened.view(steps, n, 4 * size), g_h, g_c
+
+
+@lstm_backward.register_fake
+def _(
+    g_states: Tensor, g_last: Tensor, kept: Tensor, c: Tensor, w: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, n, size = g_states.shape
+    return g_states.new_empty(steps, n, 4 * size), g_last.new_empty(n, size), c.new_empty(n, size)
+
+
+@torch.library.custom_op("fxdp::gru", mutates_args=())
+def gru(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """States [T, N, H], and [T, 4, N, H]: gates r, z, n, and what the last got of the state.
+
+    Args:
+        x: [T, N, 3H], what the gates get of the input, its bias included.
+        h: [N, H], the first state.
+        w, b: [3H, H] and [3H], from state to gates.
+    """
+    steps, n, size = len(x), *h.shape
+    states, kept = x.new_empty(steps, n, size), x.new_empty(steps, 4, n, size)
+    for t in range(steps):
+        own = torch.addmm(b, h, w.t()).view(n, 3, size).transpose(0, 1)
+        given = x[t].view(n, 3, size).transpose(0, 1)
+        torch.add(own[:2], given[:2], out=kept[t, :2]).sigmoid_()
+        r, z, new, of_state = kept[t]
+        of_state.copy_(own[2])
+        torch.addcmul(given[2], r, of_state, out=new).tanh_()
+        h = torch.lerp(new, h, z, out=states[t])
+    return states, kept
+
+
+@gru.register_fake
+def _(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    steps, n, size = x.shape[0], h.shape[0], h.shape[1]
+    return x.new_empty(steps, n, size), x.new_empty(steps, 4, n, size)
+
+
+@torch.library.custom_op("fxdp::gru_backward", mutates_args=())
+def gru_backward(
+    g_states: Tensor, states: Tensor, kept: Tensor, h: Tensor, w: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of what the gates get of the input, and of the state, and of the first one."""
+    (steps, n, size), (r, z, new, of_state) = g_states.shape, kept.unbind(1)
+    of_new, of_z = (1 - z) * (1 - new * new), (earlier(h, states) - new) * z * (1 - z)
+    of_r = of_state * r * (1 - r)
+    given, own = (g_states.new_empty(steps, n, 3, size) for _ in range(2))
+    g_h = torch.zeros_like(h)
+    for t in reversed(range(steps)):
+        g_h = g_h + g_states[t]
+        last = torch.mul(g_h, of_new[t], out=given[t, :, 2])
+        torch.mul(last, of_r[t], out=given[t, :, 0])
+        torch.mul(g_h, of_z[t], out=given[t, :, 1])
+        own[t, :, :2] = given[t, :, :2]
+        torch.mul(last, r[t], out=own[t, :, 2])
+        g_h = torch.addmm(g_h * z[t], own[t].view(n, -1), w)
+    return given.view(steps, n, 3 * size), own.view(steps, n, 3 * size), g_h
+
+
+@gru_backward.register_fake
+def _(
+    g_states: Tensor, states: Tensor, kept: Tensor, h: Tensor, w: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, n, size = g_states.shape
+    gates = g_states.new_empty(steps, n, 3 * size)
+    return gates, torch.empty_like(gates), h.new_empty(n, size)
+
+
+@torch.library.custom_op("fxdp::rnn", mutates_args=())
+def rnn(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
+    """States [T, N, H], each the tanh or relu of x[t] + h w^T; x [T, N, H], h [N, H], w [H, H]."""
+    states = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for t in range(len(x)):
+        before = torch.addmm(x[t], h, w.t())
+        h = states[t].copy_(before.relu_() if relu else before.tanh_())
+    return states
+
+
+@rnn.register_fake
+def _(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("fxdp::rnn_backward", mutates_args=())
+def rnn_backward(g_states: Tensor, states: Tensor, w: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the first state."""
+    slope = (states > 0).to(states.dtype) if relu else 1 - states * states
+    g, g_h = states.new_empty(states.shape), torch.zeros_like(states[0])
+    for t in reversed(range(len(states))):
+        g_h = torch.mul(g_h + g_states[t], slope[t], out=g[t]) @ w
+    return g, g_h
+
+
+@rnn_backward.register_fake
+def _(g_states: Tensor, states: Tensor, w: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
+    return states.new_empty(states.shape), states.new_empty(states.shape[1:])
+
+
+def of_weight(g: Tensor, before: Tensor) -> Tensor:
+    """The gradient of a weight from state to gates."""
+    return g.flatten(0, 1).t() @ before.flatten(0, 1)
+
+
+def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    several = output if isinstance(output, tuple) else (output,)
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    ctx.save_for_backward(*tensors, *several)
+    ctx.rest = [x for x in inputs if not isinstance(x, Tensor)]
+
+
+def lstm_gradients(ctx: Any, g_states: Tensor, g_last: Tensor, _: Any) -> tuple[Tensor, ...]:
+    _, h, c, w, states, _, kept = ctx.saved_tensors
+    g, g_h, g_c = torch.ops.fxdp.lstm_backward(g_states, g_last, kept, c, w)
+    return g, g_h, g_c, of_weight(g, earlier(h, states))
+
+
+def gru_gradients(ctx: Any, g_states: Tensor, _: Any) -> tuple[Tensor, ...]:
+    _, h, w, _, states, kept = ctx.saved_tensors
+    given, own, g_h = torch.ops.fxdp.gru_backward(g_states, states, kept, h, w)
+    return given, g_h, of_weight(own, earlier(h, states)), own.sum([0, 1])
+
+
+def rnn_gradients(ctx: Any, g_states: Tensor) -> tuple[Tensor | None, ...]:
+    _, h, w, states = ctx.saved_tensors
+    g, g_h = torch.ops.fxdp.rnn_backward(g_states, states, w, *ctx.rest)
+    return g, g_h, of_weight(g, earlier(h, states)), None
+
+
+lstm.register_autograd(lstm_gradients, setup_context=keep)
+gru.register_autograd(gru_gradients, setup_context=keep)
+rnn.register_autograd(rnn_gradients, setup_context=keep)
