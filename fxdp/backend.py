@@ -30,6 +30,7 @@ from fxdp.graph_pass import Pass, Study, copied, outputs, run
 from fxdp.guards import draws_apart, refuse_closed
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
+from fxdp.progress import line, say
 from fxdp.rules import Table
 
 aten = torch.ops.aten
@@ -143,7 +144,7 @@ def compile_marked(
         partition_fn=partition,
         decompositions=DECOMPOSITIONS,
     )
-    with symbolic_kernels():
+    with line(), symbolic_kernels():
         return compiler(gm, example_inputs)
 
 
@@ -159,6 +160,7 @@ def finish(
     eager = make_boxed_func(safe_views(copied(graph)))
     if backend == "eager":
         return eager
+    say(f"generating code for the {'backward' if is_backward else 'forward'} half")
     noise = noise_input(graph, record) if is_backward else None
     # The random numbers of a compiled step are those of an eager one: seeds reproduce runs,
     # and the two can be compared.

@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxdp.forms.batch import Strategy
 from fxdp.placement import Placement
+from fxdp.progress import say
 from fxdp.rules import Table
 from fxdp.trials import Trial
 
@@ -233,6 +234,7 @@ def run(gm: GraphModule, passes: tuple[Pass, ...], **options: Any) -> GraphModul
         AssertionError: a fact does not hold where a pass needs or promises it.
     """
     for step in passes:
+        say(f"{step.name} ({len(gm.graph.nodes)} ops)")
         _check(gm, step.needs, f"{step.name} needs")
         named = inspect.signature(step.run).parameters
         gm = step.run(gm, **{k: v for k, v in options.items() if k in named})

@@ -29,6 +29,7 @@ from fxdp.ops import RULES
 from fxdp.options import Scales, check_scales
 from fxdp.pipeline import PROOF, Proven, compiled_step, stop
 from fxdp.placement import Shard
+from fxdp.progress import line, say
 from fxdp.report import Report, report
 
 
@@ -199,15 +200,18 @@ class PrivateModule(nn.Module):
         cannot follow a model through those, each size gets a graph of its own from then on.
         """
         compiled_before = self._record.compilations > 0
-        try:
+        with line():
+            if not compiled_before:
+                say("capturing the model")
+            try:
+                with capture_settings(self._dynamic), capture_errors(self._model):
+                    return call()
+            except ProofError as error:
+                if isinstance(error, Proven) or not (self._dynamic and compiled_before):
+                    raise
+            self._dynamic = False
             with capture_settings(self._dynamic), capture_errors(self._model):
                 return call()
-        except ProofError as error:
-            if isinstance(error, Proven) or not (self._dynamic and compiled_before):
-                raise
-        self._dynamic = False
-        with capture_settings(self._dynamic), capture_errors(self._model):
-            return call()
 
     @contextlib.contextmanager
     def _silent(self) -> Any:
