@@ -16,6 +16,7 @@ LAYERS = (
         "operators",
         "grams",
         "opaque",
+        "progress",
         "recurrent",
         "unfolding",
         "weighing",

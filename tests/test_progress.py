@@ -49,9 +49,14 @@ def test_nothing_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_failure_takes_the_line_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with pytest.raises(ZeroDivisionError), progress.line():
+
+    def fail() -> None:
         progress.say("dividing")
-        _ = 1 / 0
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), progress.line():
+        fail()
+    assert "dividing" in terminal.getvalue()
     assert terminal.getvalue().endswith(progress.ERASE)
     before = terminal.getvalue()
     progress.say("outside")
