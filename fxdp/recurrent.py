@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+aten = torch.ops.aten
+
 
 def earlier(first: Tensor, states: Tensor) -> Tensor:
     """[T, N, H], the state before each step."""
@@ -19,8 +21,9 @@ def earlier(first: Tensor, states: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("fxdp::lstm", mutates_args=())
-def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """States [T, N, H], the last cell [N, H], and gates i, f, g, o and cells [T, 5, N, H].
+def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States [T, N, H], the last cell [N, H], gates i, f, g, o [T, N, 4H], and the cells with
+    their tanh [T, 2, N, H].
 
     Args:
         x: [T, N, 4H], what the gates get of the input, biases included.
@@ -28,51 +31,56 @@ def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Te
         w: [4H, H], from state to gates.
     """
     steps, n, size = len(x), *h.shape
-    states, kept = x.new_empty(steps, n, size), x.new_empty(steps, 5, n, size)
+    states, gates = x.new_empty(steps, n, size), x.new_empty(steps, n, 4 * size)
+    cells, turned = x.new_empty(steps, 2, n, size), w.t().contiguous()
     for t in range(steps):
-        opened = torch.addmm(x[t], h, w.t()).view(n, 4, size).transpose(0, 1)
-        torch.sigmoid(opened, out=kept[t, :4])
-        torch.tanh(opened[2], out=kept[t, 2])
-        i, f, g, o, cell = kept[t]
+        torch.addmm(x[t], h, turned, out=gates[t])
+        i, f, g, o = gates[t].chunk(4, 1)
+        torch.sigmoid_(gates[t, :, : 2 * size])
+        torch.tanh_(g)
+        torch.sigmoid_(o)
+        cell, squashed = cells[t]
         torch.mul(f, c, out=cell).addcmul_(i, g)
-        h, c = torch.mul(o, cell.tanh(), out=states[t]), cell
-    return states, c.clone(), kept
+        torch.tanh(cell, out=squashed)
+        h, c = torch.mul(o, squashed, out=states[t]), cell
+    return states, c.clone(), gates, cells
 
 
 @lstm.register_fake
-def _(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     steps, n, size = x.shape[0], h.shape[0], h.shape[1]
-    return (
-        x.new_empty(steps, n, size), x.new_empty(n, size), x.new_empty(steps, 5, n, size),
-    )  # fmt: skip
+    sizes = (steps, n, size), (n, size), (steps, n, 4 * size), (steps, 2, n, size)
+    states, last, gates, cells = map(x.new_empty, sizes)
+    return states, last, gates, cells
 
 
 @torch.library.custom_op("fxdp::lstm_backward", mutates_args=())
 def lstm_backward(
-    g_states: Tensor, g_last: Tensor, kept: Tensor, c: Tensor, w: Tensor
+    g_states: Tensor, g_last: Tensor, gates: Tensor, cells: Tensor, c: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of what the gates get, of the first state, and of the first cell."""
-    (steps, n, size), (i, f, g, o, cells) = g_states.shape, kept.unbind(1)
-    squashed = cells.tanh()
-    of_cell = torch.stack([g * i * (1 - i), earlier(c, cells) * f * (1 - f), i * (1 - g * g)], 1)
-    of_state, through = squashed * o * (1 - o), o * (1 - squashed * squashed)
-    opened = g_states.new_empty(steps, n, 4, size)
-    g_h, g_c = torch.zeros_like(g_last), g_last.clone()
+    steps, n, size = g_states.shape
+    opened, g_h, g_c = g_states.new_empty(steps, n, 4 * size), torch.zeros_like(g_last), g_last + 0
     for t in reversed(range(steps)):
+        i, f, g, o = gates[t].chunk(4, 1)
+        to_i, to_f, to_g, to_o = opened[t].chunk(4, 1)
+        squashed, before = cells[t, 1], cells[t - 1, 0] if t else c
         g_h = g_h + g_states[t]
-        g_c.addcmul_(g_h, through[t])
-        torch.mul(g_c, of_cell[t], out=opened[t, :, :3].transpose(0, 1))
-        torch.mul(g_h, of_state[t], out=opened[t, :, 3])
-        g_h, g_c = opened[t].view(n, -1) @ w, g_c.mul_(f[t])
-    return opened.view(steps, n, 4 * size), g_h, g_c
+        g_c.add_(aten.tanh_backward(g_h * o, squashed))
+        aten.sigmoid_backward.grad_input(g_h * squashed, o, grad_input=to_o)
+        aten.sigmoid_backward.grad_input(g_c * g, i, grad_input=to_i)
+        aten.sigmoid_backward.grad_input(g_c * before, f, grad_input=to_f)
+        aten.tanh_backward.grad_input(g_c * i, g, grad_input=to_g)
+        g_h, g_c = opened[t] @ w, g_c.mul_(f)
+    return opened, g_h, g_c
 
 
 @lstm_backward.register_fake
 def _(
-    g_states: Tensor, g_last: Tensor, kept: Tensor, c: Tensor, w: Tensor
+    g_states: Tensor, g_last: Tensor, gates: Tensor, cells: Tensor, c: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    steps, n, size = g_states.shape
-    return g_states.new_empty(steps, n, 4 * size), g_last.new_empty(n, size), c.new_empty(n, size)
+    n, size = g_last.shape
+    return gates.new_empty(gates.shape), g_last.new_empty(n, size), c.new_empty(n, size)
 
 
 @torch.library.custom_op("fxdp::gru", mutates_args=())
@@ -175,9 +183,9 @@ def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.rest = [x for x in inputs if not isinstance(x, Tensor)]
 
 
-def lstm_gradients(ctx: Any, g_states: Tensor, g_last: Tensor, _: Any) -> tuple[Tensor, ...]:
-    _, h, c, w, states, _, kept = ctx.saved_tensors
-    g, g_h, g_c = torch.ops.fxdp.lstm_backward(g_states, g_last, kept, c, w)
+def lstm_gradients(ctx: Any, g_states: Tensor, g_last: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    _, h, c, w, states, _, gates, cells = ctx.saved_tensors
+    g, g_h, g_c = torch.ops.fxdp.lstm_backward(g_states, g_last, gates, cells, c, w)
     return g, g_h, g_c, of_weight(g, earlier(h, states))
 
 

@@ -29,7 +29,7 @@ def lstm_layer(x: Tensor, first: Sequence[Tensor], params: Sequence[Tensor]) -> 
     w, own, *biases = params
     gates = projected(x, w, biases)
     h, c, own = (t.to(gates.dtype) for t in (*first, own))
-    states, cell, _ = torch.ops.fxdp.lstm(gates, h, c, own)
+    states, cell, *_ = torch.ops.fxdp.lstm(gates, h, c, own)
     return states, (states[-1], cell)
 
 

@@ -50,7 +50,7 @@ def lstm(call: Call, x: Value, h: Value, c: Value, w: Value) -> tuple[Placement,
     refuse_samples(w)
     alike(x.shape[1:2], h.shape[:1], c.shape[:1])
     where = rows((x, 1), (h, 0), (c, 0))
-    return at(1, where), where, at(2, where)
+    return at(1, where), where, at(1, where), at(2, where)
 
 
 def gru(call: Call, x: Value, h: Value, w: Value, b: Value) -> tuple[Placement, ...]:
@@ -78,14 +78,14 @@ def total_of(*gradients: Value) -> Partial | None:
 
 
 def lstm_back(
-    call: Call, g: Value, last: Value, kept: Value, c: Value, w: Value
+    call: Call, g: Value, last: Value, gates: Value, cells: Value, c: Value, w: Value
 ) -> tuple[Placement, ...]:
     refuse_samples(w)
-    alike(g.shape[1:2], last.shape[:1], kept.shape[2:3], c.shape[:1])
+    alike(g.shape[1:2], last.shape[:1], gates.shape[1:2], cells.shape[2:3], c.shape[:1])
     if total := total_of(g, last):
-        refuse_samples(kept, c)
+        refuse_samples(gates, cells, c)
         return total, total, total
-    where = rows((g, 1), (last, 0), (kept, 2), (c, 0))
+    where = rows((g, 1), (last, 0), (gates, 1), (cells, 2), (c, 0))
     return at(1, where), where, where
 
 
@@ -142,7 +142,7 @@ def on_each(op: Callable[..., Any], axes: tuple[int, ...], ends: tuple[int, ...]
 
 
 EACH: dict[OpOverload, Callable[..., Any]] = {
-    own.lstm_backward.default: on_each(own.lstm_backward, (1, 0, 2, 0), (1, 0, 0)),
+    own.lstm_backward.default: on_each(own.lstm_backward, (1, 0, 1, 2, 0), (1, 0, 0)),
     own.gru_backward.default: on_each(own.gru_backward, (1, 1, 2, 0), (1, 1, 0)),
     own.rnn_backward.default: on_each(own.rnn_backward, (1, 1), (1, 0)),
 }
