@@ -1,5 +1,7 @@
 """Rules of recurrent layers."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,37 +12,39 @@ from fxdp.ops import recurrent
 from tests.ops.placements import Case, T, case, each, hold
 
 own = torch.ops.fxdp
-FEW = "replicate zero shard partial"
-SHARED = "replicate shard"
 
-# T = 2 steps of 2 rows, 3 wide.
+
+def of(only: str) -> Callable[..., T]:
+    return lambda *shape: T(*shape, only=only)
+
+
+shard, some, shared = of("shard"), of("replicate shard"), of("replicate")
+total, zero = of("partial"), of("partial zero")
+
+# T = 2 steps of 2 rows, 3 wide; of samples, and of what samples share.
 CASES = [
+    case(own.lstm.default, some(2, 2, 12), some(2, 3), shard(2, 3), shared(12, 3)),
     case(
-        own.lstm.default,
-        T(2, 2, 12, only=FEW), T(2, 3, only=FEW), T(2, 3), T(12, 3, only=SHARED),
+        own.lstm_backward.default,
+        some(2, 2, 3), shard(2, 3), shard(2, 2, 12), shard(2, 2, 2, 3), shard(2, 3), shared(12, 3),
     ),
     case(
         own.lstm_backward.default,
-        T(2, 2, 3, only=FEW), T(2, 3, only=FEW), T(2, 2, 12, only=SHARED),
-        T(2, 2, 2, 3, only=SHARED), T(2, 3, only=SHARED), T(12, 3, only="replicate"),
+        total(2, 2, 3), zero(2, 3), some(2, 2, 12), shared(2, 2, 2, 3), shared(2, 3), shared(12, 3),
+        samples=False,
     ),
+    case(own.gru.default, some(2, 2, 9), shard(2, 3), some(9, 3), shared(9)),
     case(
-        own.gru.default, T(2, 2, 9, only=FEW), T(2, 3, only=FEW), T(9, 3, only=SHARED),
-        T(9, only=SHARED),
+        own.gru_backward.default,
+        some(2, 2, 3), some(2, 2, 3), shard(2, 4, 2, 3), shard(2, 3), shared(9, 3),
     ),
     case(
         own.gru_backward.default,
-        T(2, 2, 3, only=FEW), T(2, 2, 3, only=SHARED), T(2, 4, 2, 3, only=SHARED),
-        T(2, 3, only=SHARED), T(9, 3, only="replicate"),
+        total(2, 2, 3), some(2, 2, 3), shared(2, 4, 2, 3), shared(2, 3), shared(9, 3),
+        samples=False,
     ),
-    case(
-        own.rnn.default, T(2, 2, 3, only=FEW), T(2, 3, only=FEW), T(3, 3, only=SHARED),
-        each(True, False),
-    ),
-    case(
-        own.rnn_backward.default,
-        T(2, 2, 3, only=FEW), T(2, 2, 3, only=SHARED), T(3, 3, only=SHARED), each(True, False),
-    ),
+    case(own.rnn.default, T(2, 2, 3), some(2, 3), some(3, 3), each(True, False)),
+    case(own.rnn_backward.default, T(2, 2, 3), some(2, 2, 3), some(3, 3), each(True, False)),
 ]  # fmt: skip
 
 
@@ -71,9 +75,7 @@ class Reader(nn.Module):
 
 LAYERS: dict[str, tuple[type[nn.RNNBase], dict[str, bool | str]]] = {
     "lstm": (nn.LSTM, {"batch_first": True}),
-    "lstm without biases": (nn.LSTM, {"bias": False, "batch_first": True}),
     "gru": (nn.GRU, {"batch_first": True}),
-    "gru without biases": (nn.GRU, {"bias": False, "batch_first": True}),
     "rnn": (nn.RNN, {"batch_first": True}),
     "rnn with relu": (nn.RNN, {"nonlinearity": "relu", "batch_first": True}),
 }
