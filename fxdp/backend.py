@@ -26,12 +26,14 @@ from torch.fx import GraphModule, Node
 
 from fxdp import facts
 from fxdp.check import Checked
-from fxdp.graph_pass import Pass, Study, copied, outputs, run
+from fxdp.graph_pass import Pass, Study, copied, hinted, outputs, run, study
 from fxdp.guards import draws_apart, refuse_closed
+from fxdp.liveness import Peak, peak
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.progress import line, say
 from fxdp.rules import Table
+from fxdp.shapes import expr
 
 aten = torch.ops.aten
 EXTRA = "fxdp_extra"
@@ -118,6 +120,7 @@ def compile_marked(
             )
         if facts.draws(back) != facts.draws(joint):
             raise AssertionError("noise was lost or merged when the graph was split")
+        study(joint).peak = predicted(joint, forward, back, num_fwd_outputs)
         hide_extras(back)
         return forward, back
 
@@ -169,6 +172,17 @@ def finish(
     if not settings.check:
         return compiled  # type: ignore[return-value]
     return Checked(compiled, eager, noise, record.fallbacks)  # type: ignore[arg-type]
+
+
+def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:
+    """How much memory a step takes, at the batch size at hand."""
+
+    def size(number: Any) -> int:
+        return int(hinted(joint, expr(number)))
+
+    n = study(joint).size
+    assert n is not None
+    return peak(forward, back, outputs, size(n.meta["val"]), size)
 
 
 def safe_views(graph: GraphModule) -> GraphModule:

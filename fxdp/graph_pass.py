@@ -16,6 +16,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from fxdp.forms.batch import Strategy
+from fxdp.liveness import Peak
 from fxdp.placement import Placement
 from fxdp.progress import say
 from fxdp.rules import Table
@@ -144,6 +145,7 @@ class Study:
         joint: the graph that the proof places, also where it fails (from `prove`).
         seen: what the certificate says of the placed graph (from `prove`).
         notes: what the user's lines allow, for the certificate.
+        peak: how much memory a step takes, once the graph was split.
     """
 
     table: Table
@@ -164,6 +166,7 @@ class Study:
     seen: "Seen | None" = None
     history: dict[str, str] = field(default_factory=lambda: {})
     notes: list[str] = field(default_factory=lambda: [])
+    peak: Peak | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,15 @@ class Pass:
 def study(gm: GraphModule) -> Study:
     """What is known of a graph."""
     return gm.meta["study"]
+
+
+def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
+    """A cost in numbers, for the sizes that the model was captured with."""
+    size = study(gm).size
+    assert size is not None
+    env = size.meta["val"].node.shape_env
+    hint = getattr(env, "optimization_hint", None) or env.size_hint  # torch 2.11 has the second
+    return float(hint(cost))
 
 
 def arguments(node: Node) -> tuple[Any, ...]:

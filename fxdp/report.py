@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import sympy
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from fxdp.graph_pass import Choice, Study
+from fxdp.liveness import Peak
 from fxdp.shapes import shape_of, show
 from fxdp.sums import value
 
@@ -24,6 +25,7 @@ class Row:
         sums: how many sums over samples its gradient is made of.
         kind: what those are together.
         strategy: how the per-sample norms are found.
+        keep: whether per-sample gradients stay until the clipped sum is made of them.
         costs: predicted cost of each possible strategy, in flops, as text in N.
         seconds: measured time of each that was tried, for norms and clipped sum together, the
             better of keeping the per-sample gradients in between and not.
@@ -34,27 +36,33 @@ class Row:
     sums: int
     kind: str
     strategy: str
+    keep: bool
     costs: dict[str, str]
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Report:
-    """The rows of a compiled step; `print` or `rich.print` shows them as a table."""
+    """The rows of a compiled step; `print` or `rich.print` shows them as a table.
+
+    Attributes:
+        rows: one for each parameter.
+        peak: how much memory a step is expected to take.
+    """
 
     rows: tuple[Row, ...]
+    peak: Peak | None = None
 
     def __rich__(self) -> RenderableType:
         table = Table(
-            "parameter", "shape", "sums", "kind", "strategy", "predicted flops", "measured"
+            "parameter", "shape", "sums", "kind", "strategy", "kept", "predicted flops", "measured"
         )
         for row in self.rows:
             costs = ", ".join(f"{name} {row.costs[name]}" for name in SHOWN if name in row.costs)
             times = ", ".join(f"{name} {1e3 * t:.3g} ms" for name, t in row.seconds.items())
-            table.add_row(
-                row.parameter, row.shape, str(row.sums), row.kind, row.strategy, costs, times
-            )
-        return table
+            first = (row.parameter, row.shape, str(row.sums), row.kind, row.strategy)
+            table.add_row(*first, "yes" if row.keep else "no", costs, times)
+        return Group(table, str(self.peak)) if self.peak else table
 
     def __str__(self) -> str:
         return as_text(self)
@@ -70,7 +78,7 @@ def as_text(shown: RenderableType) -> str:
 
 def report(study: Study) -> Report:
     """The report of a compiled graph."""
-    return Report(tuple(row(study, choice) for choice in study.choices))
+    return Report(tuple(row(study, choice) for choice in study.choices), study.peak)
 
 
 def row(study: Study, choice: Choice) -> Row:
@@ -83,5 +91,5 @@ def row(study: Study, choice: Choice) -> Row:
         seconds[t.strategy] = min(t.seconds, seconds.get(t.strategy, t.seconds))
     return Row(
         choice.gradient.parameter, shape, len(choice.gradient.sums), choice.kind,
-        choice.strategy, costs, seconds,
+        choice.strategy, choice.keep and choice.strategy != "ghost", costs, seconds,
     )  # fmt: skip

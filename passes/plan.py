@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.forms import Outer, Scatter
 from fxdp.forms.batch import Strategy
-from fxdp.graph_pass import Choice, Gradient, study
+from fxdp.graph_pass import Choice, Gradient, hinted, study
 from fxdp.shapes import expr
 from fxdp.sums import fake_form, is_partial, sum_at, value
 from fxdp.trials import Trial, trials
@@ -209,12 +209,3 @@ def layout(gradient: Gradient, source: Node) -> tuple[Any, ...] | None:
             return None
     end = at.get(gradient.node)
     return None if end is None else (tuple(end.shape), end.stride())
-
-
-def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
-    """A cost in numbers, for the sizes that the model was captured with."""
-    size = study(gm).size
-    assert size is not None
-    env = value(size).node.shape_env
-    hint = getattr(env, "optimization_hint", None) or env.size_hint  # torch 2.11 has the second
-    return float(hint(cost))

@@ -15,6 +15,7 @@ LAYERS = (
         "codes",
         "operators",
         "grams",
+        "liveness",
         "opaque",
         "progress",
         "recurrent",
