@@ -48,7 +48,7 @@ def told(value: float | None, how: str) -> str:
 
 
 def markdown(run: Run) -> str:
-    """Times as multiples of the plain eager step, and the peaks of memory where measured."""
+    """Times as multiples of the plain eager step; memory and compilation where measured."""
     machine = run.machine
     lines = [
         f"`{machine.command}` on {machine.hardware}, {machine.threads} thread"
@@ -59,6 +59,13 @@ def markdown(run: Run) -> str:
     ]
     if any(e.alone for h in run.heats for e in h.entries):
         lines += ["", "Peak memory of a step, MiB:", "", *grid(run, "plain", mebibytes)]
+        how = "with empty caches and with those that an earlier process left"
+        lines += [
+            "",
+            f"First step in a new process, s, {how}:",
+            "",
+            *grid(run, "plain", first_step),
+        ]
     return "\n".join(lines)
 
 
@@ -81,6 +88,13 @@ def multiple(heat: Heat, entry: Entry) -> str:
     if entry.contender == PLAIN or ratio is None:
         return f"{1e3 * entry.times.best:.1f}"
     return f"{ratio:.2f}"
+
+
+def first_step(heat: Heat, entry: Entry) -> str:
+    if entry.alone is None:
+        return entry.verdict.status
+    cold, warm = entry.alone.cold_seconds, entry.alone.warm_seconds
+    return f"{cold:.1f}" + told(warm, " / {:.1f}")
 
 
 def mebibytes(heat: Heat, entry: Entry) -> str:

@@ -237,7 +237,7 @@ def test_noise() -> None:
 
 def test_a_run_survives_json() -> None:
     entries = (
-        Entry("plain", Verdict("right", 1e-6), Times((1.0, 2.0), (3.0, 4.0)), Alone(4.0, 0.1)),
+        Entry("plain", Verdict("right", 1e-6), Times((1.0, 2.0), (3.0, 4.0)), Alone(4.0, 0.3, 0.2)),
         Entry("fxdp", Verdict("right", 1e-7), Times((3.0,), (3.0,), "wall"), None, ("a note",)),
         Entry("opacus-ew", Verdict("refuses", None, "NotImplementedError: no")),
     )
@@ -248,3 +248,4 @@ def test_a_run_survives_json() -> None:
     assert "| workload | plain, ms | fxdp | opacus-ew |" in table
     assert "| gpt (N=4, T=16) | 1000.0 | 3.00 | refuses |" in table
     assert "| gpt (N=4, T=16) | 4.0 | right | refuses |" in table
+    assert "| gpt (N=4, T=16) | 0.3 / 0.2 | right | refuses |" in table
