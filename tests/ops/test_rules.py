@@ -11,6 +11,7 @@ from tests.ops import (
     test_norm,
     test_pointwise,
     test_pool,
+    test_recurrent,
     test_reduce,
     test_views,
 )
@@ -50,7 +51,7 @@ UNTRIED = {
 def tried() -> set[object]:
     modules = (
         test_contraction, test_factory, test_index, test_linalg, test_norm, test_pointwise,
-        test_reduce, test_views,
+        test_recurrent, test_reduce, test_views,
     )  # fmt: skip
     cases = [c.op for m in modules for c in m.CASES] + [c.op for c in test_pool.cases()]
     cases += [c.op for c in test_factory.BLIND] + list(test_pointwise.LISTED)
