@@ -55,13 +55,14 @@ class Report:
 
     def __rich__(self) -> RenderableType:
         table = Table(
-            "parameter", "shape", "sums", "kind", "strategy", "kept", "predicted flops", "measured"
+            "parameter", "shape", "sums", "kind", "strategy", "predicted flops", "measured"
         )
         for row in self.rows:
             costs = ", ".join(f"{name} {row.costs[name]}" for name in SHOWN if name in row.costs)
             times = ", ".join(f"{name} {1e3 * t:.3g} ms" for name, t in row.seconds.items())
-            first = (row.parameter, row.shape, str(row.sums), row.kind, row.strategy)
-            table.add_row(*first, "yes" if row.keep else "no", costs, times)
+            how = f"{row.strategy}, kept" if row.keep else row.strategy
+            first = (row.parameter, row.shape, str(row.sums), row.kind)
+            table.add_row(*first, how, costs, times)
         return Group(table, str(self.peak)) if self.peak else table
 
     def __str__(self) -> str:
