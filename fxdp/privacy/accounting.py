@@ -1,139 +1,212 @@
-"""What a training run costs in privacy, and the noise that a budget asks for.
+"""What releases cost in privacy: thin functions over dp-accounting.
 
-Thin functions over dp-accounting. The mechanism they account for is the compiled step under
-Poisson sampling: every step draws each sample independently with probability q
-(`PoissonBatchSampler`), clips its gradient to norm C, sums, and adds Gaussian noise of
-standard deviation sigma * C. C cancels out of the account, because sigma is a multiple of it.
+The mechanism is a Gaussian sum over a batch: samples are drawn (`sampling`), each adds a
+vector of norm at most C, noise of standard deviation sigma * C is added. C cancels out of the
+account, because sigma is a multiple of it. Releases add up whatever their order, so a tally
+of mechanisms is all that is needed.
+
+Two data sets are neighbours, for which the promise holds, if
+
+| neighbours            | one is the other ...           | so a sum over all samples moves by |
+|-----------------------|--------------------------------|------------------------------------|
+| "add-or-remove-one"   | with one sample more or less   | C                                  |
+| "replace-one"         | with one sample replaced       | 2 C                                |
 """
 
+import copy
 import logging
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 import dp_accounting
 from dp_accounting import pld, rdp
-from dp_accounting.mechanism_calibration import NoBracketIntervalFoundError
+
+from fxdp.privacy.arguments import require_delta, require_one_of, require_whole
+from fxdp.privacy.release import Mechanism
+from fxdp.privacy.sampling import (
+    FixedSize,
+    Poisson,
+    Sampling,
+    TruncatedPoisson,
+    samples_known_to,
+)
 
 Accountant = Literal["pld", "rdp"]
+Neighbours = Literal["add-or-remove-one", "replace-one"]
+Tally = Mapping[Mechanism, int]  # how often each mechanism was used
+Composed = pld.PLDAccountant | rdp.RdpAccountant
 
 
 def epsilon(
     noise_multiplier: float,
-    sample_rate: float,
+    sample_rate: float | Sampling | None,
     steps: int,
     delta: float,
-    accountant: Accountant = "rdp",
+    accountant: Accountant = "pld",
+    neighbours: Neighbours = "add-or-remove-one",
+    num_samples: int | None = None,
 ) -> float:
-    """Returns the epsilon that `steps` steps of DP-SGD have spent, at this delta.
+    """Returns the epsilon that `steps` steps of DP-SGD spend, at this delta.
 
     Guarantees:
-        The released sequence of gradients is (epsilon, delta)-differentially private for
-        neighbouring data sets of which one is the other with a sample added or removed, if
-        every step's batch is a fresh Poisson sample at `sample_rate` and the noise is fresh.
-        Both accountants return an upper bound. A pair of data sets that differ in the *value*
-        of one sample is two such steps apart and not what this number is about.
+        The released sequence of sums is (epsilon, delta)-differentially private for these
+        neighbours, if every step's batch is drawn afresh in the way that `sample_rate` says,
+        nobody learns the batches, and the noise is fresh. Both accountants return an upper
+        bound.
 
-    | edge case                  | epsilon                                          |
-    |----------------------------|--------------------------------------------------|
-    | steps = 0                  | 0, whatever the noise                            |
-    | noise_multiplier = 0       | inf, once steps > 0                              |
-    | sample_rate = 1            | the Gaussian mechanism on the full batch: the    |
-    |                            | sampling hides nothing                           |
-    | any argument out of range  | ValueError; also NaN and infinite noise          |
+    | edge case                    | epsilon                                            |
+    |------------------------------|----------------------------------------------------|
+    | steps = 0                    | 0, whatever the noise                              |
+    | noise_multiplier = 0         | inf, once steps > 0                                |
+    | sample_rate = 1 or None      | the Gaussian mechanism: sampling hides nothing     |
+    | FixedSize                    | only for "replace-one" by "rdp", else ValueError   |
+    | TruncatedPoisson             | only by "pld", else ValueError                     |
+    | Poisson for "replace-one"    | only by "pld", else ValueError                     |
+    | any argument out of range    | ValueError; also NaN and infinite noise            |
+    | delta >= 1 / num_samples     | as ever, with a DeltaWarning                       |
 
     Args:
-        noise_multiplier: sigma, the noise's standard deviation in units of C; finite, >= 0.
-        sample_rate: q, the probability of each sample to be in a batch; in (0, 1].
-        steps: how many noisy gradients were released, those of empty batches included; >= 0.
+        noise_multiplier: sigma, the noise's standard deviation in units of C, the bound on one
+            sample's contribution, for either kind of neighbours; in [0, inf).
+        sample_rate: q of Poisson sampling, in (0, 1], or another way to draw a batch, or None
+            for none that hides anything.
+        steps: how many noisy sums are released, those of empty batches included; >= 0.
         delta: in (0, 1); customarily below one over the number of samples.
-        accountant: "rdp" composes Renyi divergences (Mironov, Talwar, Zhang 2019,
-            arXiv 1908.10530) and takes milliseconds. "pld" composes privacy loss
-            distributions (Doroshenko et al. 2022, arXiv 2207.04380): tighter, takes tenths of
-            a second, and minutes where epsilon is in the hundreds.
+        accountant: "pld" composes privacy loss distributions (Doroshenko et al. 2022, arXiv
+            2207.04380): tight; tenths of a second, and minutes where epsilon is in the
+            hundreds. "rdp" composes Renyi divergences (Mironov, Talwar, Zhang 2019, arXiv
+            1908.10530; for FixedSize Wang, Balle, Kasiviswanathan 2019, arXiv 1808.00087):
+            some 10 % larger, and takes milliseconds.
+        neighbours: which data sets are not to be told apart.
+        num_samples: size of the data set, for the warning about delta alone; where the way to
+            draw knows it, None will do.
 
     Returns:
         epsilon, in nats.
 
     Raises:
-        ValueError: an argument is out of its range; the message names it.
+        ValueError: an argument is out of its range, or this accountant has no bound for this
+            way to draw; the message names it.
     """
-    _require(0 <= noise_multiplier < math.inf, "noise_multiplier", noise_multiplier, "in [0, inf)")
-    _check_run(sample_rate, steps, delta, accountant)
-    if steps == 0:
-        return 0.0
-    spent = _fresh(accountant)
-    with _no_report_of_skipped_orders():
-        spent.compose(_run(noise_multiplier, sample_rate, steps))
-    return float(spent.get_epsilon(delta))
+    mechanism = Mechanism(noise_multiplier, as_sampling(sample_rate))
+    require_whole("steps", steps, 0)
+    require_delta(delta, num_samples or samples_known_to(mechanism.sampling))
+    check_supported(mechanism.sampling, accountant, neighbours)
+    return epsilon_of(compose({mechanism: steps}, accountant, neighbours), delta)
 
 
-def noise_multiplier_for(
-    epsilon: float,
-    delta: float,
-    sample_rate: float,
-    steps: int,
-    accountant: Accountant = "rdp",
-) -> float:
-    """Returns the smallest noise multiplier that keeps `steps` steps within (epsilon, delta).
-
-    Guarantees:
-        The function `epsilon` above, given the result and the same other arguments, returns at
-        most the budget: for add-or-remove-one neighbours and under the same conditions. The
-        result is within 1e-6 of the smallest such number.
-
-    | edge case                  | noise multiplier                                 |
-    |----------------------------|--------------------------------------------------|
-    | steps = 0                  | 0: nothing is released                           |
-    | epsilon = inf              | 0: nothing is promised                           |
-    | sample_rate = 1            | that of the Gaussian mechanism on the full batch |
-    | none below 2**30 is enough | ValueError                                       |
-    | any argument out of range  | ValueError; also NaN                             |
-
-    Args:
-        epsilon: the budget, in nats; in (0, inf].
-        delta: in (0, 1).
-        sample_rate: in (0, 1].
-        steps: how many noisy gradients will be released; >= 0.
-        accountant: as for `epsilon`. The search asks it some twenty times.
+def as_sampling(sample_rate: float | Sampling | None) -> Sampling | None:
+    """A bare number is the rate of Poisson sampling.
 
     Raises:
-        ValueError: an argument is out of its range, or epsilon is out of reach; the message
-            names the argument.
+        ValueError: the number is not in (0, 1].
     """
-    _require(epsilon > 0, "epsilon", epsilon, "in (0, inf]")
-    _check_run(sample_rate, steps, delta, accountant)
-    if steps == 0 or epsilon == math.inf:
-        return 0.0
-    try:
-        with _no_report_of_skipped_orders():
-            found = dp_accounting.calibrate_dp_mechanism(
-                lambda: _fresh(accountant),
-                lambda sigma: _run(float(sigma), sample_rate, steps),
-                target_epsilon=epsilon,
-                target_delta=delta,
+    match sample_rate:
+        case None | Poisson() | TruncatedPoisson() | FixedSize():
+            return sample_rate
+        case float() | int() if 0 < sample_rate <= 1:
+            return Poisson(sample_rate)
+        case _:
+            raise ValueError(
+                f"sample_rate must be in (0, 1], a way to draw, or None, got {sample_rate!r}"
             )
-    except NoBracketIntervalFoundError as error:
-        raise ValueError(
-            f"epsilon is too small for {steps} steps: no noise multiplier below 2**30 keeps "
-            f"them within {epsilon!r}"
-        ) from error
-    return float(found)
 
 
-def _run(sigma: float, sample_rate: float, steps: int) -> dp_accounting.DpEvent:
-    step = dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(sigma))
-    return dp_accounting.SelfComposedDpEvent(step, steps)
+def check_supported(
+    sampling: Sampling | None, accountant: Accountant, neighbours: Neighbours
+) -> None:
+    """Raises ValueError, with what would be right, unless there is a bound for all three."""
+    require_one_of(Accountant, "accountant", accountant)
+    require_one_of(Neighbours, "neighbours", neighbours)
+    match sampling, accountant, neighbours:
+        case FixedSize(), "pld", _:
+            what, instead = "FixedSize by 'pld'", "accountant='rdp', neighbours='replace-one'"
+        case FixedSize(), _, "add-or-remove-one":
+            what, instead = "FixedSize for 'add-or-remove-one'", "neighbours='replace-one'"
+        case TruncatedPoisson(), "rdp", _:
+            what, instead = "TruncatedPoisson by 'rdp'", "accountant='pld'"
+        case Poisson(), "rdp", "replace-one":
+            what, instead = "Poisson for 'replace-one' by 'rdp'", "accountant='pld'"
+        case _:
+            return
+    raise ValueError(f"dp-accounting has no bound for {what}: pass {instead}")
 
 
-def _fresh(accountant: Accountant) -> dp_accounting.PrivacyAccountant:
-    neighbours = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+def compose(tally: Tally, accountant: Accountant, neighbours: Neighbours) -> Composed:
+    """What dp-accounting makes of a tally; the mechanisms must be supported."""
+    return with_more(_fresh(accountant, neighbours), tally)
+
+
+def with_more(account: Composed, more: Tally) -> Composed:
+    """The account with more mechanisms in it; the one that is given stays as it was."""
+    account = copy.deepcopy(account)
+    with _no_report_of_skipped_orders():
+        for mechanism, count in more.items():
+            if count:
+                account.compose(_event(mechanism, account), count)
+    return account
+
+
+def epsilon_of(account: Composed, delta: float) -> float:
+    """Epsilon of an account at delta, in nats; inf where something had no noise."""
+    with _no_report_of_skipped_orders():
+        return float(account.get_epsilon(delta))
+
+
+def epsilon_of_known_batches(tally: Tally, delta: float, neighbours: Neighbours) -> float:
+    """Epsilon against an adversary who knows which samples were drawn into which batch.
+
+    Gaussian mechanisms without sampling compose into one, whose epsilon has a closed form
+    (Balle and Wang 2018, arXiv 1805.06530). A truncated batch that loses a sample may gain
+    another, which moves its sum by 2 C for either kind of neighbours.
+    """
+    precision = 0.0
+    for mechanism, count in tally.items():
+        if count and mechanism.noise_multiplier == 0:
+            return math.inf
+        truncated = isinstance(mechanism.sampling, TruncatedPoisson)
+        distance = 2.0 if truncated or neighbours == "replace-one" else 1.0
+        precision += count * (distance / mechanism.noise_multiplier) ** 2 if count else 0.0
+    if precision == 0:
+        return 0.0
+    return float(dp_accounting.get_epsilon_gaussian(1 / math.sqrt(precision), delta))
+
+
+def _event(mechanism: Mechanism, account: Composed) -> dp_accounting.DpEvent:
+    sigma = mechanism.noise_multiplier
+    if sigma == 0:
+        return dp_accounting.NonPrivateDpEvent()
+    # For REPLACE_ONE the RDP accountant takes noise in units of the distance of two sums, which
+    # is 2 C, and the PLD accountant in units of C, like fxdp.
+    replaced = account.neighboring_relation is dp_accounting.NeighboringRelation.REPLACE_ONE
+    in_its_units = sigma / 2 if replaced and isinstance(account, rdp.RdpAccountant) else sigma
+    noise = dp_accounting.GaussianDpEvent(in_its_units)
+    match mechanism.sampling:
+        case None:
+            return noise
+        case Poisson(rate):
+            return dp_accounting.PoissonSampledDpEvent(rate, noise)
+        case TruncatedPoisson(rate, num_samples, max_batch_size):
+            return dp_accounting.TruncatedSubsampledGaussianDpEvent(
+                num_samples, rate, max_batch_size, sigma
+            )
+        case FixedSize(num_samples, batch_size):
+            return dp_accounting.SampledWithoutReplacementDpEvent(num_samples, batch_size, noise)
+
+
+def _fresh(accountant: Accountant, neighbours: Neighbours) -> Composed:
+    match neighbours:
+        case "add-or-remove-one":
+            relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+        case "replace-one":
+            relation = dp_accounting.NeighboringRelation.REPLACE_ONE
     match accountant:
         case "rdp":
-            return rdp.RdpAccountant(neighboring_relation=neighbours)
+            return rdp.RdpAccountant(neighboring_relation=relation)
         case "pld":
-            return pld.PLDAccountant(neighbours)
+            return pld.PLDAccountant(relation)
 
 
 @contextmanager
@@ -153,16 +226,3 @@ def _no_report_of_skipped_orders() -> Generator[None]:
         yield
     finally:
         log.removeFilter(wanted)
-
-
-def _check_run(sample_rate: float, steps: int, delta: float, accountant: str) -> None:
-    _require(0 < sample_rate <= 1, "sample_rate", sample_rate, "in (0, 1]")
-    _require(steps >= 0 and steps % 1 == 0, "steps", steps, "a whole number >= 0")
-    _require(0 < delta < 1, "delta", delta, "in (0, 1)")
-    known = get_args(Accountant)
-    _require(accountant in known, "accountant", accountant, " or ".join(map(repr, known)))
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")

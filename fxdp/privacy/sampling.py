@@ -1,136 +1,95 @@
-"""Batches drawn as the privacy accountant assumes: every sample joins by its own coin toss.
+"""The ways to draw a batch that the accountant knows, as values.
 
-Poisson sampling makes the size of a batch random, and now and then 0. Such a step still
-releases noise and still counts, so it has to reach the model like any other:
-`PoissonBatchSampler` yields the empty list of indices, and `poisson_collate` turns it into
-tensors with no rows.
+A sampler of `fxdp.data` states its way as one of these, and the accountant amplifies by
+nothing else: so the two cannot disagree. Where batches are not secret, or are not drawn by
+chance, the way is None, and nothing is amplified.
 
-    loader = DataLoader(data, batch_sampler=sampler, collate_fn=poisson_collate(data))
+| value                     | who is in a batch                       | neighbours, accountants   |
+|---------------------------|-----------------------------------------|---------------------------|
+| Poisson(q)                | everyone, by a coin toss of their own   | add or remove: PLD, RDP;  |
+|                           |                                         | replace: PLD              |
+| TruncatedPoisson(q, n, b) | the same, but of more than b a random b | both: PLD                 |
+| FixedSize(n, b)           | a random b of n                         | replace: RDP              |
+| None                      | whoever the adversary knows to be there | both: PLD, RDP            |
 """
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch.utils.data import Dataset, Sampler, default_collate
-
-Collate = Callable[[list[Any]], Any]
+from fxdp.privacy.arguments import require, require_rate, require_whole
 
 
-class PoissonBatchSampler(Sampler[list[int]]):
-    """Yields the indices of one Poisson sample of the data for each step.
-
-    Guarantees:
-        In each step every index is in the batch with probability `sample_rate`, independently
-        of all other indices, of all other steps, and of the data. That is the sampling which
-        `fxdp.privacy.accounting` amplifies by, provided that nobody learns the batches: who
-        knows the generator's seed knows them.
-
-    | edge case       | what comes out                                            |
-    |-----------------|-----------------------------------------------------------|
-    | steps = 0       | nothing                                                   |
-    | sample_rate = 1 | every index in every step, in order                       |
-    | nobody is drawn | the empty list: the step is neither skipped nor redrawn   |
-    | iterated again  | `steps` new batches, to be accounted for once more        |
-
-    Args:
-        num_samples: size of the data set, > 0. Under the add-or-remove-one relation it is not
-            public, so set `sample_rate`, not the expected batch size, if it must stay secret.
-        sample_rate: q in (0, 1].
-        steps: how many batches one iteration yields, >= 0.
-        generator: source of the coin tosses; torch's global one if None.
+@dataclass(frozen=True)
+class Poisson:
+    """Each sample joins each batch with probability `rate`, independently of all others.
 
     Raises:
-        ValueError: an argument is out of its range; the message names it.
+        ValueError: `rate` is not in (0, 1].
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        sample_rate: float,
-        steps: int,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        if num_samples <= 0:
-            raise ValueError(f"num_samples must be > 0, got {num_samples}")
-        if not 0 < sample_rate <= 1:
-            raise ValueError(f"sample_rate must be in (0, 1], got {sample_rate}")
-        if steps < 0:
-            raise ValueError(f"steps must be >= 0, got {steps}")
-        self.num_samples = num_samples
-        self.sample_rate = sample_rate
-        self.steps = steps
-        self.generator = generator
+    rate: float
 
-    @property
-    def expected_batch_size(self) -> float:
-        """The mean size of a batch, in samples: what the clipped sum is divided by."""
-        return self.num_samples * self.sample_rate
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for _ in range(self.steps):
-            # In float32 the tosses are multiples of 2**-24, too coarse for a small rate.
-            toss = torch.rand(self.num_samples, generator=self.generator, dtype=torch.float64)
-            yield torch.nonzero(toss < self.sample_rate).flatten().tolist()
+    def __post_init__(self) -> None:
+        require_rate("rate", self.rate)
 
 
-def poisson_collate(dataset: Dataset[Any], collate: Collate = default_collate) -> Collate:
-    """Returns a collate function for a DataLoader whose batches may be empty.
+@dataclass(frozen=True)
+class TruncatedPoisson:
+    """Poisson sampling, but a batch above `max_batch_size` keeps a random subset of that size.
 
-    A batch with samples goes to `collate`. A batch without gets the structure that `collate`
-    gives to `dataset[0]` alone: tuples, lists and mappings keep their types and keys, each
-    tensor [1, *shape] becomes an empty [0, *shape] of the same dtype and device, and a list of
-    strings becomes an empty list. Of that first sample only shapes and dtypes are kept.
+    Truncation couples the samples: one that is removed may make room for another. So the
+    account needs the size of the data set, which is thereby taken as public, and costs more
+    than `Poisson` the more often batches are truncated (arXiv 2508.15089).
 
-    Args:
-        dataset: map-style and not empty.
-        collate: list of samples to batch, with the samples along axis 0.
-
-    Returns:
-        A function of a list of samples; it can be pickled if `collate` can.
+    Attributes:
+        rate: in (0, 1].
+        num_samples: size of the data set, >= 1; of the larger one of two neighbours.
+        max_batch_size: in 1..num_samples.
 
     Raises:
-        ValueError: a tensor of the collated sample has no axis of size 1 in front, so that an
-            empty batch of it is not defined.
-        TypeError: the collated sample holds something that is not a tensor, a container, or a
-            list of strings.
+        ValueError: an attribute is out of its range.
     """
-    return partial(_collate_or_empty, collate, _without_rows(collate([dataset[0]])))
+
+    rate: float
+    num_samples: int
+    max_batch_size: int
+
+    def __post_init__(self) -> None:
+        require_rate("rate", self.rate)
+        _require_part("max_batch_size", self.max_batch_size, self.num_samples)
 
 
-def _collate_or_empty(collate: Collate, empty: Any, samples: list[Any]) -> Any:
-    # A copy, because training code may write into the batch that it is given.
-    return collate(samples) if samples else copy.deepcopy(empty)
+@dataclass(frozen=True)
+class FixedSize:
+    """Each batch is a random subset of `batch_size` out of `num_samples`, without replacement.
+
+    Attributes:
+        num_samples: size of the data set, >= 1; public, and the same for both neighbours.
+        batch_size: in 1..num_samples.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+    """
+
+    num_samples: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        _require_part("batch_size", self.batch_size, self.num_samples)
 
 
-def _without_rows(batch: Any) -> Any:
-    match batch:
-        case torch.Tensor() if batch.ndim > 0 and batch.shape[0] == 1:
-            return batch.new_empty((0, *batch.shape[1:]))
-        case torch.Tensor():
-            raise ValueError(
-                f"collating one sample gave a tensor of shape {list(batch.shape)}: "
-                "its samples do not lie along axis 0"
-            )
-        case MutableMapping():
-            # A copy keeps the type, which may be one that allows attribute access.
-            emptied = copy.copy(batch)
-            emptied.update({key: _without_rows(value) for key, value in batch.items()})
-            return emptied
-        case Mapping():
-            return {key: _without_rows(value) for key, value in batch.items()}
-        case list() if all(isinstance(item, str | bytes) for item in batch):
-            return []
-        case list():
-            return [_without_rows(item) for item in batch]
-        case tuple() if hasattr(batch, "_fields"):
-            return type(batch)(*map(_without_rows, batch))
-        case tuple():
-            return tuple(map(_without_rows, batch))
-        case _:
-            raise TypeError(f"cannot make an empty batch of a {type(batch).__name__}")
+Sampling = Poisson | TruncatedPoisson | FixedSize
+
+
+def samples_known_to(sampling: Sampling | None) -> int | None:
+    """The size of the data set, where the way to draw rests on it; else None."""
+    match sampling:
+        case TruncatedPoisson() | FixedSize():
+            return sampling.num_samples
+        case Poisson() | None:
+            return None
+
+
+def _require_part(name: str, part: int, num_samples: int) -> None:
+    require_whole("num_samples", num_samples, 1)
+    require_whole(name, part, 1)
+    require(part <= num_samples, name, part, f"at most num_samples = {num_samples}")

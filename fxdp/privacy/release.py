@@ -1,0 +1,151 @@
+"""What leaves the training step: kinds of release, as values, one for each time it happens.
+
+Noise is counted in units of the bound on one sample's contribution: `noise_multiplier` = sigma
+adds noise of standard deviation sigma * C to a sum to which each sample adds a vector of norm
+at most C. Adding or removing a sample moves that sum by at most C, replacing one by at most
+2 C; the accountant makes the difference, so that sigma means the same everywhere.
+"""
+
+import math
+from dataclasses import dataclass
+
+from fxdp.privacy.arguments import require, require_noise
+from fxdp.privacy.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """All that the accountant looks at: Gaussian noise, and how the batch was drawn.
+
+    Attributes:
+        noise_multiplier: standard deviation, in units of one sample's bound; in [0, inf).
+        sampling: None if nothing is to be amplified.
+    """
+
+    noise_multiplier: float
+    sampling: Sampling | None
+
+    def __post_init__(self) -> None:
+        require_noise("noise_multiplier", self.noise_multiplier)
+
+
+@dataclass(frozen=True)
+class GaussianRelease:
+    """A sum of clipped per-sample gradients with Gaussian noise: one step of DP-SGD.
+
+    Guarantees:
+        `mechanism` describes the release if the noise has a standard deviation of at least
+        noise_multiplier * max_grad_norm, is fresh, and no sample adds more than max_grad_norm
+        to the sum, in L2 norm over everything that is released together.
+
+    | edge case                     | what it means                                      |
+    |-------------------------------|----------------------------------------------------|
+    | noise_multiplier = 0          | nothing is private: epsilon is inf from then on    |
+    | max_grad_norm = inf           | not clipped; then noise_multiplier must be 0       |
+    | clipped by parts, bounds C_k  | max_grad_norm is sqrt(sum_k C_k^2)                 |
+
+    Attributes:
+        noise_multiplier: sigma, in units of max_grad_norm; in [0, inf).
+        sampling: how the batch was drawn; None if nothing is to be amplified.
+        max_grad_norm: C, kept for the record: it cancels out of the account; > 0.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+    """
+
+    noise_multiplier: float
+    sampling: Sampling | None
+    max_grad_norm: float
+
+    def __post_init__(self) -> None:
+        _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """What the accountant is told."""
+        return Mechanism(self.noise_multiplier, self.sampling)
+
+
+@dataclass(frozen=True)
+class CountedRelease:
+    """A `GaussianRelease` together with a noisy count of the samples that were not clipped.
+
+    Adaptive clipping (Andrew et al. 2021, arXiv 1905.03871) steers C by that count. Each
+    sample adds 1/2 to it or takes 1/2 away, which makes 1/2 its bound; the pair of sum and
+    count is one Gaussian release of `mechanism.noise_multiplier` (theorem 1 there).
+
+    | edge case                              | the pair                                  |
+    |----------------------------------------|-------------------------------------------|
+    | noise_multiplier = 0 or count_noise = 0 | nothing is private: epsilon is inf       |
+
+    Attributes:
+        noise_multiplier: sigma of the sum of gradients, in units of max_grad_norm; in [0, inf).
+        count_noise: standard deviation of the count's noise, in samples; in [0, inf).
+        sampling: how the batch was drawn, the same one for both; None: nothing is amplified.
+        max_grad_norm: C as it was in this release; > 0.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+    """
+
+    noise_multiplier: float
+    count_noise: float
+    sampling: Sampling | None
+    max_grad_norm: float
+
+    def __post_init__(self) -> None:
+        _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
+        require_noise("count_noise", self.count_noise)
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """What the accountant is told: both releases as one."""
+        return Mechanism(together(self.noise_multiplier, self.count_noise), self.sampling)
+
+
+Release = GaussianRelease | CountedRelease
+
+
+@dataclass(frozen=True)
+class Run:
+    """The same release, `count` times in a row; count >= 1."""
+
+    release: Release
+    count: int
+
+
+def together(noise_multiplier: float, count_noise: float) -> float:
+    """The noise multiplier of a sum and a centred count as one: (z^-2 + (2 s)^-2)^(-1/2).
+
+    0 if either is 0. Both in [0, inf); `count_noise` in samples.
+    """
+    if noise_multiplier == 0 or count_noise == 0:
+        return 0.0
+    return 1 / math.hypot(1 / noise_multiplier, 1 / (2 * count_noise))
+
+
+def noise_beside_count(noise_multiplier: float, count_noise: float) -> float:
+    """The noise multiplier that the sum needs for the pair to have `noise_multiplier`.
+
+    The inverse of `together`: (z^-2 - (2 s)^-2)^(-1/2), rounded up by a few units in the last
+    place, so that the pair has the noise that was asked for or more.
+
+    Raises:
+        ValueError: `noise_multiplier` is not in [0, inf), or `count_noise` is not above half of
+            it: then the count alone costs more than the pair may.
+    """
+    require_noise("noise_multiplier", noise_multiplier)
+    wanted = f"above noise_multiplier / 2 = {noise_multiplier / 2:g}"
+    require(noise_multiplier / 2 < count_noise < math.inf, "count_noise", count_noise, wanted)
+    ratio = noise_multiplier / (2 * count_noise)
+    found = noise_multiplier / math.sqrt((1 - ratio) * (1 + ratio))
+    while together(found, count_noise) < noise_multiplier:
+        found = math.nextafter(found, math.inf)
+    return found
+
+
+def _require_noisy_sum(noise_multiplier: float, max_grad_norm: float) -> None:
+    require_noise("noise_multiplier", noise_multiplier)
+    require(max_grad_norm > 0, "max_grad_norm", max_grad_norm, "> 0")
+    finite = max_grad_norm < math.inf or noise_multiplier == 0
+    require(finite, "max_grad_norm", max_grad_norm, "finite where there is noise in units of it")
