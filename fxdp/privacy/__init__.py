@@ -1,4 +1,36 @@
-"""What differential privacy asks of the training loop around the compiled step.
+"""What private training costs, by dp-accounting.
 
-`sampling` draws the batches as the accountant assumes; `accounting` says what they cost.
+`sampling` and `release` are values: how a batch was drawn, and what left the step.
+`accounting` says what they cost, `planning` answers the questions before a run, `ledger`
+counts during one, and `statement` says afterwards what may be claimed.
 """
+
+from fxdp.privacy.accounting import Accountant, Neighbours, epsilon
+from fxdp.privacy.arguments import DeltaWarning
+from fxdp.privacy.budget import Budget, BudgetExhausted
+from fxdp.privacy.ledger import Ledger
+from fxdp.privacy.planning import calibrate, steps_within
+from fxdp.privacy.release import CountedRelease, GaussianRelease, Release, noise_beside_count
+from fxdp.privacy.sampling import FixedSize, Poisson, Sampling, TruncatedPoisson
+from fxdp.privacy.statement import statement
+
+__all__ = [
+    "Accountant",
+    "Budget",
+    "BudgetExhausted",
+    "CountedRelease",
+    "DeltaWarning",
+    "FixedSize",
+    "GaussianRelease",
+    "Ledger",
+    "Neighbours",
+    "Poisson",
+    "Release",
+    "Sampling",
+    "TruncatedPoisson",
+    "calibrate",
+    "epsilon",
+    "noise_beside_count",
+    "statement",
+    "steps_within",
+]

@@ -1,0 +1,218 @@
+"""The releases so far, what they cost, and whether one more fits the budget.
+
+Equal releases in a row are kept as one run with a count, so a million steps take no more room
+than one. Whether one more fits is asked of the accountant for many more steps than there were
+in a row, and then counted down: a thousand equal steps ask it some ten times.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from fxdp.privacy.accounting import (
+    Accountant,
+    Composed,
+    Neighbours,
+    Tally,
+    check_supported,
+    compose,
+    epsilon_of,
+    with_more,
+)
+from fxdp.privacy.arguments import require, require_delta, require_one_of, require_whole
+from fxdp.privacy.budget import Budget, BudgetExhausted
+from fxdp.privacy.release import Mechanism, Release, Run
+from fxdp.privacy.search import most_steps
+from fxdp.privacy.state import LedgerState
+
+AHEAD = 15  # times as many steps as there were in a row are asked for at once
+
+
+class Ledger:
+    """What has been released, in order.
+
+    Guarantees:
+        `spent(delta)` is an upper bound: the sequence of all releases that were recorded is
+        (spent, delta)-differentially private for `neighbours`, under what `fxdp.privacy.epsilon`
+        assumes of each. If `check` is asked before every release and `record` told of it, with
+        one budget, then `spent(budget.delta)` never exceeds budget.epsilon.
+
+    | edge case                          | what happens                                    |
+    |------------------------------------|-------------------------------------------------|
+    | nothing was recorded               | spent is 0                                      |
+    | a release without noise            | spent is inf; `check` refuses it                |
+    | a budget with epsilon = inf        | `check` refuses nothing                         |
+    | a release that this accountant has no bound for | ValueError, and nothing is recorded |
+    | count = 0                          | nothing is recorded                             |
+    | ledgers added                      | composition: both ran on the same data          |
+    | ... of other neighbours or another accountant | ValueError                           |
+
+    Args:
+        accountant: "pld" or "rdp", as for `fxdp.privacy.epsilon`.
+        neighbours: the relation of everything that the ledger says.
+
+    Raises:
+        ValueError: an argument is none of those.
+    """
+
+    def __init__(
+        self, accountant: Accountant = "pld", neighbours: Neighbours = "add-or-remove-one"
+    ) -> None:
+        require_one_of(Accountant, "accountant", accountant)
+        require_one_of(Neighbours, "neighbours", neighbours)
+        self.accountant: Accountant = accountant
+        self.neighbours: Neighbours = neighbours
+        self._runs = list[Run]()
+        self._tally = Counter[Mechanism]()
+        self._forget()
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All releases in order, equal neighbours merged."""
+        return tuple(self._runs)
+
+    @property
+    def tally(self) -> Tally:
+        """How often each mechanism was used, in whatever order."""
+        return dict(self._tally)
+
+    @property
+    def releases(self) -> int:
+        """How many releases were recorded."""
+        return self._tally.total()
+
+    def record(self, release: Release, count: int = 1) -> None:
+        """Adds a release that happens now, `count` times; in constant time.
+
+        Raises:
+            ValueError: the accountant has no bound for it, or `count` is no whole number >= 0.
+        """
+        require_whole("count", count, 0)
+        mechanism = release.mechanism
+        check_supported(mechanism.sampling, self.accountant, self.neighbours)
+        if count == 0:
+            return
+        if self._runs and self._runs[-1].release == release:
+            self._runs[-1] = Run(release, self._runs[-1].count + int(count))
+        else:
+            self._runs.append(Run(release, int(count)))
+        self._tally[mechanism] += int(count)
+        grant = self._grant
+        same = grant is not None and grant.mechanism == mechanism
+        self._grant = replace(grant, left=grant.left - count) if same and grant else None
+
+    def spent(self, delta: float) -> float:
+        """Epsilon of everything recorded, in nats, at `delta` in (0, 1); inf without noise."""
+        require_delta(delta)
+        if not self._runs:
+            return 0.0
+        at = (delta, self.releases)
+        if at not in self._asked:
+            self._asked = {at: self._after(self._runs[-1].release.mechanism, 0, delta)}
+        return self._asked[at]
+
+    def would_exceed(self, release: Release, budget: Budget) -> bool:
+        """Whether `release`, once more, would spend more than `budget`; nothing is recorded.
+
+        Raises:
+            ValueError: the accountant has no bound for it.
+        """
+        mechanism = release.mechanism
+        check_supported(mechanism.sampling, self.accountant, self.neighbours)
+        if budget.epsilon == math.inf:
+            return False
+        grant = self._grant
+        known = grant is not None and grant.mechanism == mechanism and grant.budget == budget
+        if grant is None or not known or (grant.left < 1 and not grant.final):
+            grant = self._grant = self._searched(mechanism, budget)
+        return grant.left < 1
+
+    def check(self, release: Release, budget: Budget) -> None:
+        """Raises BudgetExhausted if `release` would exceed `budget`. Ask before releasing."""
+        if self.would_exceed(release, budget):
+            wanted = self._after(release.mechanism, 1, budget.delta)
+            raise BudgetExhausted(budget, self.spent(budget.delta), wanted, self.releases)
+
+    def __add__(self, other: "Ledger") -> "Ledger":
+        """The ledger of both, one after the other, on the same data."""
+        same = other.neighbours == self.neighbours
+        require(same, "neighbours of the other ledger", other.neighbours, repr(self.neighbours))
+        same = other.accountant == self.accountant
+        require(same, "accountant of the other ledger", other.accountant, repr(self.accountant))
+        both = Ledger(self.accountant, self.neighbours)
+        both._take(self._runs)
+        both._take(other._runs)
+        return both
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ledger in plain types, for JSON or torch.save and torch.load(weights_only=True)."""
+        return LedgerState(self.accountant, self.neighbours, self.runs).to_plain()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Becomes the ledger that gave `state`, with its accountant and neighbours.
+
+        Raises:
+            ValueError: the state is malformed; what was there before stays.
+        """
+        read = LedgerState.from_plain(state)
+        for run in read.runs:
+            check_supported(run.release.mechanism.sampling, read.accountant, read.neighbours)
+        self.accountant, self.neighbours = read.accountant, read.neighbours
+        self._runs, self._tally = list[Run](), Counter[Mechanism]()
+        self._forget()
+        self._take(read.runs)
+
+    def _take(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            self.record(run.release, run.count)
+
+    def _forget(self) -> None:
+        """Drops what is kept only for speed."""
+        self._grant: _Grant | None = None
+        self._asked = dict[tuple[float, int], float]()  # the last answer of `spent`
+        self._rest = _Rest({}, compose({}, self.accountant, self.neighbours))
+
+    def _searched(self, mechanism: Mechanism, budget: Budget) -> "_Grant":
+        @cache
+        def after(more: int) -> float:
+            return self._after(mechanism, more, budget.delta)
+
+        last = self._runs[-1] if self._runs else None
+        in_a_row = last.count if last and last.release.mechanism == mechanism else 0
+        # Few questions where releases are equal, and one each where every one is new.
+        wanted = max(1, AHEAD * in_a_row)
+        if after(wanted) <= budget.epsilon:
+            return _Grant(mechanism, budget, wanted, final=False)
+        fits = most_steps(after, budget.epsilon, guess=wanted)
+        return _Grant(mechanism, budget, fits, final=True)
+
+    def _after(self, mechanism: Mechanism, more: int, delta: float) -> float:
+        """Epsilon of the ledger with `mechanism` used so many times more."""
+        rest = {used: count for used, count in self._tally.items() if used != mechanism}
+        count = self._tally[mechanism] + more
+        if not self._rest.tally.items() <= rest.items():
+            self._rest = _Rest({}, compose({}, self.accountant, self.neighbours))
+        if new := dict(rest.items() - self._rest.tally.items()):
+            self._rest = _Rest(rest, with_more(self._rest.account, new))
+        return epsilon_of(with_more(self._rest.account, {mechanism: count}), delta)
+
+
+@dataclass(frozen=True)
+class _Grant:
+    """`left` more uses of `mechanism` were found to fit `budget`, and, if `final`, no more."""
+
+    mechanism: Mechanism
+    budget: Budget
+    left: int
+    final: bool
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """A tally with its account: what is in the ledger beside the mechanism in use."""
+
+    tally: Tally
+    account: Composed

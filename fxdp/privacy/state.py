@@ -1,0 +1,129 @@
+"""Ledgers and ways to draw, in plain types: what JSON and torch.load(weights_only=True) allow.
+
+A kind of release or of sampling is written as a mapping of its fields, with its name under
+"kind". Whatever is not exactly that is refused: a ledger that was read wrongly would forget
+what has been spent.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+from fxdp.privacy.accounting import Accountant, Neighbours
+from fxdp.privacy.arguments import require_one_of, require_whole
+from fxdp.privacy.release import CountedRelease, GaussianRelease, Release, Run
+from fxdp.privacy.sampling import FixedSize, Poisson, Sampling, TruncatedPoisson
+
+VERSION = 1
+SAMPLINGS = {
+    "poisson": Poisson,
+    "truncated-poisson": TruncatedPoisson,
+    "fixed-size": FixedSize,
+}
+RELEASES = {"gaussian": GaussianRelease, "counted-gaussian": CountedRelease}
+WHOLE = {"num_samples", "max_batch_size", "batch_size"}
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class LedgerState:
+    """What a ledger is made of."""
+
+    accountant: Accountant
+    neighbours: Neighbours
+    runs: tuple[Run, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """As mappings, lists, strings and numbers."""
+        return {
+            "version": VERSION,
+            "accountant": self.accountant,
+            "neighbours": self.neighbours,
+            "runs": [
+                {"count": run.count, "release": _release_to_plain(run.release)} for run in self.runs
+            ],
+        }
+
+    @staticmethod
+    def from_plain(state: object) -> "LedgerState":
+        """The inverse of `to_plain`.
+
+        Raises:
+            ValueError: the state is of another version or malformed; the message says where.
+        """
+        top = _mapping(state, "ledger", {"version", "accountant", "neighbours", "runs"})
+        if top["version"] != VERSION:
+            raise ValueError(f"ledger state: version {top['version']!r}, and {VERSION} is known")
+        require_one_of(Accountant, "ledger state: accountant", top["accountant"])
+        require_one_of(Neighbours, "ledger state: neighbours", top["neighbours"])
+        if not isinstance(top["runs"], list):
+            raise ValueError(f"ledger state: runs must be a list, got {top['runs']!r}")
+        items: list[Any] = top["runs"]
+        runs = tuple(_run(item, f"ledger state: run {i}") for i, item in enumerate(items))
+        return LedgerState(top["accountant"], top["neighbours"], runs)
+
+
+def sampling_to_plain(sampling: Sampling | None) -> dict[str, Any] | None:
+    """A way to draw as a mapping with its kind; None stays None."""
+    if sampling is None:
+        return None
+    return {"kind": _name_of(SAMPLINGS, sampling)} | asdict(sampling)
+
+
+def sampling_from_plain(state: object, where: str) -> Sampling | None:
+    """The inverse of `sampling_to_plain`.
+
+    Raises:
+        ValueError: malformed; the message begins with `where`.
+    """
+    if state is None:
+        return None
+    return _made(SAMPLINGS, state, where)
+
+
+def _release_to_plain(release: Release) -> dict[str, Any]:
+    numbers = asdict(release) | {"sampling": sampling_to_plain(release.sampling)}
+    return {"kind": _name_of(RELEASES, release)} | numbers
+
+
+def _run(state: object, where: str) -> Run:
+    read = _mapping(state, where, {"count", "release"})
+    count = _number(read["count"], f"{where}: count", whole=True)
+    require_whole(f"{where}: count", count, 1)
+    return Run(_made(RELEASES, read["release"], f"{where}: release"), int(count))
+
+
+def _made(kinds: Mapping[str, Callable[..., Made]], state: object, where: str) -> Made:
+    kind = state.get("kind") if isinstance(state, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"{where}: kind must be one of {sorted(kinds)}, got {state!r}")
+    names = {field.name for field in fields(kinds[kind])}  # pyright: ignore[reportArgumentType]
+    read = _mapping(state, where, {"kind"} | names)
+    values = {
+        name: sampling_from_plain(read[name], f"{where}: sampling")
+        if name == "sampling"
+        else _number(read[name], f"{where}: {name}", whole=name in WHOLE)
+        for name in names
+    }
+    try:
+        return kinds[kind](**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _mapping(state: object, where: str, names: set[str]) -> dict[str, Any]:
+    if not isinstance(state, dict) or set(state) != names:
+        raise ValueError(f"{where}: must be a mapping of {sorted(names)}, got {state!r}")
+    return state
+
+
+def _number(value: object, where: str, whole: bool) -> float:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        wanted = "a whole number" if whole else "a number"
+        raise ValueError(f"{where} must be {wanted}, got {value!r}")
+    return value
+
+
+def _name_of(kinds: Mapping[str, type], value: object) -> str:
+    return next(name for name, kind in kinds.items() if type(value) is kind)

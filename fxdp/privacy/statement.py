@@ -1,0 +1,162 @@
+"""What may be claimed after training, in sentences to paste into a paper."""
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from fxdp.privacy.accounting import Accountant, Neighbours, epsilon_of_known_batches
+from fxdp.privacy.arguments import require_delta
+from fxdp.privacy.budget import rounded_up
+from fxdp.privacy.ledger import Ledger
+from fxdp.privacy.release import CountedRelease, GaussianRelease, Run
+from fxdp.privacy.sampling import (
+    FixedSize,
+    Poisson,
+    Sampling,
+    TruncatedPoisson,
+    samples_known_to,
+)
+
+LISTED = 4  # kinds of release that are told one by one
+
+
+def statement(ledger: Ledger, delta: float, num_samples: int | None = None) -> str:
+    """Returns a privacy statement: five short paragraphs of plain text.
+
+    What was released, by which mechanism, for which neighbours; epsilon with and without
+    amplification by sampling, both rounded up; the accountant with its version; what is
+    assumed. For a plan, record it in a ledger of its own first.
+
+    Guarantees:
+        Both numbers are upper bounds, under the assumptions that the text lists.
+
+    | edge case                | the text                                                  |
+    |--------------------------|-----------------------------------------------------------|
+    | nothing was released     | says so, and that this costs nothing                      |
+    | a release without noise  | epsilon = inf, and that nothing is promised               |
+    | delta >= 1 / num_samples | as ever, with a DeltaWarning                              |
+
+    Args:
+        ledger: all that was released from the data.
+        delta: in (0, 1).
+        num_samples: size of the data set, if it may be told, for the warning about delta.
+
+    Raises:
+        ValueError: delta is out of its range.
+    """
+    known = [samples_known_to(run.release.sampling) for run in ledger.runs]
+    require_delta(delta, num_samples or next((n for n in known if n), None))
+    if not ledger.runs:
+        return "Nothing was released from the data, which costs no privacy."
+    released = _released(ledger.runs)
+    promise = _promise(ledger, delta)
+    return "\n\n".join((released, *promise, _assumptions(ledger.runs)))
+
+
+def _released(runs: Sequence[Run]) -> str:
+    total = sum(run.count for run in runs)
+    what = (
+        f"Training released {total:,} sums of gradients, one a step. In each sum the gradient of "
+        "every sample was first scaled down to an L2 norm of at most C, and Gaussian noise of "
+        "standard deviation sigma C was added to every coordinate."
+    )
+    if len(runs) <= LISTED:
+        return what + "".join(f" {_told(run, len(runs) > 1)}" for run in runs)
+    sigmas = [run.release.noise_multiplier for run in runs]
+    bounds = [run.release.max_grad_norm for run in runs]
+    ways = list(dict.fromkeys(_drawn(run.release.sampling) for run in runs))
+    counts = [run.release for run in runs if isinstance(run.release, CountedRelease)]
+    counted = (
+        " With some of them, a noisy count of the samples below the bound was released."
+        if counts
+        else ""
+    )
+    return (
+        f"{what} sigma lay between {min(sigmas):g} and {max(sigmas):g}, C between "
+        f"{min(bounds):g} and {max(bounds):g}.{counted} {' In other steps: '.join(ways)}"
+    )
+
+
+def _told(run: Run, one_of_many: bool) -> str:
+    release = run.release
+    steps = f"In {run.count:,} of the steps," if one_of_many else "Here"
+    numbers = f"sigma = {release.noise_multiplier:g} and C = {release.max_grad_norm:g}"
+    match release:
+        case GaussianRelease():
+            counted = ""
+        case CountedRelease():
+            counted = (
+                " Together with each sum, the number of samples whose gradient was below C was "
+                f"released, with Gaussian noise of standard deviation {release.count_noise:g}; "
+                f"sum and count are one Gaussian mechanism of noise multiplier "
+                f"{release.mechanism.noise_multiplier:.6g}."
+            )
+    return f"{steps} {numbers}.{counted} {_drawn(release.sampling)}"
+
+
+def _drawn(sampling: Sampling | None) -> str:
+    match sampling:
+        case None:
+            return "Nothing is assumed about how the batches were drawn."
+        case Poisson(rate):
+            return (
+                f"Each sample was in each batch with probability {rate:g}, independently of all "
+                "others (Poisson sampling)."
+            )
+        case TruncatedPoisson(rate, num_samples, most):
+            return (
+                f"Each sample was in each batch with probability {rate:g}, independently of all "
+                f"others; of a batch above {most:,} samples, a random {most:,} were kept "
+                f"(truncated Poisson sampling of {num_samples:,} samples, a number that is "
+                "taken as public)."
+            )
+        case FixedSize(num_samples, batch_size):
+            return (
+                f"Each batch was a random subset of {batch_size:,} of the {num_samples:,} "
+                "samples, drawn without replacement."
+            )
+
+
+def _promise(ledger: Ledger, delta: float) -> tuple[str, ...]:
+    neighbours = _neighbours(ledger.neighbours)
+    spent = ledger.spent(delta)
+    if spent == math.inf:
+        return (f"A release had no noise: nothing is promised for {neighbours} (epsilon = inf).",)
+    without = epsilon_of_known_batches(ledger.tally, delta, ledger.neighbours)
+    return (
+        f"The sequence of these releases, and with it every model computed from them, is "
+        f"(epsilon, delta)-differentially private with epsilon = {rounded_up(spent, 3)} and "
+        f"delta = {delta:g}, for {neighbours}.",
+        "Without amplification by sampling, that is against an adversary who knows which samples "
+        f"were in which batch, epsilon = {rounded_up(without, 3)} at the same delta.",
+        f"Both are upper bounds. The first was computed by {_accountant(ledger.accountant)} of "
+        f"dp-accounting {version('dp-accounting')}, the second from the closed form for the "
+        "Gaussian mechanism (Balle and Wang 2018).",
+    )
+
+
+def _neighbours(neighbours: Neighbours) -> str:
+    match neighbours:
+        case "add-or-remove-one":
+            return "data sets of which one is the other with one sample added or removed"
+        case "replace-one":
+            return "data sets of equal size that differ in one sample"
+
+
+def _accountant(accountant: Accountant) -> str:
+    match accountant:
+        case "pld":
+            return "composing privacy loss distributions with the PLD accountant"
+        case "rdp":
+            return "composing Renyi divergences with the RDP accountant"
+
+
+def _assumptions(runs: Sequence[Run]) -> str:
+    drawn = any(run.release.sampling is not None for run in runs)
+    sampling = "batches were drawn as described and afresh in each step, and kept secret; "
+    return (
+        f"Assumed are: {sampling if drawn else ''}noise was fresh, and as good as real-valued "
+        "Gaussian noise in spite of floating point; one person's data is one sample; nothing "
+        "else that was made of the data was published, such as losses without noise, or "
+        "hyper-parameters that were chosen by looking at it."
+    )
