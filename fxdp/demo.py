@@ -29,11 +29,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 import fxdp
-from fxdp.privacy.accounting import epsilon
-from fxdp.privacy.sampling import PoissonBatchSampler, poisson_collate
+from fxdp.data import PrivateLoader, private_loader
+from fxdp.privacy import Poisson, epsilon
 
 N_TRAIN = 1500  # of the 1797 images; the rest are the test set
 LEARNING_RATE = 0.01
@@ -181,22 +181,20 @@ def train(
     return Run(points, median(seconds))
 
 
-def batches(options: argparse.Namespace, digits: Digits) -> DataLoader[Any]:
+def batches(options: argparse.Namespace, digits: Digits) -> PrivateLoader:
     """The Poisson batches of one run; the same ones for the same seed."""
-    data = TensorDataset(digits.x, digits.y)
-    sampler = PoissonBatchSampler(
-        len(data),
-        options.batch_size / len(data),
-        options.steps,
-        torch.Generator().manual_seed(options.seed),
+    return private_loader(
+        TensorDataset(digits.x, digits.y),
+        sample_rate=options.batch_size / N_TRAIN,
+        steps=options.steps,
+        generator=torch.Generator().manual_seed(options.seed),
     )
-    return DataLoader(data, batch_sampler=sampler, collate_fn=poisson_collate(data))
 
 
 def private_epsilon(options: argparse.Namespace, steps: int) -> float:
     """Epsilon after so many private steps."""
-    rate = options.batch_size / N_TRAIN
-    return epsilon(options.noise_multiplier, rate, steps, options.delta, accountant="pld")
+    sampling = Poisson(options.batch_size / N_TRAIN)
+    return epsilon(options.noise_multiplier, sampling, steps, options.delta)
 
 
 def accuracy(model: nn.Module, digits: Digits) -> float:

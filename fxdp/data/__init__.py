@@ -1,0 +1,20 @@
+"""Batches drawn as the privacy accountant assumes.
+
+loader = fxdp.data.private_loader(data, sample_rate=0.01, num_workers=4)
+epsilon = fxdp.privacy.epsilon(1.1, loader.batches.sampling, steps, delta)
+"""
+
+from fxdp.data.collate import poisson_collate
+from fxdp.data.loader import PrivateLoader, private_loader
+from fxdp.data.sampler import PrivateSampler
+from fxdp.data.samplers import FixedSizeSampler, PoissonSampler, TruncatedPoissonSampler
+
+__all__ = [
+    "FixedSizeSampler",
+    "PoissonSampler",
+    "PrivateLoader",
+    "PrivateSampler",
+    "TruncatedPoissonSampler",
+    "poisson_collate",
+    "private_loader",
+]

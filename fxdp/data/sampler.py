@@ -1,0 +1,151 @@
+"""What all samplers of private training share: a position, and batches as a function of it.
+
+Batch number `step` is a function of a key and of `step`. So a sampler that is told the key
+and the position goes on exactly where another stopped, and reading ahead is harmless. Shards
+on several machines need the same key, and each its part of every batch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from fxdp.data.stream import ChaCha20, Philox, Stream
+from fxdp.privacy.arguments import require_whole
+from fxdp.privacy.sampling import Sampling
+from fxdp.privacy.state import sampling_to_plain
+
+VERSION = 1
+KEY_BYTES = {"philox": 16, "chacha20": 32}
+
+
+class PrivateSampler(Sampler[list[int]], ABC):
+    """A batch sampler that states what the accountant may assume of it.
+
+    Guarantees:
+        `batch(step)` depends on nothing but the key, `step` and the numbers that the sampler
+        was made with; batches of different steps are independent, as far as the stream of
+        random words is. `sampling` is how they are drawn. Between two calls of
+        `load_state_dict`, no iteration yields a batch that another one has yielded.
+
+    | edge case                 | what comes out                                              |
+    |---------------------------|-------------------------------------------------------------|
+    | steps = 0                 | nothing                                                     |
+    | iterated again            | the next `steps` batches, to be accounted for once more     |
+    | left in the middle        | the next iteration yields the rest of this one              |
+    | two iterations at once    | RuntimeError in the one that has fallen behind              |
+    | state of another sampler  | ValueError, which names what differs; nothing changes       |
+
+    `position` counts the batches that were yielded. In a plain DataLoader with workers it runs
+    ahead of the training loop, as they prefetch; a `PrivateLoader` keeps it in step.
+
+    Args:
+        num_samples: size of the data set, >= 1.
+        steps: how many batches one iteration yields, >= 0.
+        generator: gives the key, in two draws, at once; torch's global one if None.
+        secure: takes the key from the operating system and the words from a cipher, so that
+            nobody can foretell the batches. The key is then a secret: it is in the state.
+
+    Raises:
+        ValueError: an argument is out of its range, or both `generator` and `secure` are given.
+        ImportError: `secure` needs the package cryptography.
+    """
+
+    def __init__(
+        self, num_samples: int, steps: int, generator: torch.Generator | None, secure: bool
+    ) -> None:
+        require_whole("num_samples", num_samples, 1)
+        require_whole("steps", steps, 0)
+        if secure and generator is not None:
+            raise ValueError("generator must be None where secure=True: a seed can be known")
+        self.num_samples = num_samples
+        self.steps = steps
+        self.position = 0
+        self._stream: Stream = ChaCha20.fresh() if secure else Philox.seeded(generator)
+
+    @property
+    @abstractmethod
+    def sampling(self) -> Sampling:
+        """How batches are drawn, for the accountant."""
+
+    @property
+    @abstractmethod
+    def expected_batch_size(self) -> float:
+        """The mean size of a batch, in samples: what the clipped sum is divided by."""
+
+    @abstractmethod
+    def batch(self, step: int) -> list[int]:
+        """The indices of batch number `step` >= 0, in ascending order; changes nothing."""
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.remaining():
+            self.advance(step)
+            yield self.batch(step)
+
+    def remaining(self) -> range:
+        """The steps that are left of the iteration that has begun; a whole one if none has."""
+        if self.steps == 0:
+            return range(0)
+        return range(self.position, (self.position // self.steps + 1) * self.steps)
+
+    def advance(self, step: int) -> None:
+        """Notes that batch `step` is handed out.
+
+        Raises:
+            RuntimeError: another one is next, so `step` was handed out already or others were
+                left out.
+        """
+        if step != self.position:
+            raise RuntimeError(
+                f"batch {step} was to be handed out, and the sampler stands at {self.position}: "
+                "another iteration, or load_state_dict, has moved it; iterate anew"
+            )
+        self.position = step + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and key in plain types. Who sees the key knows all batches: keep it private."""
+        return self._frame() | {"position": self.position, "key": self._stream.key.hex()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the sampler stood that gave `state`.
+
+        Raises:
+            ValueError: the state is malformed, or of a sampler that draws otherwise.
+        """
+        frame = self._frame()
+        if set(state) != {*frame, "position", "key"}:
+            wanted = sorted({*frame, "position", "key"})
+            raise ValueError(f"sampler state: must be a mapping of {wanted}, got {sorted(state)}")
+        for name, own in frame.items():
+            if state[name] != own:
+                raise ValueError(f"sampler state: {name} is {state[name]!r}, and here {own!r}")
+        position, key = state["position"], _key(state["key"], frame["stream"])
+        if not isinstance(position, int) or isinstance(position, bool) or position < 0:
+            raise ValueError(f"sampler state: position must be a whole number, got {position!r}")
+        self.position, self._stream = position, type(self._stream)(key)
+
+    def _frame(self) -> dict[str, Any]:
+        """What must be equal in a sampler that goes on with this one's state."""
+        return {
+            "version": VERSION,
+            "sampling": sampling_to_plain(self.sampling),
+            "num_samples": self.num_samples,
+            "steps": self.steps,
+            "stream": type(self._stream).__name__.lower(),
+        }
+
+
+def _key(text: object, stream: str) -> bytes:
+    size = KEY_BYTES[stream]
+    try:
+        key = bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        key = b""
+    if len(key) != size:
+        raise ValueError(f"sampler state: key must be {size} bytes in hexadecimal")
+    return key

@@ -1,0 +1,90 @@
+"""Where the coin tosses come from: a stream of random words for each step, by key and number.
+
+The words of a step are a function of the key and the step alone, so that any step can be
+drawn at any time: nothing has to be replayed to resume, and whoever reads ahead changes
+nothing.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Words = Callable[[int], NDArray[np.uint64]]  # count -> the next so many words of the stream
+WORD = 8  # bytes
+
+
+@dataclass(frozen=True, repr=False)
+class Philox:
+    """Philox 4x64 (Salmon et al. 2011): fast and of good statistics, but not a cipher.
+
+    Attributes:
+        key: 16 bytes.
+    """
+
+    key: bytes
+
+    @staticmethod
+    def seeded(generator: torch.Generator | None) -> "Philox":
+        """A key from two draws of `generator`, or of torch's global one if None."""
+        drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator)
+        return Philox(drawn.numpy().astype("<i8").tobytes())
+
+    def at(self, step: int) -> Words:
+        """The words of step `step` in 0..2**64 - 1, from their beginning."""
+        # The generator counts in the two low words; the step stands above them.
+        counter = np.array([0, 0, step, 0], dtype=np.uint64)
+        key = np.frombuffer(self.key, dtype="<u8").astype(np.uint64)
+        return np.random.Philox(key=key, counter=counter).random_raw
+
+
+@dataclass(frozen=True, repr=False)
+class ChaCha20:
+    """The keystream of ChaCha20 (RFC 8439): whoever lacks the key cannot tell it from chance.
+
+    Attributes:
+        key: 32 bytes, secret.
+
+    Raises:
+        ImportError: the package cryptography is not installed.
+    """
+
+    key: bytes
+
+    def __post_init__(self) -> None:
+        _ciphers()
+
+    @staticmethod
+    def fresh() -> "ChaCha20":
+        """A key from the operating system's entropy."""
+        return ChaCha20(secrets.token_bytes(32))
+
+    def at(self, step: int) -> Words:
+        """The words of step `step` in 0..2**64 - 1, from their beginning; 2**35 at most."""
+        ciphers = _ciphers()
+        # Four bytes of block counter, from 0, and a nonce of twelve that holds the step.
+        nonce = bytes(8) + step.to_bytes(8, "little")
+        stream = ciphers.Cipher(ciphers.algorithms.ChaCha20(self.key, nonce), mode=None).encryptor()
+
+        def words(count: int) -> NDArray[np.uint64]:
+            return np.frombuffer(stream.update(bytes(WORD * count)), "<u8").astype(np.uint64)
+
+        return words
+
+
+Stream = Philox | ChaCha20
+
+
+def _ciphers() -> Any:
+    try:
+        from cryptography.hazmat.primitives import ciphers  # an optional dependency
+    except ImportError as error:
+        raise ImportError(
+            "secure=True draws from a cipher of the package cryptography, which is not here; "
+            "it comes with the extra fxdp[secure]"
+        ) from error
+    return ciphers
