@@ -105,7 +105,8 @@ def private_loader(
     Args:
         source: a map-style data set, or a DataLoader over one.
         batches: the sampler; or None, for Poisson sampling by the arguments that follow.
-        sample_rate: q in (0, 1]; None takes the loader's batch_size over the data's length.
+        sample_rate: q in (0, 1]; None takes the loader's batch_size over the data's length,
+            which thereby becomes public.
         steps: batches in one iteration; None takes 1 / q, rounded: one pass, on average.
         generator: gives the sampler's key; None takes the loader's own, else torch's.
         secure: draws from a cipher, as for every `PrivateSampler`.

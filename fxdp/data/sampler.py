@@ -60,8 +60,8 @@ class PrivateSampler(Sampler[list[int]], ABC):
         require_whole("steps", steps, 0)
         if secure and generator is not None:
             raise ValueError("generator must be None where secure=True: a seed can be known")
-        self.num_samples = num_samples
-        self.steps = steps
+        self.num_samples = int(num_samples)
+        self.steps = int(steps)
         self.position = 0
         self._stream: Stream = ChaCha20.fresh() if secure else Philox.seeded(generator)
 
@@ -73,7 +73,11 @@ class PrivateSampler(Sampler[list[int]], ABC):
     @property
     @abstractmethod
     def expected_batch_size(self) -> float:
-        """The mean size of a batch, in samples: what the clipped sum is divided by."""
+        """The mean size of a batch, in samples: what the clipped sum is divided by.
+
+        It tells the number of samples. Where that must stay secret, as it may under
+        add-or-remove-one, divide by a number that was chosen without looking at the data.
+        """
 
     @abstractmethod
     def batch(self, step: int) -> list[int]:

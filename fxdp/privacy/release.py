@@ -119,16 +119,16 @@ def together(noise_multiplier: float, count_noise: float) -> float:
 
     0 if either is 0. Both in [0, inf); `count_noise` in samples.
     """
-    if noise_multiplier == 0 or count_noise == 0:
-        return 0.0
-    return 1 / math.hypot(1 / noise_multiplier, 1 / (2 * count_noise))
+    less, more = sorted((noise_multiplier, 2 * count_noise))
+    # Written so that no number on the way is too large, however small the noise.
+    return less / math.hypot(1.0, less / more) if less > 0 else 0.0
 
 
 def noise_beside_count(noise_multiplier: float, count_noise: float) -> float:
     """The noise multiplier that the sum needs for the pair to have `noise_multiplier`.
 
-    The inverse of `together`: (z^-2 - (2 s)^-2)^(-1/2), rounded up by a few units in the last
-    place, so that the pair has the noise that was asked for or more.
+    The inverse of `together`: (z^-2 - (2 s)^-2)^(-1/2), rounded up, so that the pair has the
+    noise that was asked for or more.
 
     Raises:
         ValueError: `noise_multiplier` is not in [0, inf), or `count_noise` is not above half of
@@ -139,8 +139,11 @@ def noise_beside_count(noise_multiplier: float, count_noise: float) -> float:
     require(noise_multiplier / 2 < count_noise < math.inf, "count_noise", count_noise, wanted)
     ratio = noise_multiplier / (2 * count_noise)
     found = noise_multiplier / math.sqrt((1 - ratio) * (1 + ratio))
+    # The pair grows with `found` up to 2 s, which is above what is wanted: so this ends.
+    rise = 2.0**-52
     while together(found, count_noise) < noise_multiplier:
-        found = math.nextafter(found, math.inf)
+        found, rise = math.nextafter(found * (1 + rise), math.inf), 2 * rise
+    require(found < math.inf, "count_noise", count_noise, wanted)
     return found
 
 

@@ -68,7 +68,7 @@ def sampling_to_plain(sampling: Sampling | None) -> dict[str, Any] | None:
     """A way to draw as a mapping with its kind; None stays None."""
     if sampling is None:
         return None
-    return {"kind": _name_of(SAMPLINGS, sampling)} | asdict(sampling)
+    return {"kind": _name_of(SAMPLINGS, sampling)} | _plain(asdict(sampling))
 
 
 def sampling_from_plain(state: object, where: str) -> Sampling | None:
@@ -83,8 +83,15 @@ def sampling_from_plain(state: object, where: str) -> Sampling | None:
 
 
 def _release_to_plain(release: Release) -> dict[str, Any]:
-    numbers = asdict(release) | {"sampling": sampling_to_plain(release.sampling)}
-    return {"kind": _name_of(RELEASES, release)} | numbers
+    numbers = asdict(release)
+    del numbers["sampling"]
+    sampling = sampling_to_plain(release.sampling)
+    return {"kind": _name_of(RELEASES, release), "sampling": sampling} | _plain(numbers)
+
+
+def _plain(numbers: dict[str, Any]) -> dict[str, Any]:
+    # A number of NumPy's would do for json, and not for torch.load(weights_only=True).
+    return {name: int(n) if name in WHOLE else float(n) for name, n in numbers.items()}
 
 
 def _run(state: object, where: str) -> Run:

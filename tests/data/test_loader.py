@@ -113,6 +113,16 @@ def test_the_position_is_what_the_loop_was_given(workers: dict[str, Any], stop: 
     assert rest == uninterrupted[stop:]
 
 
+def test_a_fixed_size_needs_no_empty_batch() -> None:
+    # Samples along another axis have no empty batch, and none is asked for.
+    def along_axis_1(samples: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(samples, dim=-1)[None]
+
+    batches = FixedSizeSampler(10, 3, 2)
+    loader = private_loader(Numbers(10), batches, collate_fn=along_axis_1)
+    assert [batch.shape for batch in loader] == [(1, 3), (1, 3)]
+
+
 def test_a_plain_loader_draws_the_same_batches() -> None:
     ours = private_loader(Numbers(50), sample_rate=0.2, generator=seeded())
     plain = DataLoader(Numbers(50), batch_sampler=PoissonSampler(50, 0.2, 5, seeded()))
@@ -257,9 +267,7 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize("workers", WORKERS)
     def test_a_data_set_that_changes_its_length(self, workers: dict[str, Any]) -> None:
         data = Numbers(10)
-        loader = private_loader(
-            data, sample_rate=0.5, steps=2, collate_fn=default_collate, **workers
-        )
+        loader = private_loader(data, sample_rate=0.5, steps=2, **workers)
         assert len(list(loader)) == 2
         data.length = 9
         with pytest.raises(ValueError, match="has 9 samples now, and had 10"):

@@ -6,6 +6,7 @@ import math
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -214,6 +215,15 @@ class TestState:
         ledger.record(GaussianRelease(1.5, sampling, 0.7), 3)
         other = Ledger()
         other.load_state_dict(ledger.state_dict())
+        assert other.runs == ledger.runs
+
+    def test_numbers_of_numpys_become_plain(self) -> None:
+        ledger = Ledger("pld")
+        sampling = TruncatedPoisson(np.float64(0.1), np.int64(99), 20)  # pyright: ignore
+        ledger.record(GaussianRelease(np.float64(1.5), sampling, np.float32(0.5)), np.int64(3))  # pyright: ignore
+        torch.save(ledger.state_dict(), file := io.BytesIO())
+        other = Ledger()
+        other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
         assert other.runs == ledger.runs
 
     def test_a_loaded_ledger_goes_on(self) -> None:

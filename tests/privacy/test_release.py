@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fxdp.privacy import CountedRelease, GaussianRelease, Poisson, noise_beside_count
@@ -22,6 +22,9 @@ def test_a_count_with_much_noise_costs_nearly_nothing() -> None:
     assert together(1.1, 1e6) == pytest.approx(1.1, rel=1e-9)
 
 
+@settings(derandomize=True)
+@example(sigma=5e-324, excess=1.0001)
+@example(sigma=100.0, excess=1.0001)
 @given(sigma=st.floats(0, 100), excess=st.floats(1.0001, 1e6))
 def test_noise_beside_a_count_is_the_inverse_and_never_too_little(
     sigma: float, excess: float
