@@ -1,11 +1,14 @@
 """fxdp: private training from any PyTorch model, proven and compiled."""
 
+from fxdp import data as data
 from fxdp import grams as grams
 from fxdp import opaque as opaque
 from fxdp import operators as operators  # registers the ops that graphs carry
+from fxdp import privacy as privacy
 from fxdp import recurrent as recurrent
 from fxdp import unfolding as unfolding
 from fxdp import weighing as weighing
+from fxdp.account import StepError
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.check import MiscompilationWarning
@@ -14,6 +17,7 @@ from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofErr
 from fxdp.fix import fix
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES
+from fxdp.privacy.budget import BudgetExhausted
 from fxdp.private_module import PrivateModule
 from fxdp.rules import Rule, SumRule
 from fxdp.verify import Verification, verify
@@ -23,6 +27,7 @@ __all__ = [
     "RULES",
     "BatchDims",
     "BatchMixingError",
+    "BudgetExhausted",
     "CaptureError",
     "Certificate",
     "Diagnostic",
@@ -30,6 +35,7 @@ __all__ = [
     "PrivateModule",
     "ProofError",
     "Rule",
+    "StepError",
     "SumRule",
     "Verification",
     "compile",

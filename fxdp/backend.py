@@ -72,14 +72,12 @@ class Record:
         study: of the last compiled graph.
         compilations: how many graphs were compiled.
         extras: what the last backward returned beside gradients: norms, per-sample gradients.
-        releases: how many private gradients were released.
         fallbacks: what compiled code got wrong, for the certificate.
     """
 
     study: Study | None = None
     compilations: int = 0
     extras: dict[str, Tensor] = field(default_factory=lambda: {})
-    releases: int = 0
     fallbacks: list[str] = field(default_factory=lambda: [])
 
 
@@ -135,7 +133,6 @@ def compile_marked(
             out = list(compiled(args))
             kept = len(out) - len(names)
             record.extras = dict(zip(names, out[kept:], strict=True))
-            record.releases += 1
             return out[:kept]
 
         step._boxed_call = True  # type: ignore[attr-defined]

@@ -5,11 +5,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fxdp.account import Account, as_budget
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.dataless import is_dataless, on_cpu
 from fxdp.ops import RULES
 from fxdp.options import checked_options
+from fxdp.privacy.accounting import Accountant, Neighbours, as_sampling
+from fxdp.privacy.budget import Budget
+from fxdp.privacy.ledger import Ledger
+from fxdp.privacy.sampling import Sampling
 from fxdp.private_module import Attempt, PrivateModule
 from fxdp.rules import Table
 
@@ -28,6 +33,10 @@ def compile(  # noqa: A001 - torch.compile's name
     memory_budget: int | None = None,
     batch_dims: BatchDims = 0,
     rules: Table = RULES,
+    sample_rate: float | Sampling | None = None,
+    budget: tuple[float, float] | Budget | None = None,
+    accountant: Accountant = "pld",
+    neighbours: Neighbours = "add-or-remove-one",
 ) -> PrivateModule:
     """Compile a model into one whose `loss.backward()` leaves private gradients.
 
@@ -56,6 +65,11 @@ def compile(  # noqa: A001 - torch.compile's name
         batch_dims: the axis of the samples, for all arguments or by argument name (the loss's is
             "target"); None for an argument that all samples share.
         rules: the table of rules; rules that you add are listed as assumptions.
+        sample_rate: how batches are drawn, for the account: q of Poisson sampling, or what a
+            sampler of `fxdp.data` has as `sampling`; None amplifies nothing.
+        budget: (epsilon, delta); the backward pass that would exceed it raises BudgetExhausted
+            and releases nothing.
+        accountant, neighbours: as for `fxdp.privacy.epsilon`.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -69,7 +83,9 @@ def compile(  # noqa: A001 - torch.compile's name
     )  # fmt: skip
     if loss_reduction is not None and loss_fn is not None:
         raise ValueError("loss_fn puts the loss into the graph: leave loss_reduction out")
-    return PrivateModule(model, loss_fn, scales, settings, batch_dims)
+    ledger = Ledger(accountant, neighbours)
+    account = Account(ledger, as_sampling(sample_rate), as_budget(budget))
+    return PrivateModule(model, loss_fn, scales, settings, batch_dims, account)
 
 
 def check_parameters(model: nn.Module) -> None:

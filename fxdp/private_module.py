@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from fxdp.account import Account
 from fxdp.backend import Record, Settings
 from fxdp.capture import (
     SMALLEST,
@@ -27,8 +28,11 @@ from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.options import Scales, check_scales
+from fxdp.outcome import Outcome, loss_of
 from fxdp.pipeline import PROOF, Proven, compiled_step, stop
 from fxdp.placement import Shard
+from fxdp.privacy.ledger import Ledger
+from fxdp.privacy.statement import statement
 from fxdp.progress import line, say
 from fxdp.report import Report, report
 
@@ -72,7 +76,7 @@ class PrivateModule(nn.Module):
 
     Attributes:
         max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
-        releases: how many private gradients were released.
+        releases: how many private gradients were released, as the ledger counts them.
     """
 
     _model: nn.Module
@@ -86,6 +90,7 @@ class PrivateModule(nn.Module):
         scales: Scales,
         settings: Settings,
         batch_dims: BatchDims,
+        account: Account | None = None,
     ) -> None:
         super().__init__()
         # The same parameters, buffers and submodules, not copies and not one level down.
@@ -98,6 +103,7 @@ class PrivateModule(nn.Module):
         self.__dict__["_loss_fn"] = loss_fn
         self._batch_dims = batch_dims
         self._settings = settings
+        self._account = account or Account(Ledger())
         self._record = Record()
         self._dynamic = True
         self._inspection: Inspection | None = None
@@ -116,13 +122,18 @@ class PrivateModule(nn.Module):
         Raises:
             ProofError: the model cannot be proven private.
             TypeError, ValueError: the arguments do not fit together.
+            StepError: the loss of the step before still waits for its backward pass.
+            BudgetExhausted: in `loss.backward()`, if the release would exceed the budget.
         """
         if not self.training or not torch.is_grad_enabled():
             return self._plain(args, kwargs)
         inputs, mask, size = self._prepared(args, kwargs, sample_mask)
         if self._settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")
-        out = self._captured(self._step, inputs, mask, self.noise_multiplier)
+        self._account.begin()
+        sigma, bound = self.noise_multiplier, self.max_grad_norm
+        out = self._captured(self._step, inputs, mask, sigma)
+        self._account.watch(loss_of(out), sigma, bound)
         return self._without_padding(out, size) if size < SMALLEST else out
 
     def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -213,14 +224,6 @@ class PrivateModule(nn.Module):
             with capture_settings(self._dynamic), capture_errors(self._model):
                 return call()
 
-    @contextlib.contextmanager
-    def _silent(self) -> Any:
-        """A step that releases nothing: no noise, no count, no change of the generators."""
-        releases = self._record.releases
-        with torch.random.fork_rng():
-            yield
-        self._record.releases = releases
-
     def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
         """[N] gradient norms, one a sample, over all trainable parameters. Not private."""
         self._extras(self._step, args, kwargs)
@@ -249,9 +252,8 @@ class PrivateModule(nn.Module):
         inputs, mask, _ = self._prepared(args, kwargs, None)
         if self._settings.reduction:
             raise TypeError("norms need a loss: compile with loss_fn= in place of loss_reduction=")
-        with self._silent(), torch.enable_grad():
-            out = self._captured(step, inputs, mask, 0.0)
-            loss = out.loss if isinstance(out, Outcome) else out
+        with torch.random.fork_rng(), torch.enable_grad():
+            loss = loss_of(self._captured(step, inputs, mask, 0.0))
             trained = [p for p in self.parameters() if p.requires_grad]
             torch.autograd.grad(loss, trained, allow_unused=True)
 
@@ -265,7 +267,7 @@ class PrivateModule(nn.Module):
 
     @property
     def releases(self) -> int:
-        return self._record.releases
+        return self._account.ledger.releases
 
     @property
     def graph_module(self) -> GraphModule:
@@ -277,6 +279,28 @@ class PrivateModule(nn.Module):
     def report(self) -> Report:
         """One row for each parameter: its sums, their form, strategy and predicted cost."""
         return report(self._study())
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was released so far: one entry for each step's backward pass."""
+        return self._account.ledger
+
+    def privacy_spent(self, delta: float) -> float:
+        """Epsilon, in nats, of all that was released so far; inf without noise.
+
+        Guarantees:
+            The released gradients, and whatever was made of them, are (epsilon, delta)
+            differentially private for the ledger's neighbours, if batches were drawn as
+            `sample_rate` says; without one, whoever knows the batches may be the adversary.
+
+        Args:
+            delta: in (0, 1).
+        """
+        return self.ledger.spent(delta)
+
+    def privacy_statement(self, delta: float, num_samples: int | None = None) -> str:
+        """What may be claimed of the training so far, in words, with what it rests on."""
+        return statement(self.ledger, delta, num_samples)
 
     def certificate(self, *args: Any, **kwargs: Any) -> Certificate:
         """What is proven and what is assumed; of the last compilation, or of given inputs.
@@ -334,7 +358,10 @@ class PrivateModule(nn.Module):
         """A private module over a copy of the model, with the same settings; not compiled yet."""
         scales = (self.max_grad_norm, self.noise_multiplier, self.expected_batch_size)
         model = copy.deepcopy(self._model, memo)
-        return PrivateModule(model, self._loss_fn, scales, self._settings, self._batch_dims)
+        account = copy.deepcopy(self._account, memo)
+        return PrivateModule(
+            model, self._loss_fn, scales, self._settings, self._batch_dims, account
+        )
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -354,20 +381,3 @@ class Inspection:
 
     step: Callable[..., Any]
     record: Record
-
-
-class Outcome(dict[str, Any]):
-    """The outputs of a model beside its loss, by name; and the loss."""
-
-    @classmethod
-    def of(cls, loss: Tensor, others: Any) -> Any:
-        """A dict where the model returned names, a tuple where it returned a tuple."""
-        if not isinstance(others, Mapping):
-            return (loss, *others)
-        return cls({"loss": loss} | dict(others))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
