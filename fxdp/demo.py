@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,7 +32,6 @@ from torch.utils.data import TensorDataset
 
 import fxdp
 from fxdp.data import PrivateLoader, private_loader
-from fxdp.privacy import Poisson, epsilon
 
 N_TRAIN = 1500  # of the 1797 images; the rest are the test set
 LEARNING_RATE = 0.01
@@ -126,6 +124,7 @@ def compare(options: argparse.Namespace, console: Console) -> None:
         noise_multiplier=options.noise_multiplier,
         expected_batch_size=options.batch_size,
         backend=options.backend,
+        sample_rate=options.batch_size / N_TRAIN,
     )
     x, y = digits.x[:32], digits.y[:32]
     console.print(private.certificate(x, y))
@@ -139,11 +138,13 @@ def compare(options: argparse.Namespace, console: Console) -> None:
         # The mean; but over no samples 0, with gradients of 0, where the mean has none.
         return F.cross_entropy(plain(x), y, reduction="sum") / max(len(y), 1)
 
-    def no_promise(_: int) -> float:
+    def spent() -> float:
+        return private.privacy_spent(options.delta)
+
+    def no_promise() -> float:
         return math.inf
 
     with _progress(console) as progress:
-        spent = partial(private_epsilon, options)
         with_privacy = train("private", model, private, options, digits, spent, progress)
         without = train("not private", twin, plain_loss, options, digits, no_promise, progress)
     console.print(summary(options, with_privacy, without))
@@ -157,16 +158,15 @@ def train(
     loss_of: Callable[[Tensor, Tensor], Tensor],
     options: argparse.Namespace,
     digits: Digits,
-    epsilon_after: Callable[[int], float],
+    spent: Callable[[], float],
     progress: Progress,
 ) -> Run:
     """Trains `model` in place with the loss that `loss_of` gives for a batch.
 
-    `name` stands beside the progress bar; `epsilon_after` maps a number of steps to the
-    epsilon that they spend.
+    `name` stands beside the progress bar; `spent` tells the epsilon so far.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    points, seconds = [Point(0, accuracy(model, digits), epsilon_after(0))], list[float]()
+    points, seconds = [Point(0, accuracy(model, digits), spent())], list[float]()
     task = progress.add_task(name, total=options.steps, loss="-", at=points[0])
     for step, (x, y) in enumerate(batches(options, digits), start=1):
         began = time.perf_counter()
@@ -176,7 +176,7 @@ def train(
         optimizer.step()
         seconds.append(time.perf_counter() - began)
         if step == options.steps or step % max(1, options.steps // MEASUREMENTS) == 0:
-            points.append(Point(step, accuracy(model, digits), epsilon_after(step)))
+            points.append(Point(step, accuracy(model, digits), spent()))
         progress.update(task, completed=step, loss=f"{loss.item():.3f}", at=points[-1])
     return Run(points, median(seconds))
 
@@ -189,12 +189,6 @@ def batches(options: argparse.Namespace, digits: Digits) -> PrivateLoader:
         steps=options.steps,
         generator=torch.Generator().manual_seed(options.seed),
     )
-
-
-def private_epsilon(options: argparse.Namespace, steps: int) -> float:
-    """Epsilon after so many private steps."""
-    sampling = Poisson(options.batch_size / N_TRAIN)
-    return epsilon(options.noise_multiplier, sampling, steps, options.delta)
 
 
 def accuracy(model: nn.Module, digits: Digits) -> float:
