@@ -15,6 +15,7 @@ from fxdp.check import MiscompilationWarning
 from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
 from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
 from fxdp.fix import fix
+from fxdp.make_private import make_private
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES
 from fxdp.privacy.budget import BudgetExhausted
@@ -40,6 +41,7 @@ __all__ = [
     "Verification",
     "compile",
     "fix",
+    "make_private",
     "prove",
     "verify",
 ]

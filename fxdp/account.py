@@ -72,10 +72,14 @@ class Account:
         """
         if loss.grad_fn is None:
             return
-        release = GaussianRelease(noise_multiplier, self.sampling, max_grad_norm)
+        release = self.release(noise_multiplier, max_grad_norm)
         loss.grad_fn.register_prehook(lambda _: self.ask(release))
         loss.grad_fn.register_hook(lambda *_: self.count(release))
         self._open = weakref.ref(loss)
+
+    def release(self, noise_multiplier: float, max_grad_norm: float) -> Release:
+        """A release at these scales, as a value."""
+        return GaussianRelease(noise_multiplier, self.sampling, max_grad_norm)
 
     def ask(self, release: Release) -> None:
         """Check a release that is about to happen.

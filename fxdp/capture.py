@@ -61,6 +61,14 @@ class Inputs:
     def device(self) -> torch.device:
         return next(x.device for x, d in zip(self.leaves, self.dims, strict=True) if d is not None)
 
+    def part(self, start: int, stop: int) -> "Inputs":
+        """The same arguments with the samples from `start` to `stop` alone."""
+        leaves = [
+            x if d is None else x.narrow(d, start, stop - start)
+            for x, d in zip(self.leaves, self.dims, strict=True)
+        ]
+        return replace(self, leaves=tuple(leaves), size=stop - start)
+
     def resized(self, rows: int) -> "Inputs":
         """The same arguments with `rows` samples, the first one repeated or zeros added."""
         leaves = [

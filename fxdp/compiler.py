@@ -10,7 +10,7 @@ from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.dataless import is_dataless, on_cpu
 from fxdp.ops import RULES
-from fxdp.options import checked_options
+from fxdp.options import checked_options, count
 from fxdp.privacy.accounting import Accountant, Neighbours, as_sampling
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
@@ -37,6 +37,7 @@ def compile(  # noqa: A001 - torch.compile's name
     budget: tuple[float, float] | Budget | None = None,
     accountant: Accountant = "pld",
     neighbours: Neighbours = "add-or-remove-one",
+    microbatch_size: int | None = None,
 ) -> PrivateModule:
     """Compile a model into one whose `loss.backward()` leaves private gradients.
 
@@ -70,6 +71,9 @@ def compile(  # noqa: A001 - torch.compile's name
         budget: (epsilon, delta); the backward pass that would exceed it raises BudgetExhausted
             and releases nothing.
         accountant, neighbours: as for `fxdp.privacy.epsilon`.
+        microbatch_size: samples that are worked on at a time, forward and backward, at least 1;
+            batches of any size are cut into pieces of this one, the last one padded, and what is
+            released is the same. A model's results beside its loss are left out then.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -83,9 +87,13 @@ def compile(  # noqa: A001 - torch.compile's name
     )  # fmt: skip
     if loss_reduction is not None and loss_fn is not None:
         raise ValueError("loss_fn puts the loss into the graph: leave loss_reduction out")
+    if microbatch_size is not None:
+        count("microbatch_size", microbatch_size)
+        if loss_reduction is not None:
+            raise ValueError("microbatch_size needs a loss_fn, or a model that returns its loss")
     ledger = Ledger(accountant, neighbours)
     account = Account(ledger, as_sampling(sample_rate), as_budget(budget))
-    return PrivateModule(model, loss_fn, scales, settings, batch_dims, account)
+    return PrivateModule(model, loss_fn, scales, settings, batch_dims, account, microbatch_size)
 
 
 def check_parameters(model: nn.Module) -> None:

@@ -65,6 +65,14 @@ def number(name: str, value: Any, positive: bool = False) -> None:
         raise ValueError(f"{name} must be {'above' if positive else 'at least'} 0, not {value}")
 
 
+def count(name: str, value: Any) -> None:
+    """Check a number of things: whole, and at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+
+
 def one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
     """Check a word against those that are known."""
     if value not in known:

@@ -3,38 +3,34 @@
 import contextlib
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
-from fxdp.account import Account
+from fxdp.account import Account, StepError
 from fxdp.backend import Record, Settings
 from fxdp.capture import (
     SMALLEST,
     BatchDims,
     Inputs,
-    argument_names,
-    capture_errors,
-    capture_settings,
     gather,
 )
 from fxdp.certificate import Certificate, certify
 from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Pass, Study
+from fxdp.logical import Accumulation, Delivered, Piece, scaled, summed
 from fxdp.ops import RULES
-from fxdp.options import Scales, check_scales
-from fxdp.outcome import Outcome, loss_of
+from fxdp.options import Scales
+from fxdp.outcome import loss_of
 from fxdp.pipeline import PROOF, Proven, compiled_step, stop
-from fxdp.placement import Shard
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.statement import statement
-from fxdp.progress import line, say
 from fxdp.report import Report, report
+from fxdp.stepper import Stepper
 
 
 @dataclass(frozen=True)
@@ -76,12 +72,12 @@ class PrivateModule(nn.Module):
 
     Attributes:
         max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
+        microbatch_size: samples that are worked on at a time; None for all.
         releases: how many private gradients were released, as the ledger counts them.
     """
 
     _model: nn.Module
-    _loss_fn: Callable[..., Tensor] | None
-    _step: Callable[..., Any]
+    _stepper: Stepper
 
     def __init__(
         self,
@@ -91,6 +87,7 @@ class PrivateModule(nn.Module):
         settings: Settings,
         batch_dims: BatchDims,
         account: Account | None = None,
+        microbatch_size: int | None = None,
     ) -> None:
         super().__init__()
         # The same parameters, buffers and submodules, not copies and not one level down.
@@ -99,15 +96,12 @@ class PrivateModule(nn.Module):
         self.__dict__["_model"] = model
         self.training = model.training
         self.max_grad_norm, self.noise_multiplier, self.expected_batch_size = scales
-        # A loss that is a module is none of the model's, whose submodules these are.
-        self.__dict__["_loss_fn"] = loss_fn
-        self._batch_dims = batch_dims
-        self._settings = settings
+        # Not an attribute like others: a loss that is a module is no submodule of the model.
+        self.__dict__["_stepper"] = Stepper(model, loss_fn, settings, batch_dims)
         self._account = account or Account(Ledger())
-        self._record = Record()
-        self._dynamic = True
         self._inspection: Inspection | None = None
-        self.__dict__["_step"] = compiled_step(model, loss_fn, settings, self._record)
+        self.microbatch_size = microbatch_size
+        self._logical: Accumulation | None = None
 
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """One step's loss, the mean of the samples' own losses, 0-d.
@@ -126,108 +120,87 @@ class PrivateModule(nn.Module):
             BudgetExhausted: in `loss.backward()`, if the release would exceed the budget.
         """
         if not self.training or not torch.is_grad_enabled():
-            return self._plain(args, kwargs)
-        inputs, mask, size = self._prepared(args, kwargs, sample_mask)
-        if self._settings.reduction and sample_mask is not None:
+            return self._stepper.plain(args, kwargs)
+        inputs, mask, size = self._stepper.prepared(args, kwargs, sample_mask)
+        if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")
         self._account.begin()
         sigma, bound = self.noise_multiplier, self.max_grad_norm
-        out = self._captured(self._step, inputs, mask, sigma)
+        if self.microbatch_size is not None or self._logical is not None:
+            return self._in_pieces(inputs, mask, sigma, bound)
+        out = self._captured(self._stepper.step, inputs, mask, sigma)
         self._account.watch(loss_of(out), sigma, bound)
-        return self._without_padding(out, size) if size < SMALLEST else out
+        return self._stepper.without_padding(out, size) if size < SMALLEST else out
 
-    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The model as it is; with a target, its loss."""
-        wanted = argument_names(self._model, args, kwargs, has_target=False)
-        beyond = wanted[-1:] == [f"args[{len(args) - 1}]"]  # one more than the model takes
-        if self._loss_fn is not None and ("target" in kwargs or beyond):
-            *own, target = (*args, kwargs.pop("target")) if "target" in kwargs else args
-            return self._loss_fn(self._model(*own, **kwargs), target)
-        return self._model(*args, **kwargs)
+    def _in_pieces(self, inputs: Inputs, mask: Tensor, sigma: float, bound: float) -> Tensor:
+        """The loss of a batch in pieces, or of a part of a logical batch."""
+        size, batch, step = self.microbatch_size or inputs.size, self._logical, self._piece()
+        if batch is not None:
+            batch.begin()
+            return batch.loss(summed(step, inputs, mask, max(size, 1), 0.0), step.trained)
+        found = summed(step, inputs, mask, size, sigma)
+        deliver = functools.partial(scaled, found.gradients)
+        loss: Any = Delivered.apply(found.loss, deliver, *step.trained)
+        self._account.watch(loss, sigma, bound)
+        return loss
 
-    def _prepared(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any
-    ) -> tuple[Inputs, Tensor, int]:
-        """Checked arguments with at least two rows, the mask of the real ones, their number."""
-        inputs = gather(self._model, args, kwargs, self._batch_dims, self._loss_fn is not None)
-        if mask is None:
-            mask = torch.ones(inputs.size, dtype=torch.bool, device=inputs.device)
-        if not isinstance(mask, Tensor):
-            raise TypeError(f"sample_mask must be a bool tensor, not {type(mask).__name__}")
-        if mask.dtype != torch.bool or tuple(mask.shape) != (inputs.size,):
-            raise ValueError(
-                f"sample_mask must be bool of shape [{inputs.size}], not {mask.dtype} of shape "
-                f"{list(mask.shape)}"
-            )
-        size = inputs.size
-        if size < SMALLEST:
-            mask = torch.cat([mask, mask.new_zeros(SMALLEST - size)])
-            inputs = inputs.resized(SMALLEST)
-        return inputs, mask, size
+    def _piece(self) -> Piece:
+        """How a piece of a logical batch is run."""
+
+        def run(inputs: Inputs, mask: Tensor, sigma: float) -> Tensor:
+            return loss_of(self._captured(self._stepper.step, inputs, mask, sigma))
+
+        def has_public() -> bool:
+            return any(c.public is not None for c in self._stepper.study().clipped)
+
+        return Piece(run, [p for p in self.parameters() if p.requires_grad], has_public)
+
+    @contextlib.contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Make one logical batch of all calls inside: clipped sums add up, and noise comes once.
+
+            with private.accumulate():
+                for x, y in pieces:
+                    private(x, y).backward()
+            optimizer.step()
+
+        `p.grad` changes at the end, by what one call with all samples would have released. No
+        sample may come twice.
+
+        Raises:
+            StepError: calls and backward passes do not alternate, or there are none.
+            BudgetExhausted: at the end, if the release would exceed the budget.
+        """
+        self._account.begin()
+        if self._logical is not None:
+            raise StepError("a logical batch has begun already: they cannot be nested")
+        if self._stepper.settings.reduction:
+            raise StepError("with loss_reduction the loss is made outside, and cannot be taken up")
+        batch = Accumulation(self.noise_multiplier, self.max_grad_norm)
+        self._logical = batch
+        try:
+            yield
+        finally:
+            self._logical = None
+        release = self._account.release(batch.sigma, batch.bound)
+        batch.begin()
+        self._account.ask(release)
+        step = self._piece()
+        gradients = batch.finished(step)
+        self._account.count(release)
+        for p, gradient in zip(step.trained, gradients, strict=True):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad + gradient
 
     def _captured(self, step: Any, inputs: Inputs, mask: Tensor, sigma: float) -> Any:
-        """Run a compiled step on checked inputs."""
-        check_scales(self.max_grad_norm, sigma, self.expected_batch_size)
-        scales = tuple(
-            torch.tensor(v, dtype=torch.float64, device=mask.device)
-            for v in (self.max_grad_norm, sigma, self.expected_batch_size)
-        )
-        leaves: list[Any] = []
-        for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):
-            if dim is not None:
-                leaf = leaf.detach()
-                torch._dynamo.mark_dynamic(leaf, dim)
-            leaves.append(leaf)
-        mask = mask.detach()
-        torch._dynamo.mark_dynamic(mask, 0)
-        call = functools.partial(step, scales, mask, tuple(leaves), inputs.dims, inputs.spec)
-        loss, others = self._traced(call)
-        return loss if others is None else Outcome.of(loss, others)
-
-    def _without_padding(self, out: Any, size: int) -> Any:
-        """What a model returned beside its loss, with the rows of the first `size` samples."""
-        places = iter(self._study().shown)
-        if self._settings.reduction and isinstance(out, Tensor):
-            return out[:size]
-
-        def own_rows(x: Tensor) -> Tensor:
-            at = next(places)
-            if not isinstance(at, Shard):
-                return x
-            apart = x.unflatten(at.dim, (-1, SMALLEST, int(at.inner)))
-            return apart.narrow(at.dim + 1, 0, size).flatten(at.dim, at.dim + 2)
-
-        if isinstance(out, Outcome):
-            rest = {k: v for k, v in out.items() if k != "loss"}
-            return Outcome.of(out.loss, pytree.tree_map_only(Tensor, own_rows, rest))
-        if isinstance(out, tuple):
-            return (out[0], *pytree.tree_map_only(Tensor, own_rows, out[1:]))
-        return out
-
-    def _traced(self, call: Callable[[], Any]) -> Any:
-        """Run a step, capturing it first where it has to be.
-
-        Sizes that change between steps become symbols, like the batch size. Where the proof
-        cannot follow a model through those, each size gets a graph of its own from then on.
-        """
-        compiled_before = self._record.compilations > 0
-        with line():
-            if not compiled_before:
-                say("capturing the model")
-            try:
-                with capture_settings(self._dynamic), capture_errors(self._model):
-                    return call()
-            except ProofError as error:
-                if isinstance(error, Proven) or not (self._dynamic and compiled_before):
-                    raise
-            self._dynamic = False
-            with capture_settings(self._dynamic), capture_errors(self._model):
-                return call()
+        """Run a compiled step on checked inputs, at the module's scales but for the noise."""
+        scales = (self.max_grad_norm, sigma, self.expected_batch_size)
+        return self._stepper.captured(step, inputs, mask, scales)
 
     def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
         """[N] gradient norms, one a sample, over all trainable parameters. Not private."""
-        self._extras(self._step, args, kwargs)
-        return self._record.extras["norms"][: self._size(args, kwargs)]
+        self._extras(self._stepper.step, args, kwargs)
+        return self._stepper.record.extras["norms"][: self._size(args, kwargs)]
 
     def per_sample_grads(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """{parameter: [N, *shape]} gradients, one a sample. Not private; for debugging.
@@ -235,9 +208,9 @@ class PrivateModule(nn.Module):
         Runs eagerly and materialises everything.
         """
         if self._inspection is None:
-            settings = Settings("instantiate", "eager", self._settings.table, inspect=True)
+            settings = Settings("instantiate", "eager", self._stepper.settings.table, inspect=True)
             record = Record()
-            step = compiled_step(self._model, self._loss_fn, settings, record)
+            step = self._stepper.another(settings, record)
             self._inspection = Inspection(step, record)
         self._extras(self._inspection.step, args, kwargs)
         size = self._size(args, kwargs)
@@ -245,12 +218,14 @@ class PrivateModule(nn.Module):
         return {k: v[:size] for k, v in extras.items() if k != "norms"}
 
     def _size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        return gather(self._model, args, kwargs, self._batch_dims, self._loss_fn is not None).size
+        return gather(
+            self._model, args, kwargs, self._stepper.batch_dims, self._stepper.loss_fn is not None
+        ).size
 
     def _extras(self, step: Any, args: Any, kwargs: Any) -> None:
         """Run a step and its backward pass without a release, for what it returns beside."""
-        inputs, mask, _ = self._prepared(args, kwargs, None)
-        if self._settings.reduction:
+        inputs, mask, _ = self._stepper.prepared(args, kwargs, None)
+        if self._stepper.settings.reduction:
             raise TypeError("norms need a loss: compile with loss_fn= in place of loss_reduction=")
         with torch.random.fork_rng(), torch.enable_grad():
             loss = loss_of(self._captured(step, inputs, mask, 0.0))
@@ -272,13 +247,13 @@ class PrivateModule(nn.Module):
     @property
     def graph_module(self) -> GraphModule:
         """The joint graph after the last pass that is made for reading."""
-        readable = self._study().readable
+        readable = self._stepper.study().readable
         assert readable is not None
         return readable
 
     def report(self) -> Report:
         """One row for each parameter: its sums, their form, strategy and predicted cost."""
-        return report(self._study())
+        return report(self._stepper.study())
 
     @property
     def ledger(self) -> Ledger:
@@ -310,8 +285,8 @@ class PrivateModule(nn.Module):
             RuntimeError: nothing was compiled yet and no inputs are given.
         """
         if not args and not kwargs:
-            return certify(self._study(), RULES, self._record.fallbacks)
-        inputs, mask, _ = self._prepared(args, kwargs, None)
+            return certify(self._stepper.study(), RULES, self._stepper.record.fallbacks)
+        inputs, mask, _ = self._stepper.prepared(args, kwargs, None)
         return self._proven(inputs, mask)
 
     def _proven(self, inputs: Inputs, mask: Tensor) -> Certificate:
@@ -319,7 +294,7 @@ class PrivateModule(nn.Module):
         record = Record()
         self._prove(inputs, mask, record)
         assert record.study is not None
-        return certify(record.study, RULES, self._record.fallbacks)
+        return certify(record.study, RULES, self._stepper.record.fallbacks)
 
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """What the proof makes of given inputs, whether it succeeds or not.
@@ -327,7 +302,7 @@ class PrivateModule(nn.Module):
         Raises:
             TypeError, ValueError: the arguments do not fit together.
         """
-        inputs, mask, _ = self._prepared(args, kwargs, None)
+        inputs, mask, _ = self._stepper.prepared(args, kwargs, None)
         record = Record()
         try:
             self._prove(inputs, mask, record)
@@ -339,14 +314,11 @@ class PrivateModule(nn.Module):
     def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
         """Run the proof; the record holds the study also where it fails."""
         passes = (*PROOF, Pass(stop))
-        step = compiled_step(self._model, self._loss_fn, self._settings, record, passes)
+        step = compiled_step(
+            self._model, self._stepper.loss_fn, self._stepper.settings, record, passes
+        )
         with contextlib.suppress(Proven):
             self._captured(step, inputs, mask, 0.0)
-
-    def _study(self) -> Study:
-        if self._record.study is None or self._record.study.readable is None:
-            raise RuntimeError("nothing was compiled yet: run a step first")
-        return self._record.study
 
     def train(self, mode: bool = True) -> "PrivateModule":
         """Training mode releases private gradients; eval mode is the model as it is."""
@@ -359,9 +331,11 @@ class PrivateModule(nn.Module):
         scales = (self.max_grad_norm, self.noise_multiplier, self.expected_batch_size)
         model = copy.deepcopy(self._model, memo)
         account = copy.deepcopy(self._account, memo)
+        here = self._stepper
         return PrivateModule(
-            model, self._loss_fn, scales, self._settings, self._batch_dims, account
-        )
+            model, here.loss_fn, scales, here.settings, here.batch_dims, account,
+            self.microbatch_size,
+        )  # fmt: skip
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -19,7 +19,8 @@ from torch.utils import _pytree as pytree
 from fxdp.capture import BatchDims, Inputs, gather, local_loss
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.ops import RULES
-from fxdp.private_module import Outcome, PrivateModule
+from fxdp.outcome import Outcome
+from fxdp.private_module import PrivateModule
 from fxdp.report import as_text
 from fxdp.rules import Table
 

@@ -82,8 +82,8 @@ class TestTheNetThatInductorGetsWrong:
             model, loss_fn=F.cross_entropy, max_grad_norm=float("inf"), noise_multiplier=0.0,
             expected_batch_size=8,
         )  # fmt: skip
-        settings = replace(private._settings, check=guard)
-        step = pipeline.compiled_step(model, F.cross_entropy, settings, private._record)
+        settings = replace(private._stepper.settings, check=guard)
+        step = pipeline.compiled_step(model, F.cross_entropy, settings, private._stepper.record)
         private.__dict__["_step"] = step
         private(x, y).backward()
         got = [p.grad for p in model.parameters() if p.grad is not None]

@@ -33,10 +33,11 @@ LAYERS = (
     ("backend", "check", "capture", "certificate", "report"),
     ("options", "privacy"),
     ("account", "data"),
-    ("pipeline",),
+    ("logical", "pipeline"),
+    ("stepper",),
     ("private_module",),
     ("compiler",),
-    ("verify", "demo", "torch_backend", "lint", "__init__"),
+    ("make_private", "verify", "demo", "torch_backend", "lint", "__init__"),
 )
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Beside the compiler: they know nothing of it. Each with those of them that it may know.

@@ -104,7 +104,7 @@ def test_all_batch_sizes_from_one_compilation():
         else:
             assert flat(got).abs().max() == 0
         assert private.releases == step + 1
-    assert private._record.compilations == 1
+    assert private._stepper.record.compilations == 1
     assert private(X[:0], Y[:0]).detach() == 0.0
 
 
@@ -114,7 +114,7 @@ def test_convolutions_have_one_compilation_too():
     private = private_of(model)
     for n in (2, 15, 16, 40, 1):
         released(private, X[:n, None], Y[:n])
-    assert private._record.compilations == 1
+    assert private._stepper.record.compilations == 1
 
 
 def test_the_loss_is_the_mean_of_local_losses(shared: fxdp.PrivateModule):
@@ -174,7 +174,7 @@ def test_schedules_take_effect_without_a_compilation():
         same(released(private, X[:N], Y[:N]), wanted(model, slice(N), bound, expected))
     private.max_grad_norm, private.noise_multiplier = 0.5, 2.0
     assert not torch.equal(*(flat(released(private, X[:N], Y[:N])) for _ in range(2)))
-    assert private._record.compilations == 1
+    assert private._stepper.record.compilations == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -66,7 +66,7 @@ def passed(
     private = fxdp.compile(
         model, loss_fn=loss, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=4
     )
-    taken, mask, _ = private._prepared(inputs, {}, None)
+    taken, mask, _ = private._stepper.prepared(inputs, {}, None)
     try:
         private._captured(step, taken, mask, 1.0)
     except Proven:

@@ -1,0 +1,160 @@
+"""How a step of a model is captured, once, and run.
+
+Between what the user passes and the compiled graph: arguments are checked and flattened, batches
+too small for torch.compile are padded, and a model that cannot be captured with symbolic sizes is
+captured for each size.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxdp.backend import Record, Settings
+from fxdp.capture import (
+    SMALLEST,
+    BatchDims,
+    Inputs,
+    argument_names,
+    capture_errors,
+    capture_settings,
+    gather,
+)
+from fxdp.diagnostic import ProofError
+from fxdp.graph_pass import Pass, Study
+from fxdp.options import Scales, check_scales
+from fxdp.outcome import Outcome
+from fxdp.pipeline import PASSES, Proven, compiled_step
+from fxdp.placement import Shard
+from fxdp.progress import line, say
+
+
+class Stepper:
+    """The steps of one model.
+
+    Attributes:
+        record: what compilation and steps leave behind.
+        step: the compiled step.
+        dynamic: whether sizes that change between steps become symbols.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[..., Tensor] | None,
+        settings: Settings,
+        batch_dims: BatchDims,
+    ) -> None:
+        self.model, self.loss_fn = model, loss_fn
+        self.settings, self.batch_dims = settings, batch_dims
+        self.record = Record()
+        self.dynamic = True
+        self.step = self.another(settings, self.record)
+
+    def another(
+        self, settings: Settings, record: Record, passes: tuple[Pass, ...] = PASSES
+    ) -> Callable[..., Any]:
+        """Another step of the same model."""
+        return compiled_step(self.model, self.loss_fn, settings, record, passes)
+
+    def gathered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """The arguments of a step, flattened and checked.
+
+        Raises:
+            TypeError, ValueError: they do not fit together.
+        """
+        has_target = self.loss_fn is not None
+        return gather(self.model, args, kwargs, self.batch_dims, has_target)
+
+    def plain(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The model as it is; with a target, its loss."""
+        wanted = argument_names(self.model, args, kwargs, has_target=False)
+        beyond = wanted[-1:] == [f"args[{len(args) - 1}]"]  # one more than the model takes
+        if self.loss_fn is not None and ("target" in kwargs or beyond):
+            *own, target = (*args, kwargs.pop("target")) if "target" in kwargs else args
+            return self.loss_fn(self.model(*own, **kwargs), target)
+        return self.model(*args, **kwargs)
+
+    def prepared(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any
+    ) -> tuple[Inputs, Tensor, int]:
+        """Checked arguments with at least two rows, the mask of the real ones, their number."""
+        inputs = self.gathered(args, kwargs)
+        if mask is None:
+            mask = torch.ones(inputs.size, dtype=torch.bool, device=inputs.device)
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"sample_mask must be a bool tensor, not {type(mask).__name__}")
+        if mask.dtype != torch.bool or tuple(mask.shape) != (inputs.size,):
+            raise ValueError(
+                f"sample_mask must be bool of shape [{inputs.size}], not {mask.dtype} of shape "
+                f"{list(mask.shape)}"
+            )
+        size = inputs.size
+        if size < SMALLEST:
+            mask = torch.cat([mask, mask.new_zeros(SMALLEST - size)])
+            inputs = inputs.resized(SMALLEST)
+        return inputs, mask, size
+
+    def captured(self, step: Any, inputs: Inputs, mask: Tensor, scales: Scales) -> Any:
+        """Run a compiled step on checked inputs."""
+        check_scales(*scales)
+        numbers = tuple(torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales)
+        leaves: list[Any] = []
+        for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):
+            if dim is not None:
+                leaf = leaf.detach()
+                torch._dynamo.mark_dynamic(leaf, dim)
+            leaves.append(leaf)
+        mask = mask.detach()
+        torch._dynamo.mark_dynamic(mask, 0)
+        call = functools.partial(step, numbers, mask, tuple(leaves), inputs.dims, inputs.spec)
+        loss, others = self.traced(call)
+        return loss if others is None else Outcome.of(loss, others)
+
+    def without_padding(self, out: Any, size: int) -> Any:
+        """What a model returned beside its loss, with the rows of the first `size` samples."""
+        places = iter(self.study().shown)
+        if self.settings.reduction and isinstance(out, Tensor):
+            return out[:size]
+
+        def own_rows(x: Tensor) -> Tensor:
+            at = next(places)
+            if not isinstance(at, Shard):
+                return x
+            apart = x.unflatten(at.dim, (-1, SMALLEST, int(at.inner)))
+            return apart.narrow(at.dim + 1, 0, size).flatten(at.dim, at.dim + 2)
+
+        if isinstance(out, Outcome):
+            rest = {k: v for k, v in out.items() if k != "loss"}
+            return Outcome.of(out.loss, pytree.tree_map_only(Tensor, own_rows, rest))
+        if isinstance(out, tuple):
+            return (out[0], *pytree.tree_map_only(Tensor, own_rows, out[1:]))
+        return out
+
+    def traced(self, call: Callable[[], Any]) -> Any:
+        """Run a step, capturing it first where it has to be.
+
+        Sizes that change between steps become symbols, like the batch size. Where the proof
+        cannot follow a model through those, each size gets a graph of its own from then on.
+        """
+        compiled_before = self.record.compilations > 0
+        with line():
+            if not compiled_before:
+                say("capturing the model")
+            try:
+                with capture_settings(self.dynamic), capture_errors(self.model):
+                    return call()
+            except ProofError as error:
+                if isinstance(error, Proven) or not (self.dynamic and compiled_before):
+                    raise
+            self.dynamic = False
+            with capture_settings(self.dynamic), capture_errors(self.model):
+                return call()
+
+    def study(self) -> Study:
+        if self.record.study is None or self.record.study.readable is None:
+            raise RuntimeError("nothing was compiled yet: run a step first")
+        return self.record.study
