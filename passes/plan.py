@@ -28,6 +28,7 @@ MODELLED = ("instantiate", "ghost")
 DOUBT = 8.0
 # The share of a step's tensors that per-sample gradients may take up beside them.
 SHARE = 0.05
+WIDEST = 4  # bytes of a number, in most models
 Plan = Literal["measured", "model", "fixed"]
 Kind = Literal["one", "joined", "tied", "general"]
 
@@ -51,18 +52,32 @@ def plan(
             measured; a twentieth of what the sums are made of if not given.
     """
     gradients = [g for g in study(gm).gradients if g.sums]
+    room = max(bytes_summed(gm, gradients), memory_budget or 0)
+    choices = [
+        choose(gm, g, "instantiate" if inspect_each else strategy, how, room) for g in gradients
+    ]
     if inspect_each:
-        choices = [replace(choose(gm, g, "instantiate", how), kind="general") for g in gradients]
+        choices = [replace(c, kind="general") for c in choices]
     else:
-        choices = within(gm, [choose(gm, g, strategy, how) for g in gradients], memory_budget)
+        budget = memory_budget if memory_budget is not None else int(SHARE * room)
+        choices = within(choices, budget)
     study(gm).choices = tuple(choices)
     return gm
 
 
 def choose(
-    gm: GraphModule, gradient: Gradient, strategy: Strategy | Literal["auto"], how: Plan
+    gm: GraphModule,
+    gradient: Gradient,
+    strategy: Strategy | Literal["auto"],
+    how: Plan,
+    room: float,
 ) -> Choice:
-    """The kind of a gradient's sums, and a strategy for them."""
+    """The kind of a gradient's sums, and a strategy for them.
+
+    Args:
+        room: bytes that per-sample gradients may take up for a moment, if "measured" has
+            something else to choose; that much is in the operands of all sums.
+    """
     taken = [sum_at(gm, s) for s in gradient.sums]
     forms = [fake_form(s) for s in taken if s is not None]
     kind, merged = together(gm, gradient, forms)
@@ -74,11 +89,16 @@ def choose(
     costs: dict[Strategy, sympy.Expr] = {s: total_cost(merged, s) for s in offered}
     if strategy == "auto":
         if how == "measured" and len(merged) == 1 and kind != "general":
-            doubted = doubtful(gm, costs)
+            known: dict[Strategy, float] = {
+                s: hinted(gm, c) for s, c in costs.items() if s != "multi"
+            }
+            small = [s for s in known if hinted(gm, total_extra(merged, s)) * WIDEST <= room]
+            doubted = doubtful({s: known[s] for s in small} or known)
             if len(doubted) > 1:
                 ways = trials(merged[0], doubted, lambda s: int(hinted(gm, expr(s))))
                 best = min(ways, key=lambda t: t.seconds)
                 return Choice(gradient, kind, best.strategy, costs, best.keep, tuple(ways))
+            return Choice(gradient, kind, doubted[0], costs)
         sizes = {s: total_extra(merged, s) for s in offered} if how == "fixed" else costs
         strategy = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, sizes[s]))
     wanted: Strategy = strategy if strategy in offered else "instantiate"
@@ -87,23 +107,25 @@ def choose(
     return Choice(gradient, kind, wanted, costs)
 
 
-def doubtful(gm: GraphModule, costs: dict[Strategy, sympy.Expr]) -> list[Strategy]:
+def doubtful(costs: dict[Strategy, float]) -> list[Strategy]:
     """The strategies that the cost model cannot rule out, the most promising first."""
-    known: dict[Strategy, float] = {s: hinted(gm, c) for s, c in costs.items() if s != "multi"}
-    least = min(known.values())
-    return sorted((s for s, c in known.items() if c <= DOUBT * least), key=known.__getitem__)
+    most = DOUBT * min(costs.values())
+    return sorted((s for s, c in costs.items() if c <= most), key=costs.__getitem__)
 
 
-def within(gm: GraphModule, choices: list[Choice], budget: int | None) -> list[Choice]:
+def bytes_summed(gm: GraphModule, gradients: list[Gradient]) -> float:
+    """How many bytes the operands of all sums take up."""
+    inputs = {i for g in gradients for s in g.sums for i in s.all_input_nodes}
+    held = [value(i) for i in inputs if isinstance(value(i), torch.Tensor)]
+    stored = {x.untyped_storage()._cdata: x for x in held}.values()  # views share theirs
+    return sum(hinted(gm, expr(x.numel())) * x.element_size() for x in stored)
+
+
+def within(choices: list[Choice], budget: int) -> list[Choice]:
     """The choices, with fewer per-sample gradients kept where they exceed a budget in bytes.
 
     What gains the least time for its bytes goes first.
     """
-    if budget is None:
-        inputs = {i for c in choices for s in c.gradient.sums for i in s.all_input_nodes}
-        held = [value(i) for i in inputs if isinstance(value(i), torch.Tensor)]
-        stored = {x.untyped_storage()._cdata: x for x in held}.values()  # views share theirs
-        budget = int(SHARE * sum(hinted(gm, expr(x.numel())) * x.element_size() for x in stored))
     used = {i: kept(c) for i, c in enumerate(choices)}
 
     def gain(i: int) -> float:

@@ -121,6 +121,25 @@ def test_measured(
     assert choice.trials == tuple(TRIALS.values())
 
 
+def test_what_has_no_room_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide layer's per-sample gradients are larger than all that the step holds."""
+    tried: list[list[str]] = []
+
+    def try_all(form: Any, strategies: list[str], hint: Any) -> list[Trial]:
+        tried.append(sorted(strategies))
+        return [Trial("ghost", False, 1.0, 0)]
+
+    monkeypatch.setattr(plan_module, "trials", try_all)
+    x = torch.zeros(4, 40)
+    how: dict[str, Any] = {"plan": "measured", "last": "plan"}
+    run = passed(nn.Linear(40, 40), mean_square, x, torch.zeros(4, 40), **how)
+    assert tried == []
+    assert chosen(run)[0] == ("weight", "one", "ghost")
+    roomy: dict[str, Any] = how | {"memory_budget": 4 * 40 * 40 * 4}
+    passed(nn.Linear(40, 40), mean_square, x, torch.zeros(4, 40), **roomy)
+    assert tried == [["ghost", "instantiate", "naive"]]
+
+
 def test_what_gains_least_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sums want to keep their gradients, and there is room for one."""
     found = iter([
