@@ -92,8 +92,12 @@ def choose(
             known: dict[Strategy, float] = {
                 s: hinted(gm, c) for s, c in costs.items() if s != "multi"
             }
-            small = [s for s in known if hinted(gm, total_extra(merged, s)) * WIDEST <= room]
-            doubted = doubtful({s: known[s] for s in small} or known)
+            small: dict[Strategy, float] = {
+                s: c
+                for s, c in known.items()
+                if hinted(gm, total_extra(merged, s)) * WIDEST <= room
+            }
+            doubted = doubtful(small or known)
             if len(doubted) > 1:
                 ways = trials(merged[0], doubted, lambda s: int(hinted(gm, expr(s))))
                 best = min(ways, key=lambda t: t.seconds)
