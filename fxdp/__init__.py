@@ -1,5 +1,6 @@
 """fxdp: private training from any PyTorch model, proven and compiled."""
 
+from fxdp import clipping as clipping
 from fxdp import data as data
 from fxdp import grams as grams
 from fxdp import opaque as opaque

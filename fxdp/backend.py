@@ -26,6 +26,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp import facts
 from fxdp.check import Checked
+from fxdp.clipping import Clipping, Flat
 from fxdp.graph_pass import Pass, Study, copied, hinted, outputs, run, study
 from fxdp.guards import draws_apart, refuse_closed
 from fxdp.liveness import Peak, peak
@@ -42,7 +43,7 @@ Backend = Literal["inductor", "eager"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is compiled; no part of this changes what is released.
+    """How a model is compiled; of all this, only `clipping` changes what is released.
 
     Attributes:
         strategy: for per-sample norms, "auto" or one of `fxdp.forms.batch.Strategy`.
@@ -50,6 +51,7 @@ class Settings:
         backend: who runs the graphs.
         table: the rules.
         check: compare compiled code with its graph at the first call.
+        clipping: how a sample's gradient is brought to a bounded norm.
         reduction: how the user's own loss of the model's output puts rows together, if any.
         inspect: also return the per-sample gradients, for `per_sample_grads`.
     """
@@ -62,6 +64,7 @@ class Settings:
     plan: str = "measured"
     memory_budget: int | None = None
     reduction: str = ""
+    clipping: Clipping = field(default_factory=Flat)
 
 
 @dataclass
@@ -107,6 +110,7 @@ def compile_marked(
             inspect_each=settings.inspect,
             how=settings.plan,
             memory_budget=settings.memory_budget,
+            clipping=settings.clipping,
             decompositions=spelling[backend],
         )
         record.compilations += 1

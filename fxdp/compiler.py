@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fxdp.account import Account, as_budget
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
+from fxdp.clipping import Clipping
 from fxdp.dataless import is_dataless, on_cpu
 from fxdp.ops import RULES
 from fxdp.options import checked_options, count
@@ -27,6 +28,7 @@ def compile(  # noqa: A001 - torch.compile's name
     max_grad_norm: float,
     noise_multiplier: float,
     expected_batch_size: float,
+    clipping: str | Clipping = "flat",
     strategy: str = "auto",
     backend: str = "inductor",
     plan: str = "measured",
@@ -56,6 +58,8 @@ def compile(  # noqa: A001 - torch.compile's name
         max_grad_norm: the clip bound C, above 0; `math.inf` clips nothing.
         noise_multiplier: sigma, at least 0.
         expected_batch_size: L, the public number that the sum is divided by.
+        clipping: "flat", "automatic" (AUTO-S), "normalize", "per-layer" or a value of
+            `fxdp.clipping`; C is the sensitivity in all of them.
         strategy: "auto", or how all per-sample norms are found: "instantiate", "unfold", "ghost",
             "crb", "naive" or "multi"; equal in result.
         backend: "inductor" or "eager".
@@ -83,7 +87,7 @@ def compile(  # noqa: A001 - torch.compile's name
     check_parameters(model)
     scales, settings = checked_options(
         max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules, plan,
-        memory_budget, loss_reduction,
+        memory_budget, loss_reduction, clipping,
     )  # fmt: skip
     if loss_reduction is not None and loss_fn is not None:
         raise ValueError("loss_fn puts the loss into the graph: leave loss_reduction out")

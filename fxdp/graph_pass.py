@@ -138,7 +138,8 @@ class Study:
         gradients: from `explain`.
         choices: from `plan`.
         each: per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`).
-        factor, norms: nodes [N] with clip factors and norms (from `measure`).
+        factors: nodes [N] with clip factors, by parameter (from `measure`).
+        norms: the node [N] with the norms over all parameters (from `measure`).
         clipped: from `clip`.
         readable: the graph before `lower`, for people.
         history: the printed graph after each pass.
@@ -159,7 +160,7 @@ class Study:
     choices: tuple[Choice, ...] = ()
     each: dict[str, Node] = field(default_factory=lambda: {})
     clipped: tuple[Clipped, ...] = ()
-    factor: Node | None = None
+    factors: dict[str, Node] = field(default_factory=lambda: {})
     norms: Node | None = None
     readable: GraphModule | None = None
     joint: GraphModule | None = None

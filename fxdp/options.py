@@ -4,6 +4,7 @@ import math
 from typing import Any, get_args
 
 from fxdp.backend import Backend, Settings
+from fxdp.clipping import Automatic, Clipping, Normalize, as_clipping
 from fxdp.forms.batch import Strategy
 from fxdp.ops import RULES
 from fxdp.rules import Table
@@ -24,6 +25,7 @@ def checked_options(
     plan: str = "measured",
     memory_budget: int | None = None,
     loss_reduction: str | None = None,
+    clipping: str | Clipping = "flat",
 ) -> tuple[Scales, Settings]:
     """What both doors are told, checked.
 
@@ -39,9 +41,11 @@ def checked_options(
         number("memory_budget", memory_budget)
     if loss_reduction is not None:
         one_of("loss_reduction", loss_reduction, REDUCTIONS)
+    if isinstance(as_clipping(clipping), Automatic | Normalize) and math.isinf(max_grad_norm):
+        raise ValueError("max_grad_norm must be finite where every gradient is brought to it")
     settings = Settings(
         strategy, backend, rules, plan=plan, memory_budget=memory_budget,  # type: ignore[arg-type]
-        reduction=loss_reduction or "",
+        reduction=loss_reduction or "", clipping=as_clipping(clipping),
     )  # fmt: skip
     return (float(scales[0]), float(scales[1]), float(scales[2])), settings
 

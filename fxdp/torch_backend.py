@@ -27,6 +27,7 @@ OPTIONS = (
     "max_grad_norm",
     "noise_multiplier",
     "expected_batch_size",
+    "clipping",
     "strategy",
     "backend",
     "plan",

@@ -48,7 +48,8 @@ Total = tuple[Callable[..., Tensor], tuple[Any, ...]]
 
 def clipped_sums(gm: GraphModule, choice: Choice) -> dict[Node, Total]:
     """The clipped sums that a parameter's gradient is made of, by the node they replace."""
-    gradient, factor = choice.gradient, study(gm).factor
+    gradient = choice.gradient
+    factor = study(gm).factors[gradient.parameter]
     each = study(gm).each.get(gradient.parameter)
     if choice.kind == "general":
         return {gradient.node: (each_total, (each, factor))}

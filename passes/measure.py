@@ -1,18 +1,19 @@
 """Emit the squared norm of every per-sample gradient, and the clip factors.
 
 Squared norms add up over parameters, but not over the uses of one parameter: those are joined
-before they are measured. The factor of a sample is min(1, C / norm), without an epsilon, so a
-clipped sample has norm C and a sample of norm 0 keeps factor 1. Padding, and a sample whose
-gradient is not finite, get factor 0.
+before they are measured. What factor a norm asks for, `fxdp.clipping` says. Padding, and a sample
+whose gradient is not finite, get factor 0.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxdp.clipping import Clipping, Flat
 from fxdp.forms import Outer, Scatter
 from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph_pass import Choice, study
@@ -20,16 +21,31 @@ from fxdp.placement import Shard
 from fxdp.sums import Sum, each_image, sum_at
 from fxdp.trace import emit, emit_all
 
+FLAT = Flat()
 
-def measure(gm: GraphModule) -> GraphModule:
-    """Add nodes for norms [N] and factors [N], in float32 at least."""
+
+def measure(gm: GraphModule, clipping: Clipping = FLAT) -> GraphModule:
+    """Add nodes for norms [N] and factors [N], in float32 at least.
+
+    Args:
+        clipping: how norms become factors, and which parameters are clipped together.
+    """
     here = study(gm)
     assert here.mark is not None
     end = gm.graph.output_node()
     squares = measured(gm, end)
     bound, mask = here.mark.bound, here.mark.mask
-    here.norms = emit(end, total_norm, squares, mask, placement=Shard(0), name="norms")
-    here.factor = emit(end, clip_factor, here.norms, bound, mask, placement=Shard(0), name="factor")
+    norms = emit(end, total_norm, list(squares.values()), mask, placement=Shard(0), name="norms")
+    here.norms = norms
+    for group in clipping.groups(list(squares)):
+        own: Node = norms
+        if len(group.parameters) < len(squares):
+            parts = [squares[p] for p in group.parameters]
+            own = emit(end, total_norm, parts, mask, placement=Shard(0))
+        function = partial(clip_factor, clipping, group.share)
+        factor = emit(end, function, own, norms, bound, mask, placement=Shard(0), name="factor")
+        for name in group.parameters:
+            here.factors[name] = factor
     return gm
 
 
@@ -42,25 +58,30 @@ def total_norm(squares: list[Tensor], mask: Tensor) -> Tensor:
     return total.sqrt()
 
 
-def clip_factor(norms: Tensor, bound: Tensor, mask: Tensor) -> Tensor:
-    """[N] factors; Abadi et al., arXiv:1607.00133, algorithm 1.
+def clip_factor(
+    clipping: Clipping, share: float, norms: Tensor, whole: Tensor, bound: Tensor, mask: Tensor
+) -> Tensor:
+    """[N] factors of a group of parameters.
 
-    ========================  ======
-    case                      factor
-    ========================  ======
-    norm <= C, also norm 0    1
-    norm > C                  C / norm
-    C infinite                1
-    norm infinite or NaN      0
-    padding                   0
-    ========================  ======
+    ===========================================  ==========================
+    case                                         factor
+    ===========================================  ==========================
+    a norm infinite or NaN, of whichever group   0, in all groups
+    padding                                      0
+    else                                         what `clipping` asks for
+    ===========================================  ==========================
+
+    Args:
+        share: the group's part of the bound.
+        norms, whole: of the group, and of all parameters.
     """
-    factor = (bound.to(norms.dtype) / norms).clamp(max=1)
-    return factor.masked_fill(~(mask & torch.isfinite(norms)), 0)
+    bound = bound.to(norms.dtype)
+    factor = clipping.factor(norms, bound if share == 1 else bound * share)
+    return factor.masked_fill(~(mask & torch.isfinite(whole)), 0)
 
 
-def measured(gm: GraphModule, end: Node) -> list[Node]:
-    """The nodes with the squared norms of each parameter's per-sample gradients."""
+def measured(gm: GraphModule, end: Node) -> dict[str, Node]:
+    """For each parameter, the node with the squared norms of its per-sample gradients."""
     here = study(gm)
     ways = [way(gm, choice, end) for choice in here.choices]
     squares: dict[int, Node] = {}
@@ -72,7 +93,7 @@ def measured(gm: GraphModule, end: Node) -> list[Node]:
             squares[i] = square
             if each is not None:
                 here.each[here.choices[i].gradient.parameter] = each
-    return [squares[i] for i in range(len(ways))]
+    return {c.gradient.parameter: squares[i] for i, c in enumerate(here.choices)}
 
 
 def is_whole(choice: Choice) -> bool:

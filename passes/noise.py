@@ -59,7 +59,8 @@ def one_by_one(gm: GraphModule) -> None:
     No clipped sum waits for its noise until all others are made, and takes up memory.
     """
     order = list(gm.graph.nodes)
-    open_nodes = set(order[order.index(study(gm).factor) + 1 : -1])
+    measured = {study(gm).norms, *study(gm).factors.values()}
+    open_nodes = set(order[max(map(order.index, measured)) + 1 : -1])
 
     def finish(node: Node) -> None:
         if node in open_nodes:

@@ -13,6 +13,7 @@ LAYERS = (
         "placement",
         "shapes",
         "codes",
+        "clipping",
         "operators",
         "grams",
         "liveness",

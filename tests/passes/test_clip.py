@@ -24,7 +24,7 @@ def test_plain_gradient_is_left() -> None:
             assert clipped.total is not None
             assert clipped.public is None
             assert not plain & ancestors(clipped.total)
-            assert run.study.factor in ancestors(clipped.total)
+            assert run.study.factors[clipped.gradient.parameter] in ancestors(clipped.total)
             assert shape(run, clipped.total) == shape(run, clipped.gradient.node)
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fxdp.clipping import Flat
 from fxdp.passes.measure import clip_factor
 from tests.passes.graphs import block, conv, cut, linear, sequence, shape
 
@@ -29,7 +30,8 @@ from tests.passes.graphs import block, conv, cut, linear, sequence, shape
 def test_factor(norm: float, bound: float, mask: bool, factor: float, dtype: torch.dtype) -> None:
     """The lines of the docstring's table."""
     scale = torch.tensor(bound, dtype=torch.float64)
-    found = clip_factor(torch.tensor([norm], dtype=dtype), scale, torch.tensor([mask]))
+    norms = torch.tensor([norm], dtype=dtype)
+    found = clip_factor(Flat(), 1.0, norms, norms, scale, torch.tensor([mask]))
     assert found.dtype == dtype
     assert found.tolist() == [factor]
 
@@ -56,7 +58,7 @@ def test_factor_text() -> None:
 def test_norms() -> None:
     """A number for each sample, in the study too."""
     run = linear("measure")
-    assert shape(run, run.study.norms) == shape(run, run.study.factor) == "[N]"
+    assert {shape(run, n) for n in (run.study.norms, *run.study.factors.values())} == {"[N]"}
     assert list(run.study.each) == ["bias"]  # the weight's norms need no gradients
 
 

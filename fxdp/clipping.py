@@ -1,0 +1,169 @@
+"""How a sample's gradient is brought to a bounded norm, as values.
+
+Whatever the way, no sample adds a vector longer than C = `max_grad_norm` to the released sum, over
+all parameters together: so C is the sensitivity, and the noise is sigma C.
+"""
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are clipped together.
+
+    Attributes:
+        parameters: their names.
+        share: their bound is share * C; the squares of all shares add up to 1.
+    """
+
+    parameters: tuple[str, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class Flat:
+    """min(1, C / norm) over all parameters (Abadi et al., arXiv:1607.00133, algorithm 1).
+
+    ========================  ======
+    case                      factor
+    ========================  ======
+    norm <= C, also norm 0    1
+    norm > C                  C / norm
+    C infinite                1
+    ========================  ======
+    """
+
+    def factor(self, norms: Tensor, bound: Tensor) -> Tensor:
+        """[N] factors from norms [N] and the bound, 0-d."""
+        return (bound / norms).clamp(max=1)
+
+    def groups(self, parameters: Sequence[str]) -> tuple[Group, ...]:
+        """One group of all."""
+        return (Group(tuple(parameters), 1.0),)
+
+
+@dataclass(frozen=True)
+class Automatic(Flat):
+    """C / (norm + gamma): AUTO-S (Bu et al., arXiv:2206.07136), with no bound to tune.
+
+    Every sample adds nearly C, whatever its norm; C only scales the step.
+
+    ========================  ======
+    case                      factor
+    ========================  ======
+    norm 0                    C / gamma, of nothing
+    any norm                  C / (norm + gamma): the result is shorter than C
+    ========================  ======
+
+    Attributes:
+        gamma: above 0; 0.01 in the paper.
+
+    Raises:
+        ValueError: gamma is not above 0 and finite.
+    """
+
+    gamma: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"gamma must be above 0 and finite, not {self.gamma!r}")
+
+    def factor(self, norms: Tensor, bound: Tensor) -> Tensor:
+        """[N] factors from norms [N] and the bound, 0-d."""
+        return bound / (norms + self.gamma)
+
+
+@dataclass(frozen=True)
+class Normalize(Flat):
+    """C / norm: every sample's gradient gets norm C.
+
+    ========================  ======
+    case                      factor
+    ========================  ======
+    norm 0                    1, of nothing
+    any other norm            C / norm
+    ========================  ======
+    """
+
+    def factor(self, norms: Tensor, bound: Tensor) -> Tensor:
+        """[N] factors from norms [N] and the bound, 0-d."""
+        return torch.where(norms == 0, 1.0, bound / norms)
+
+
+@dataclass(frozen=True)
+class PerGroup(Flat):
+    """Each group of parameters is clipped by a bound of its own.
+
+    With weights w_k, group k has the bound C w_k / sqrt(sum_k w_k^2), so that all together have
+    the bound C. To set bounds C_k themselves, let `max_grad_norm` be sqrt(sum_k C_k^2) and w_k C_k.
+
+    Attributes:
+        weights: patterns of parameter names, as shells match them, to weights above 0; the first
+            that matches counts. None makes each module's own parameters a group, of weight 1.
+
+    Raises:
+        ValueError: a weight is not above 0 and finite.
+    """
+
+    weights: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for pattern, weight in (self.weights or {}).items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {pattern!r} must be above 0, not {weight!r}")
+
+    def groups(self, parameters: Sequence[str]) -> tuple[Group, ...]:
+        """The groups that have parameters.
+
+        Raises:
+            ValueError: no pattern matches a parameter.
+        """
+        found: dict[str, list[str]] = {}
+        for name in parameters:
+            found.setdefault(self._group_of(name), []).append(name)
+        weights = [1.0 if self.weights is None else self.weights[key] for key in found]
+        length = math.hypot(*weights)
+        return tuple(
+            Group(tuple(names), weight / length)
+            for names, weight in zip(found.values(), weights, strict=True)
+        )
+
+    def _group_of(self, name: str) -> str:
+        if self.weights is None:
+            return name.rpartition(".")[0]
+        for pattern in self.weights:
+            if fnmatch.fnmatchcase(name, pattern):
+                return pattern
+        raise ValueError(
+            f"no pattern of clipping matches the parameter {name!r}: add one, or '*' as the last"
+        )
+
+
+Clipping = Flat  # and what derives from it
+NAMED: dict[str, Clipping] = {
+    "flat": Flat(),
+    "automatic": Automatic(),
+    "normalize": Normalize(),
+    "per-layer": PerGroup(),
+}
+
+
+def as_clipping(clipping: str | Clipping) -> Clipping:
+    """A way to clip by its name.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if isinstance(clipping, Flat):
+        return clipping
+    if not isinstance(clipping, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"clipping must be a name or a value, not {type(clipping).__name__}")
+    if clipping not in NAMED:
+        raise ValueError(f"clipping must be one of {', '.join(NAMED)}, not {clipping!r}")
+    return NAMED[clipping]

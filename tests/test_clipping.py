@@ -1,0 +1,172 @@
+"""Ways to bring a sample's gradient to a bounded norm."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxdp
+from fxdp.clipping import Automatic, Clipping, Flat, Normalize, PerGroup
+from tests.oracle import per_sample
+
+N, C, L = 9, 0.7, 4.0
+X = torch.randn(N, 4, generator=torch.manual_seed(0), dtype=torch.float64) * 3
+Y = torch.arange(N) % 3
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def private_of(**options: Any) -> fxdp.PrivateModule:
+    given = {
+        "loss_fn": F.cross_entropy, "max_grad_norm": C, "noise_multiplier": 0.0,
+        "expected_batch_size": L, "backend": "eager",
+    }  # fmt: skip
+    return fxdp.compile(net(), **(given | options))
+
+
+def clipped(rows: Any = slice(None), **options: Any) -> dict[str, Tensor]:
+    """The clipped sum of some samples, before it is divided."""
+    private = private_of(**options)
+    private(X[rows], Y[rows]).backward()
+    return {k: p.grad * L for k, p in private.named_parameters() if p.grad is not None}
+
+
+def by_hand(factor: Any, groups: list[list[str]], shares: list[float]) -> dict[str, Tensor]:
+    """The same from one run for each sample."""
+    each, _ = per_sample(net(), F.cross_entropy, (X, Y), {}, N)
+    found: dict[str, Tensor] = {}
+    for names, share in zip(groups, shares, strict=True):
+        norms = torch.stack([each[k].flatten(1).norm(dim=1) for k in names]).norm(dim=0)
+        scale = torch.tensor([factor(n.item(), C * share) for n in norms], dtype=torch.float64)
+        found |= {k: torch.einsum("n...,n->...", each[k], scale) for k in names}
+    return found
+
+
+FIRST, LAST = ["0.weight", "0.bias"], ["2.weight", "2.bias"]
+WAYS: dict[str, tuple[str | Clipping, Any, list[list[str]], list[float]]] = {
+    "flat": ("flat", lambda n, c: min(1.0, c / n), [FIRST + LAST], [1.0]),
+    "automatic": ("automatic", lambda n, c: c / (n + 0.01), [FIRST + LAST], [1.0]),
+    "gamma": (Automatic(0.5), lambda n, c: c / (n + 0.5), [FIRST + LAST], [1.0]),
+    "normalize": ("normalize", lambda n, c: c / n, [FIRST + LAST], [1.0]),
+    "per layer": ("per-layer", lambda n, c: min(1.0, c / n), [FIRST, LAST], [0.5**0.5, 0.5**0.5]),
+    "per group": (
+        PerGroup({"*.bias": 3.0, "*": 4.0}), lambda n, c: min(1.0, c / n),
+        [["0.weight", "2.weight"], ["0.bias", "2.bias"]], [0.8, 0.6],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["ghost", "instantiate"])
+@pytest.mark.parametrize("name", WAYS)
+def test_against_one_run_for_each_sample(name: str, strategy: str) -> None:
+    clipping, factor, groups, shares = WAYS[name]
+    got, want = clipped(clipping=clipping, strategy=strategy), by_hand(factor, groups, shares)
+    assert got.keys() == want.keys()
+    for key, g in got.items():
+        torch.testing.assert_close(g, want[key], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_no_sample_adds_more_than_the_bound(name: str) -> None:
+    """One sample alone: its share of the released sum."""
+    for i in range(N):
+        grads = clipped(slice(i, i + 1), clipping=WAYS[name][0])
+        norm = torch.cat([g.flatten() for g in grads.values()]).norm().item()
+        assert norm <= C * (1 + 1e-6)
+
+
+class TestFactors:
+    """Each line of the tables."""
+
+    @pytest.mark.parametrize(
+        ("clipping", "norm", "bound", "factor"),
+        [
+            (Flat(), 0.0, 2.0, 1.0),
+            (Flat(), 2.0, 2.0, 1.0),
+            (Flat(), 8.0, 2.0, 0.25),
+            (Flat(), 8.0, math.inf, 1.0),
+            (Automatic(0.5), 0.0, 2.0, 4.0),
+            (Automatic(0.5), 1.5, 2.0, 1.0),
+            (Normalize(), 0.0, 2.0, 1.0),
+            (Normalize(), 8.0, 2.0, 0.25),
+            (Normalize(), 0.5, 2.0, 4.0),
+        ],
+    )
+    def test_factor(self, clipping: Clipping, norm: float, bound: float, factor: float) -> None:
+        norms = torch.tensor([norm])
+        assert clipping.factor(norms, torch.tensor(bound)).tolist() == [factor]
+
+    @pytest.mark.parametrize("clipping", ["flat", "automatic", "normalize", "per-layer"])
+    @pytest.mark.parametrize("bad", [math.inf, math.nan])
+    def test_what_is_not_finite_adds_nothing(self, clipping: str, bad: float) -> None:
+        private = private_of(clipping=clipping)
+        x = X.clone()
+        x[3] = bad
+        private(x, Y).backward()
+        rest = [i for i in range(N) if i != 3]
+        want = clipped(rest, clipping=clipping)
+        for name, p in private.named_parameters():
+            torch.testing.assert_close(p.grad * L, want[name], rtol=1e-9, atol=1e-12)
+
+    def test_a_gradient_of_zero(self) -> None:
+        """Norm 0 in one group, or in all."""
+        for clipping in ("automatic", "normalize", "per-layer"):
+            private = private_of(clipping=clipping)
+            private(X, Y, sample_mask=torch.zeros(N, dtype=torch.bool)).backward()
+            assert all((p.grad == 0).all() for p in private.parameters())
+
+
+def test_shares_make_up_the_bound() -> None:
+    names = ["a.weight", "a.bias", "b.c.weight", "top"]
+    for way in (PerGroup(), PerGroup({"a.*": 1.0, "*": 7.0})):
+        groups = way.groups(names)
+        assert sorted(n for g in groups for n in g.parameters) == sorted(names)
+        assert math.fsum(g.share**2 for g in groups) == pytest.approx(1.0, abs=1e-12)
+    assert [g.parameters for g in PerGroup().groups(names)] == [
+        ("a.weight", "a.bias"), ("b.c.weight",), ("top",),
+    ]  # fmt: skip
+
+
+def test_the_noise_is_that_of_the_bound() -> None:
+    """sigma C on every coordinate, however the bound is shared."""
+    private = private_of(clipping="per-layer", noise_multiplier=2.0, expected_batch_size=1.0)
+    mask, drawn = torch.zeros(N, dtype=torch.bool), []
+    torch.manual_seed(0)
+    for _ in range(60):
+        private.zero_grad()
+        private(X, Y, sample_mask=mask).backward()
+        drawn += [p.grad.flatten() for p in private.parameters()]
+    # 60 * 43 numbers: the standard error of their deviation is 1.4 %.
+    assert torch.cat(drawn).std().item() == pytest.approx(2 * C, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clipping": "ghost"}, "clipping must be one of flat"),
+        ({"clipping": 3}, "must be a name or a value"),
+        ({"clipping": "automatic", "max_grad_norm": math.inf}, "must be finite"),
+    ],
+)
+def test_bad_input(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        private_of(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Automatic(0.0), "gamma must be above 0"),
+        (lambda: PerGroup({"*": -1.0}), "weight of"),
+        (lambda: PerGroup({"a.*": 1.0}).groups(["b.weight"]), "no pattern of clipping"),
+    ],
+)
+def test_bad_values(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
