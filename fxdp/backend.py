@@ -28,7 +28,7 @@ from fxdp import facts
 from fxdp.check import Checked
 from fxdp.clipping import Clipping, Flat
 from fxdp.graph_pass import Pass, Study, copied, hinted, outputs, run, study
-from fxdp.guards import draws_apart, refuse_closed
+from fxdp.guards import draws_apart, refuse_closed, scalars_stay_tensors
 from fxdp.liveness import Peak, peak
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
@@ -99,6 +99,7 @@ def compile_marked(
     backend = usable(settings.backend)
     spelling = {"inductor": select_decomp_table() | FOR_INDUCTOR, "eager": None}
     refuse_closed(gm)
+    scalars_stay_tensors(gm)
 
     def partition(joint: GraphModule, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         joint.meta["study"] = Study(settings.table, num_fwd_outputs, input_names(joint, gm))

@@ -19,11 +19,14 @@ from typing import Any
 import sympy
 import torch
 from torch import SymInt, Tensor
+from torch._dynamo.symbolic_convert import TensorifyState
 from torch._functorch import compile_utils
 from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses import FakeTensor
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, ShapeGuard, uninteresting_files
 from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 from torch.utils._traceback import shorten_filename
 
@@ -55,6 +58,25 @@ CLOSED = {
 }
 
 OPEN = "write it with ops on whole tensors (torch.where) or as a Python loop, which is traced"
+
+
+def scalars_stay_tensors(gm: GraphModule) -> None:
+    """Keep torch from capturing a step twice because it is given 0-d tensors of float64.
+
+    Dynamo has a symbol for what `.item()` would give of each. Where a graph never asks, torch finds
+    out when forward and backward are traced, and begins again without the symbols; told at once, it
+    need not. A float that is an input of the graph is left to torch.
+    """
+    values = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
+    tensors = [v for v in values if isinstance(v, FakeTensor)]
+    env = tensors[0].fake_mode.shape_env if tensors else None
+    if env is None:
+        return
+    used = {s for v in values if isinstance(v, torch.SymFloat) for s in v.node.expr.free_symbols}
+    known: Any = getattr(env, "backed_var_to_val", None) or getattr(env, "var_to_val", {})  # 2.11
+    for symbol in known:
+        if symbol_is_type(symbol, SymT.FLOAT) and symbol not in used:
+            TensorifyState.specialize(str(symbol))
 
 
 def refuse_closed(gm: GraphModule) -> None:
