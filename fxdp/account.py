@@ -15,6 +15,8 @@ from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import GaussianRelease, Release
 from fxdp.privacy.sampling import Sampling
 
+VERSION = 1  # of the state
+
 
 class StepError(RuntimeError):
     """Steps that do not follow one another: nothing was released, and nothing was counted."""
@@ -94,6 +96,35 @@ class Account:
         """Record a release that has happened."""
         self.ledger.record(release)
         self._open = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ledger in plain types; what was spent must not be lost with the process."""
+        return {"version": VERSION, "ledger": self.ledger.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what another run has spent.
+
+        Raises:
+            StepError: releases were counted here, which would be forgotten.
+            ValueError: the state is malformed, or of another accountant or relation; nothing has
+                changed then.
+        """
+        if self.ledger.releases:
+            raise StepError(
+                f"{self.ledger.releases} releases were counted here already, which loading would "
+                "forget: load before the first step"
+            )
+        if set(state) != {"version", "ledger"} or state["version"] != VERSION:
+            raise ValueError(
+                f"privacy state: must have a ledger and version {VERSION}, got {sorted(state)}"
+            )
+        read = Ledger()
+        read.load_state_dict(state["ledger"])
+        for name in ("accountant", "neighbours"):
+            theirs, own = getattr(read, name), getattr(self.ledger, name)
+            if theirs != own:
+                raise ValueError(f"privacy state: {name} is {theirs!r}, and here {own!r}")
+        self.ledger = read
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Account":
         """The same account of a copy: what was learnt from the data was paid for once."""

@@ -277,6 +277,22 @@ class PrivateModule(nn.Module):
         """What may be claimed of the training so far, in words, with what it rests on."""
         return statement(self.ledger, delta, num_samples)
 
+    def privacy_state_dict(self) -> dict[str, Any]:
+        """What was released so far, in plain types, for `torch.load(weights_only=True)`.
+
+        It belongs beside `state_dict()` in every checkpoint, which has the model's keys alone.
+        """
+        return self._account.state_dict()
+
+    def load_privacy_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what another run has spent; before the first step.
+
+        Raises:
+            StepError: releases were counted here, which would be forgotten.
+            ValueError: the state is malformed, or of another accountant or relation.
+        """
+        self._account.load_state_dict(state)
+
     def certificate(self, *args: Any, **kwargs: Any) -> Certificate:
         """What is proven and what is assumed; of the last compilation, or of given inputs.
 

@@ -3,6 +3,7 @@
 import copy
 import gc
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,3 +169,51 @@ def test_a_statement() -> None:
 def test_bad_input(options: dict[str, object], words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         private_of(**options)
+
+
+class TestState:
+    """What was spent survives the process, and is not forgotten."""
+
+    def test_a_resumed_run_has_spent_as_much(self, tmp_path: Path) -> None:
+        private = private_of()
+        for _ in range(2):
+            private(X, Y).backward()
+        path = tmp_path / "run.pt"
+        torch.save({"model": private.state_dict(), "privacy": private.privacy_state_dict()}, path)
+        state = torch.load(path, weights_only=True)
+        assert list(state["model"]) == ["weight", "bias"]
+        resumed = private_of()
+        resumed.load_state_dict(state["model"])
+        resumed.load_privacy_state_dict(state["privacy"])
+        for each in (private, resumed):
+            each(X, Y).backward()
+        assert private.releases == resumed.releases == 3
+        assert private.privacy_spent(1e-5) == resumed.privacy_spent(1e-5)
+
+    def test_releases_are_not_forgotten(self) -> None:
+        private = private_of()
+        fresh = private.privacy_state_dict()
+        private(X, Y).backward()
+        with pytest.raises(fxdp.StepError, match="would forget"):
+            private.load_privacy_state_dict(fresh)
+        assert private.releases == 1
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"version": 2}, "version 1"),
+            ({"ledger": {}}, "ledger"),
+            ({"more": 1}, "must have a ledger"),
+        ],
+    )
+    def test_malformed_state(self, change: dict[str, object], words: str) -> None:
+        private = private_of()
+        state = private.privacy_state_dict() | change
+        with pytest.raises(ValueError, match=words):
+            private.load_privacy_state_dict(state)
+        assert private.releases == 0
+
+    def test_state_of_another_accountant(self) -> None:
+        other = private_of(accountant="pld")
+        with pytest.raises(ValueError, match="accountant is 'pld'"):
+            private_of().load_privacy_state_dict(other.privacy_state_dict())
