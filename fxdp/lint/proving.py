@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -38,14 +39,24 @@ def limit(seconds: float) -> Iterator[None]:
         yield
         return
 
+    rung = False
+
     def ring(number: int, frame: FrameType | None) -> None:
-        raise TimeUp
+        nonlocal rung
+        rung = True
+        # What is raised in a callback of a weak reference is lost, with a message to the user.
+        if frame is None or frame.f_code.co_filename != weakref.__file__:
+            raise TimeUp
 
     before = signal.signal(signal.SIGALRM, ring)
-    # It rings again, in case the first ring is lost in a callback that swallows everything.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    # It rings again, in case a ring is lost in a callback that swallows everything.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.2)
     try:
         yield
+    except Exception as error:
+        if rung:  # code that does not expect to be interrupted may say something else
+            raise TimeUp from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
