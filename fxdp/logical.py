@@ -132,9 +132,11 @@ class Accumulation:
     ===================================  ===========================================
 
     Attributes:
-        sigma, bound: the scales when it began, for all of it.
+        step: how its pieces are run; at the bound and the expected batch size when it began.
+        sigma, bound: the scales when it began.
     """
 
+    step: Piece
     sigma: float
     bound: float
     gradients: Gradients | None = None
@@ -155,7 +157,7 @@ class Accumulation:
                 "before the next call, and before the batch ends; nothing was released"
             )
 
-    def loss(self, found: Sum, trained: Sequence[nn.Parameter]) -> Tensor:
+    def loss(self, found: Sum) -> Tensor:
         """The loss of one call, whose backward pass adds its clipped sums here."""
 
         def take(tangent: Tensor) -> Gradients:
@@ -171,12 +173,12 @@ class Accumulation:
             self.calls, self.last = self.calls + 1, found.last
             return nothing
 
-        loss = Delivered.apply(found.loss, take, *trained)
+        loss = Delivered.apply(found.loss, take, *self.step.trained)
         assert isinstance(loss, Tensor)
         self._open = weakref.ref(loss)
         return loss
 
-    def finished(self, step: Piece) -> Gradients:
+    def finished(self) -> Gradients:
         """The clipped sums of all calls with noise, times the constant of the losses.
 
         Raises:
@@ -186,8 +188,8 @@ class Accumulation:
         if self.gradients is None or self.last is None or self.tangent is None:
             raise StepError("this logical batch is over, and no loss in it had a backward pass")
         inputs, mask = self.last
-        noise = step(inputs, torch.zeros_like(mask), self.sigma)[1]
+        noise = self.step(inputs, torch.zeros_like(mask), self.sigma)[1]
         total = added(self.gradients, noise)
-        if step.has_public():  # once in every call, and once with the noise
-            total = added(total, step.public(inputs, mask), -self.calls)
+        if self.step.has_public():  # once in every call, and once with the noise
+            total = added(total, self.step.public(inputs, mask), -self.calls)
         return [None if g is None else g * self.tangent for g in total]

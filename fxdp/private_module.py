@@ -134,10 +134,11 @@ class PrivateModule(nn.Module):
 
     def _in_pieces(self, inputs: Inputs, mask: Tensor, sigma: float, bound: float) -> Tensor:
         """The loss of a batch in pieces, or of a part of a logical batch."""
-        size, batch, step = self.microbatch_size or inputs.size, self._logical, self._piece()
+        size, batch = self.microbatch_size or inputs.size, self._logical
         if batch is not None:
             batch.begin()
-            return batch.loss(summed(step, inputs, mask, max(size, 1), 0.0), step.trained)
+            return batch.loss(summed(batch.step, inputs, mask, max(size, 1), 0.0))
+        step = self._piece()
         found = summed(step, inputs, mask, size, sigma)
         deliver = functools.partial(scaled, found.gradients)
         loss: Any = Delivered.apply(found.loss, deliver, *step.trained)
@@ -145,13 +146,14 @@ class PrivateModule(nn.Module):
         return loss
 
     def _piece(self) -> Piece:
-        """How a piece of a logical batch is run."""
+        """How a piece of a logical batch is run: all of it at the scales of now."""
+        here, bound, expected = self._stepper, self.max_grad_norm, self.expected_batch_size
 
         def run(inputs: Inputs, mask: Tensor, sigma: float) -> Tensor:
-            return loss_of(self._captured(self._stepper.step, inputs, mask, sigma))
+            return loss_of(here.captured(here.step, inputs, mask, (bound, sigma, expected)))
 
         def has_public() -> bool:
-            return any(c.public is not None for c in self._stepper.study().clipped)
+            return any(c.public is not None for c in here.study().clipped)
 
         return Piece(run, [p for p in self.parameters() if p.requires_grad], has_public)
 
@@ -176,7 +178,7 @@ class PrivateModule(nn.Module):
             raise StepError("a logical batch has begun already: they cannot be nested")
         if self._stepper.settings.reduction:
             raise StepError("with loss_reduction the loss is made outside, and cannot be taken up")
-        batch = Accumulation(self.noise_multiplier, self.max_grad_norm)
+        batch = Accumulation(self._piece(), self.noise_multiplier, self.max_grad_norm)
         self._logical = batch
         try:
             yield
@@ -185,10 +187,9 @@ class PrivateModule(nn.Module):
         release = self._account.release(batch.sigma, batch.bound)
         batch.begin()
         self._account.ask(release)
-        step = self._piece()
-        gradients = batch.finished(step)
+        gradients = batch.finished()
         self._account.count(release)
-        for p, gradient in zip(step.trained, gradients, strict=True):
+        for p, gradient in zip(batch.step.trained, gradients, strict=True):
             if gradient is not None:
                 p.grad = gradient if p.grad is None else p.grad + gradient
 

@@ -243,3 +243,17 @@ def test_memory_is_that_of_a_piece() -> None:
     peak = private.report().peak
     assert peak is not None
     assert peak.samples == 3
+
+
+def test_scales_that_change_count_from_the_next_logical_batch(whole: fxdp.PrivateModule) -> None:
+    """A piece that is clipped or divided otherwise than its noise would be under-noised."""
+    private = private_of()
+    torch.manual_seed(1)
+    with private.accumulate():
+        private(X[:4], Y[:4]).backward()
+        private.max_grad_norm, private.expected_batch_size = 50.0, 0.5
+        private(X[4:], Y[4:]).backward()
+        private.max_grad_norm, private.noise_multiplier = 0.01, 0.0
+    same(gradients(private), stepped(whole, 11)[1])
+    (run,) = private.ledger.runs
+    assert (run.release.max_grad_norm, run.release.noise_multiplier) == (0.3, 1.0)
