@@ -24,11 +24,12 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx import GraphModule, Node
 
-from fxdp import facts
+from fxdp import facts, released
 from fxdp.check import Checked
 from fxdp.clipping import Clipping, Flat
 from fxdp.graph_pass import Pass, Study, copied, hinted, outputs, run, study
 from fxdp.guards import draws_apart, refuse_closed, scalars_stay_tensors
+from fxdp.keystream import SECURE_TERMS
 from fxdp.liveness import Peak, peak
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
@@ -43,7 +44,7 @@ Backend = Literal["inductor", "eager"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is compiled; of all this, only `clipping` changes what is released.
+    """How a model is compiled; of all this, `clipping` and `secure` alone change what is released.
 
     Attributes:
         strategy: for per-sample norms, "auto" or one of `fxdp.forms.batch.Strategy`.
@@ -53,6 +54,7 @@ class Settings:
         check: compare compiled code with its graph at the first call.
         clipping: how a sample's gradient is brought to a bounded norm.
         reduction: how the user's own loss of the model's output puts rows together, if any.
+        secure: whether noise is made of several terms, from keys of the system's entropy.
         inspect: also return the per-sample gradients, for `per_sample_grads`.
     """
 
@@ -64,6 +66,7 @@ class Settings:
     plan: str = "measured"
     memory_budget: int | None = None
     reduction: str = ""
+    secure: bool = False
     clipping: Clipping = field(default_factory=Flat)
 
 
@@ -97,7 +100,7 @@ def compile_marked(
         ProofError: the graph cannot be proven.
     """
     backend = usable(settings.backend)
-    spelling = {"inductor": select_decomp_table() | FOR_INDUCTOR, "eager": None}
+    for_inductor = select_decomp_table() | FOR_INDUCTOR | released.FOR_INDUCTOR
     refuse_closed(gm)
     scalars_stay_tensors(gm)
 
@@ -112,7 +115,8 @@ def compile_marked(
             how=settings.plan,
             memory_budget=settings.memory_budget,
             clipping=settings.clipping,
-            decompositions=spelling[backend],
+            terms=SECURE_TERMS if settings.secure else 1,
+            decompositions=for_inductor if backend == "inductor" else None,
         )
         record.compilations += 1
         # A view that is kept costs nothing to the partitioner's mind, but Inductor copies some, and
@@ -121,7 +125,7 @@ def compile_marked(
             forward, back = min_cut_rematerialization_partition(
                 joint, args, num_fwd_outputs=num_fwd_outputs, **kwargs
             )
-        if facts.draws(back) != facts.draws(joint):
+        if len(facts.draws(back)) != len(facts.draws(joint)):
             raise AssertionError("noise was lost or merged when the graph was split")
         study(joint).peak = predicted(joint, forward, back, num_fwd_outputs)
         hide_extras(back)

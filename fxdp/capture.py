@@ -181,7 +181,7 @@ class Step(nn.Module):
         self.reduction = reduction
 
     def forward(
-        self, scales: tuple[Tensor, Tensor, Tensor], mask: Tensor, leaves: tuple[Any, ...],
+        self, scales: tuple[Tensor, ...], mask: Tensor, leaves: tuple[Any, ...],
         dims: tuple[int | None, ...], spec: Any,
     ) -> tuple[Tensor, Any]:  # fmt: skip
         marked: list[Any] = []

@@ -40,6 +40,7 @@ def compile(  # noqa: A001 - torch.compile's name
     accountant: Accountant = "pld",
     neighbours: Neighbours = "add-or-remove-one",
     microbatch_size: int | None = None,
+    secure: bool = False,
 ) -> PrivateModule:
     """Compile a model into one whose `loss.backward()` leaves private gradients.
 
@@ -78,6 +79,9 @@ def compile(  # noqa: A001 - torch.compile's name
         microbatch_size: samples that are worked on at a time, forward and backward, at least 1;
             batches of any size are cut into pieces of this one, the last one padded, and what is
             released is the same. A model's results beside its loss are left out then.
+        secure: draw the noise from the system's entropy, in float64, and as a sum of four normal
+            numbers, against attacks on floating point (`fxdp.keystream`). It cannot be repeated
+            by a seed, and takes some eight times as long to make.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -87,7 +91,7 @@ def compile(  # noqa: A001 - torch.compile's name
     check_parameters(model)
     scales, settings = checked_options(
         max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules, plan,
-        memory_budget, loss_reduction, clipping,
+        memory_budget, loss_reduction, clipping, secure,
     )  # fmt: skip
     if loss_reduction is not None and loss_fn is not None:
         raise ValueError("loss_fn puts the loss into the graph: leave loss_reduction out")

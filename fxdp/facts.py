@@ -93,20 +93,29 @@ def private_outputs(gm: GraphModule) -> str | None:
     return None
 
 
-def draws(gm: GraphModule) -> int:
-    """How many times noise is drawn."""
-    return sum(
-        isinstance(n.target, OpOverload)
-        and torch.Tag.nondeterministic_seeded in n.target.tags
-        and n.meta.get("custom") == NOISE
-        for n in gm.graph.nodes
-    )
+def draws(gm: GraphModule) -> list[object]:
+    """The noises that are drawn: each by its number, or by its node if it has none."""
+    found: list[object] = []
+    for node in gm.graph.nodes:
+        if node.meta.get("custom") != NOISE:
+            continue
+        if "draw" in node.kwargs:  # of an op that works in place
+            found.append(node.kwargs["draw"])
+        elif isinstance(node.target, OpOverload):
+            names = [a.name for a in node.target._schema.arguments]
+            if "draw" in names:
+                found.append(node.args[names.index("draw")])
+            elif torch.Tag.nondeterministic_seeded in node.target.tags:
+                found.append(node)
+    return found
 
 
 def noise_once(gm: GraphModule) -> str | None:
     """Each parameter's gradient has noise of its own, drawn once."""
     if not gm.graph.find_nodes(op="call_function", target=SEED):
         return None
-    count = draws(gm)
+    found = draws(gm)
     wanted = sum(1 for c in study(gm).clipped if c.total is not None)
-    return None if count == wanted else f"{count} noises are drawn for {wanted} gradients"
+    if len(found) != wanted:
+        return f"{len(found)} noises are drawn for {wanted} gradients"
+    return None if len(set(found)) == wanted else "two gradients have the same noise"

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from fxdp.definition import define, fake
+
 ROWS = 64  # of a Gram matrix at a time: fewer make products small, more waste the upper half
 CACHED = 1 << 19  # numbers of one Gram matrix that are worked out at once
 
@@ -20,7 +22,7 @@ def spans(size: int, most: int) -> list[tuple[int, int]]:
     return [(size * k // count, size * (k + 1) // count) for k in range(count)]
 
 
-@torch.library.custom_op("fxdp::ghost_outer", mutates_args=())
+@define("ghost_outer")
 def ghost_outer(a: Tensor, b: Tensor) -> Tensor:
     """[N] squared norms of sum_t a[n, t] b[n, t]^T, from a [N, t, i] and b [N, t, o]."""
     out = a.new_zeros(len(a))
@@ -42,6 +44,6 @@ def products(a: Tensor, b: Tensor, start: int, stop: int, left: int, right: int)
     return both.flatten(1).sum(1)
 
 
-@ghost_outer.register_fake
+@fake("ghost_outer")
 def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0])

@@ -34,6 +34,7 @@ class Mark:
         node: the mark itself.
         loss: 0-d or [N].
         bound, sigma, expected: clip bound, noise multiplier and public batch size, 0-d.
+        key: int64 [2], which decides the noise.
         mask: [N] bool, False for padding.
         reduction: "mean" or "sum" where the mark is on a model's output, of which the user makes
             a loss; "" where it is on a loss.
@@ -44,6 +45,7 @@ class Mark:
     bound: Node
     sigma: Node
     expected: Node
+    key: Node
     mask: Node
     reduction: str = ""
 
@@ -211,8 +213,7 @@ def mark(gm: GraphModule) -> Mark:
     found = gm.graph.find_nodes(op="call_function", target=torch.ops.fxdp.release.default)
     if len(found) != 1:
         raise AssertionError(f"one release is expected in a graph, and there are {len(found)}")
-    loss, bound, sigma, expected, mask, *rest = arguments(found[0])
-    return Mark(found[0], loss, bound, sigma, expected, mask, *rest)
+    return Mark(found[0], *arguments(found[0]))
 
 
 def outputs(gm: GraphModule) -> list[Any]:

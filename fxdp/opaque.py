@@ -6,10 +6,12 @@ they are where autograd calls them; here they see to that themselves.
 import torch
 from torch import Tensor
 
+from fxdp.definition import define, fake
+
 INPUT_ONLY = [True, False, False]
 
 
-@torch.library.custom_op("fxdp::max_pool2d_backward", mutates_args=())
+@define("max_pool2d_backward")
 def max_pool2d_backward(
     g: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
     dilation: list[int], ceil: bool, indices: Tensor,
@@ -20,7 +22,7 @@ def max_pool2d_backward(
     ).contiguous()
 
 
-@max_pool2d_backward.register_fake
+@fake("max_pool2d_backward")
 def _(
     g: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int],
     dilation: list[int], ceil: bool, indices: Tensor,
@@ -28,7 +30,7 @@ def _(
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("fxdp::group_norm", mutates_args=())
+@define("group_norm")
 def group_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +42,7 @@ def group_norm(
     )
 
 
-@group_norm.register_fake
+@fake("group_norm")
 def _(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +50,7 @@ def _(
     return x.new_empty(x.shape), mean, torch.empty_like(mean)
 
 
-@torch.library.custom_op("fxdp::group_norm_backward", mutates_args=())
+@define("group_norm_backward")
 def group_norm_backward(
     g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, groups: int
 ) -> Tensor:
@@ -61,14 +63,14 @@ def group_norm_backward(
     )[0]
 
 
-@group_norm_backward.register_fake
+@fake("group_norm_backward")
 def _(
     g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, groups: int
 ) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("fxdp::layer_norm_backward", mutates_args=())
+@define("layer_norm_backward")
 def layer_norm_backward(
     g: Tensor, x: Tensor, shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None,
     bias: Tensor | None,
@@ -80,7 +82,7 @@ def layer_norm_backward(
     )[0]
 
 
-@layer_norm_backward.register_fake
+@fake("layer_norm_backward")
 def _(
     g: Tensor, x: Tensor, shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None,
     bias: Tensor | None,

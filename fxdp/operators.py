@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdp.definition import define, fake
+
 
 @torch.library.custom_op("fxdp::samples", mutates_args=())
 def samples(x: Tensor, dim: int) -> Tensor:
@@ -38,8 +40,9 @@ def _(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("fxdp::release", mutates_args=())
 def release(
-    loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, mask: Tensor, reduction: str = ""
-) -> Tensor:
+    loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, key: Tensor, mask: Tensor,
+    reduction: str = "",
+) -> Tensor:  # fmt: skip
     """The loss as the user gets it; or what the user makes a loss of.
 
     Args:
@@ -47,6 +50,7 @@ def release(
         bound: the clip bound C, 0-d.
         noise: the noise multiplier, 0-d.
         expected: the public batch size that the released sum is divided by, 0-d.
+        key: int64 [2], which decides the noise.
         mask: [N] bool, False for rows that are padding.
         reduction: "mean" or "sum", how the user's loss puts those of the rows together.
     """
@@ -55,8 +59,9 @@ def release(
 
 @release.register_fake
 def _(
-    loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, mask: Tensor, reduction: str = ""
-) -> Tensor:
+    loss: Tensor, bound: Tensor, noise: Tensor, expected: Tensor, key: Tensor, mask: Tensor,
+    reduction: str = "",
+) -> Tensor:  # fmt: skip
     return torch.empty_like(loss) if reduction else loss.new_empty(())
 
 
@@ -84,14 +89,14 @@ def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], 
 def _keep_release(
     ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Any, ...], output: Tensor
 ) -> None:
-    ctx.save_for_backward(inputs[0], inputs[4])
-    ctx.reduction = inputs[5]  # type: ignore[attr-defined]
+    ctx.save_for_backward(inputs[0], inputs[5])
+    ctx.reduction = inputs[6]  # type: ignore[attr-defined]
 
 
 def _release_backward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
     loss, mask = ctx.saved_tensors
     seeded = torch.ops.fxdp.seed(tangent, loss, mask, ctx.reduction)
-    return seeded, None, None, None, None, None
+    return seeded, None, None, None, None, None, None
 
 
 # An input that wants a gradient gets one in the graph, so that the proof can refuse it.
@@ -99,7 +104,7 @@ samples.register_autograd(lambda ctx, g: (g, None))
 release.register_autograd(_release_backward, setup_context=_keep_release)
 
 
-@torch.library.custom_op("fxdp::loop_outer", mutates_args=())
+@define("loop_outer")
 def loop_outer(a: Tensor, b: Tensor) -> Tensor:
     """[N, i, o] from a [N, t, i] and b [N, t, o], one sample after the other."""
     if not len(a):
@@ -107,7 +112,7 @@ def loop_outer(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([x.T @ y for x, y in zip(a, b, strict=True)])
 
 
-@loop_outer.register_fake
+@fake("loop_outer")
 def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], a.shape[-1], b.shape[-1])
 
@@ -122,7 +127,7 @@ def _weight_of_one(
     return torch.ops.aten.convolution_backward(g, x, shape, None, *rest)[1]
 
 
-@torch.library.custom_op("fxdp::loop_conv", mutates_args=())
+@define("loop_conv")
 def loop_conv(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
@@ -133,7 +138,7 @@ def loop_conv(
     return torch.stack(each) if each else x.new_zeros(0, *weight)
 
 
-@torch.library.custom_op("fxdp::replicas_conv", mutates_args=())
+@define("replicas_conv")
 def replicas_conv(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
@@ -143,8 +148,8 @@ def replicas_conv(
     return torch.vmap(lambda xi, gi: _weight_of_one(xi, gi, *spec))(x, g).contiguous()
 
 
-@loop_conv.register_fake
-@replicas_conv.register_fake
+@fake("loop_conv")
+@fake("replicas_conv")
 def _(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
@@ -152,7 +157,7 @@ def _(
     return x.new_empty(x.shape[0], *weight)
 
 
-@torch.library.custom_op("fxdp::convolution", mutates_args=())
+@define("convolution")
 def convolution(
     x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int],
     groups: int,
@@ -164,7 +169,7 @@ def convolution(
     ).contiguous()
 
 
-@convolution.register_fake
+@fake("convolution")
 def _(
     x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int],
     groups: int,
@@ -178,7 +183,7 @@ def _(
     return x.new_empty(x.shape[0], weight.shape[0], *sizes)
 
 
-@torch.library.custom_op("fxdp::convolution_weight", mutates_args=())
+@define("convolution_weight")
 def convolution_weight(
     g: Tensor, x: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
@@ -191,7 +196,7 @@ def convolution_weight(
     )[1].contiguous()
 
 
-@convolution_weight.register_fake
+@fake("convolution_weight")
 def _(
     g: Tensor, x: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
@@ -205,7 +210,7 @@ def matrix_exp(x: Tensor) -> Tensor:
     return torch.linalg.matrix_exp(x).contiguous()
 
 
-@torch.library.custom_op("fxdp::matrix_exp_backward", mutates_args=())
+@define("matrix_exp_backward")
 def matrix_exp_backward(g: Tensor, x: Tensor) -> Tensor:
     """The gradient of the exponential of x, linear in g: a block of the exponential of
     [[x^H, g], [0, x^H]] (Al-Mohy and Higham 2009, eq. 1.1)."""
@@ -221,7 +226,7 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@matrix_exp_backward.register_fake
+@fake("matrix_exp_backward")
 def _(g: Tensor, x: Tensor) -> Tensor:
     return g.new_empty(g.shape)
 

@@ -26,6 +26,7 @@ def checked_options(
     memory_budget: int | None = None,
     loss_reduction: str | None = None,
     clipping: str | Clipping = "flat",
+    secure: bool = False,
 ) -> tuple[Scales, Settings]:
     """What both doors are told, checked.
 
@@ -43,9 +44,11 @@ def checked_options(
         one_of("loss_reduction", loss_reduction, REDUCTIONS)
     if isinstance(as_clipping(clipping), Automatic | Normalize) and math.isinf(max_grad_norm):
         raise ValueError("max_grad_norm must be finite where every gradient is brought to it")
+    if not isinstance(secure, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"secure must be True or False, not {secure!r}")
     settings = Settings(
         strategy, backend, rules, plan=plan, memory_budget=memory_budget,  # type: ignore[arg-type]
-        reduction=loss_reduction or "", clipping=as_clipping(clipping),
+        reduction=loss_reduction or "", clipping=as_clipping(clipping), secure=secure,
     )  # fmt: skip
     return (float(scales[0]), float(scales[1]), float(scales[2])), settings
 

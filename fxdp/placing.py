@@ -205,7 +205,7 @@ def place_release(node: Node, n: sympy.Symbol) -> Placement:
     """The loss must be a loss for each sample, or a total of those; or a row for each sample."""
     loss = arguments(node)[0]
     at, shape = loss.meta["placement"], shape_of(loss.meta["val"].shape)
-    if arguments(node)[5:] not in ((), ("",)):
+    if arguments(node)[6:] not in ((), ("",)):
         if at == Shard(0) and shape[0] == n:
             return at
         raise Mixed(

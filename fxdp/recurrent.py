@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdp.definition import define, fake
+
 aten = torch.ops.aten
 
 
@@ -54,7 +56,7 @@ def _(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tenso
     return states, last, gates, cells
 
 
-@torch.library.custom_op("fxdp::lstm_backward", mutates_args=())
+@define("lstm_backward")
 def lstm_backward(
     g_states: Tensor, g_last: Tensor, gates: Tensor, cells: Tensor, c: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +77,7 @@ def lstm_backward(
     return opened, g_h, g_c
 
 
-@lstm_backward.register_fake
+@fake("lstm_backward")
 def _(
     g_states: Tensor, g_last: Tensor, gates: Tensor, cells: Tensor, c: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +113,7 @@ def _(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(steps, n, size), x.new_empty(steps, 4, n, size)
 
 
-@torch.library.custom_op("fxdp::gru_backward", mutates_args=())
+@define("gru_backward")
 def gru_backward(
     g_states: Tensor, states: Tensor, kept: Tensor, h: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +134,7 @@ def gru_backward(
     return given.view(steps, n, 3 * size), own.view(steps, n, 3 * size), g_h
 
 
-@gru_backward.register_fake
+@fake("gru_backward")
 def _(
     g_states: Tensor, states: Tensor, kept: Tensor, h: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,7 +158,7 @@ def _(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("fxdp::rnn_backward", mutates_args=())
+@define("rnn_backward")
 def rnn_backward(g_states: Tensor, states: Tensor, w: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the first state."""
     slope = (states > 0).to(states.dtype) if relu else 1 - states * states
@@ -166,7 +168,7 @@ def rnn_backward(g_states: Tensor, states: Tensor, w: Tensor, relu: bool) -> tup
     return g, g_h
 
 
-@rnn_backward.register_fake
+@fake("rnn_backward")
 def _(g_states: Tensor, states: Tensor, w: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
     return states.new_empty(states.shape), states.new_empty(states.shape[1:])
 

@@ -25,6 +25,7 @@ from fxdp.capture import (
 )
 from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Pass, Study
+from fxdp.keystream import fresh_key, no_key
 from fxdp.options import Scales, check_scales
 from fxdp.outcome import Outcome
 from fxdp.pipeline import PASSES, Proven, compiled_step
@@ -101,7 +102,9 @@ class Stepper:
     def captured(self, step: Any, inputs: Inputs, mask: Tensor, scales: Scales) -> Any:
         """Run a compiled step on checked inputs."""
         check_scales(*scales)
-        numbers = tuple(torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales)
+        numbers = [torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales]
+        # Without noise nothing is drawn, and torch's generator stays as it is.
+        key = fresh_key(self.settings.secure) if scales[1] > 0 else no_key()
         leaves: list[Any] = []
         for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):
             if dim is not None:
@@ -110,7 +113,8 @@ class Stepper:
             leaves.append(leaf)
         mask = mask.detach()
         torch._dynamo.mark_dynamic(mask, 0)
-        call = functools.partial(step, numbers, mask, tuple(leaves), inputs.dims, inputs.spec)
+        given = ((*numbers, key), mask, tuple(leaves), inputs.dims, inputs.spec)
+        call = functools.partial(step, *given)
         loss, others = self.traced(call)
         return loss if others is None else Outcome.of(loss, others)
 

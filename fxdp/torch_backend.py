@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from fxdp.backend import Record, compile_marked
 from fxdp.diagnostic import CODES, Diagnostic, ProofError
 from fxdp.graph_pass import copied
+from fxdp.keystream import fresh_key, no_key
 from fxdp.options import checked_options
 from fxdp.pipeline import PASSES
 
@@ -32,6 +33,7 @@ OPTIONS = (
     "backend",
     "plan",
     "memory_budget",
+    "secure",
     "batch_dims",
 )
 
@@ -69,8 +71,14 @@ def fxdp(
     mark(gm, inputs)
     # With opt_einsum, a product of several tensors makes their sizes constants.
     with torch.backends.opt_einsum.flags(enabled=False):
-        compiled = compile_marked(gm, [*example_inputs, *constants], PASSES, settings, Record())
-    return lambda *args: compiled(*args, *constants)
+        example = [*example_inputs, *constants, no_key()]
+        compiled = compile_marked(gm, example, PASSES, settings, Record())
+
+    def step(*args: Any) -> Any:
+        key = fresh_key(settings.secure) if scales[1] > 0 else no_key()
+        return compiled(*args, *constants, key)
+
+    return step
 
 
 def a_device(inputs: dict[Node, tuple[int, int]]) -> torch.device:
@@ -146,13 +154,13 @@ def dynamic_axes(x: Tensor) -> set[int]:
 def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> None:
     """Put fxdp's marks on the inputs and on the loss; cut other outputs off from gradients.
 
-    The numbers that a release depends on become three more inputs.
+    The numbers that a release depends on become three more inputs, and its key another.
     """
     ops, graph = torch.ops.fxdp, gm.graph
     size: Node | None = None
     first = next(n for n in graph.nodes if n.op != "placeholder")
     with graph.inserting_before(first):
-        bounds = [graph.placeholder(f"fxdp_{name}") for name in OPTIONS[:3]]
+        bounds = [graph.placeholder(f"fxdp_{name}") for name in (*OPTIONS[:3], "key")]
         for bound in bounds:
             bound._dynamo_source = None  # type: ignore[attr-defined]
         for node, (_, axis) in inputs.items():

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fxdp.definition import define, fake
+
 CACHED = 1 << 19  # numbers in the windows of the samples that are taken at once
 
 
@@ -48,7 +50,7 @@ def _two(sizes: list[int], added: int) -> list[int]:
     return [*[added] * (2 - len(sizes)), *sizes]
 
 
-@torch.library.custom_op("fxdp::unfolded_conv", mutates_args=())
+@define("unfolded_conv")
 def unfolded_conv(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
@@ -61,7 +63,7 @@ def unfolded_conv(
     return out
 
 
-@unfolded_conv.register_fake
+@fake("unfolded_conv")
 def _(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
@@ -69,7 +71,7 @@ def _(
     return x.new_empty(x.shape[0], *weight)
 
 
-@torch.library.custom_op("fxdp::ghost_conv", mutates_args=())
+@define("ghost_conv")
 def ghost_conv(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,
@@ -83,7 +85,7 @@ def ghost_conv(
     return out
 
 
-@ghost_conv.register_fake
+@fake("ghost_conv")
 def _(
     x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
     dilation: list[int], groups: int,

@@ -20,11 +20,15 @@ from fxdp.trace import emit, emit_all
 SEED = torch.ops.fxdp.seed.default
 
 
-def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
+def noise(gm: GraphModule, inspect_each: bool = False, terms: int = 1) -> GraphModule:
     """Make the outputs private.
 
     The norms become one more output, for checks and reports, with a name for a descriptor;
     with `inspect_each` so do the per-sample gradients.
+
+    Args:
+        terms: normal numbers that each one of the noise is made of. With several they come from
+            the key on every device; one comes from torch's generator where that is no CPU.
     """
     here, end = study(gm), gm.graph.output_node()
     assert here.mark is not None
@@ -35,7 +39,8 @@ def noise(gm: GraphModule, inspect_each: bool = False) -> GraphModule:
     places = dict(gradient_places(gm))
     first = end.prev
     gradients = emit_all(
-        end, [release(c, tangents[0], here.mark, draw) for draw, c in enumerate(here.clipped)]
+        end,
+        [release(c, tangents[0], here.mark, draw, terms) for draw, c in enumerate(here.clipped)],
     )
     while first.next is not end:
         first = first.next
@@ -75,7 +80,7 @@ def one_by_one(gm: GraphModule) -> None:
 
 
 def release(
-    clipped: Clipped, tangent: Node, mark: Mark, draw: int
+    clipped: Clipped, tangent: Node, mark: Mark, draw: int, terms: int
 ) -> tuple[Callable[..., Tensor], Any]:
     """A function that works out the private gradient of one parameter, in its dtype; and its
     arguments."""
@@ -84,14 +89,15 @@ def release(
         return lambda p, t: p * t.to(p.dtype), (clipped.public, tangent)
 
     def private(total: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor, expected: Tensor,
-                public: Tensor | None) -> Tensor:  # fmt: skip
+                key: Tensor, public: Tensor | None) -> Tensor:  # fmt: skip
         # An infinite bound without noise is plain training: 0 times infinity is 0 here.
         scale = (sigma * bound).masked_fill(sigma == 0, 0).to(total.dtype)
-        if has_ops(total):
-            return torch.ops.fxdp.released(total, scale, expected, tangent, public, draw).to(dtype)
+        if has_ops(total) or terms > 1:
+            rest = (scale, expected, tangent, public, key, draw, terms)
+            return torch.ops.fxdp.released(total, *rest).to(dtype)
         out = (total + scale * torch.randn_like(total)) / expected.to(total.dtype)
         out = out if public is None else out + public
         return (out * tangent.to(total.dtype)).to(dtype)
 
-    scales = (mark.bound, mark.sigma, mark.expected)
+    scales = (mark.bound, mark.sigma, mark.expected, mark.key)
     return private, (clipped.total, tangent, *scales, clipped.public)

@@ -121,6 +121,15 @@ class TestChecked:
         assert seen == [0.0, 0.0, 3.0]
         assert out[0].tolist() == [1 + 3e6, 1 + 3e6]
 
+    def test_and_then_with_noise(self) -> None:
+        """Code that forgets the noise agrees at multiplier 0."""
+        notes: list[str] = []
+        eager = boxed(lambda x, sigma: [x + sigma])
+        run = Checked(boxed(lambda x, sigma: [x + 0 * sigma]), eager, 1, notes)
+        with pytest.warns(MiscompilationWarning):
+            assert run([torch.ones(2), torch.tensor(3.0)])[0].tolist() == [4, 4]
+        assert len(notes) == 1
+
     def test_random_numbers_are_drawn_once(self) -> None:
         torch.manual_seed(0)
         wanted = torch.rand(3)

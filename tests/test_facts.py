@@ -113,6 +113,10 @@ def test_noise_once() -> None:
         third = gm.graph.node_copy(second)
     assert facts.noise_once(gm) == "3 noises are drawn for 2 gradients"
     gm.graph.erase_node(third)
+    own = second.args
+    second.args = (*own[:6], first.args[6], *own[7:])
+    assert facts.noise_once(gm) == "two gradients have the same noise"
+    second.args = own
     first.replace_all_uses_with(second.args[0])
     gm.graph.erase_node(first)
     assert facts.noise_once(gm) == "1 noises are drawn for 2 gradients"

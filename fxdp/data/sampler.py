@@ -50,7 +50,6 @@ class PrivateSampler(Sampler[list[int]], ABC):
 
     Raises:
         ValueError: an argument is out of its range, or both `generator` and `secure` are given.
-        ImportError: `secure` needs the package cryptography.
     """
 
     def __init__(

@@ -8,10 +8,10 @@ nothing.
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
 Words = Callable[[int], NDArray[np.uint64]]  # count -> the next so many words of the stream
@@ -48,15 +48,9 @@ class ChaCha20:
 
     Attributes:
         key: 32 bytes, secret.
-
-    Raises:
-        ImportError: the package cryptography is not installed.
     """
 
     key: bytes
-
-    def __post_init__(self) -> None:
-        _ciphers()
 
     @staticmethod
     def fresh() -> "ChaCha20":
@@ -65,10 +59,9 @@ class ChaCha20:
 
     def at(self, step: int) -> Words:
         """The words of step `step` in 0..2**64 - 1, from their beginning; 2**35 at most."""
-        ciphers = _ciphers()
         # Four bytes of block counter, from 0, and a nonce of twelve that holds the step.
         nonce = bytes(8) + step.to_bytes(8, "little")
-        stream = ciphers.Cipher(ciphers.algorithms.ChaCha20(self.key, nonce), mode=None).encryptor()
+        stream = Cipher(algorithms.ChaCha20(self.key, nonce), mode=None).encryptor()
 
         def words(count: int) -> NDArray[np.uint64]:
             return np.frombuffer(stream.update(bytes(WORD * count)), "<u8").astype(np.uint64)
@@ -77,14 +70,3 @@ class ChaCha20:
 
 
 Stream = Philox | ChaCha20
-
-
-def _ciphers() -> Any:
-    try:
-        from cryptography.hazmat.primitives import ciphers  # an optional dependency
-    except ImportError as error:
-        raise ImportError(
-            "secure=True draws from a cipher of the package cryptography, which is not here; "
-            "it comes with the extra fxdp[secure]"
-        ) from error
-    return ciphers

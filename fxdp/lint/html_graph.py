@@ -121,6 +121,7 @@ def inputs_of(study: Study) -> dict[str, str]:
         mark = study.mark
         words = {"clip bound": mark.bound, "noise multiplier": mark.sigma}
         words |= {"expected batch size": mark.expected, "sample mask": mark.mask}
+        words |= {"key of the noise": mark.key}
         words |= {"the loss": mark.node}
         known |= {node.name: word for word, node in words.items()}
     return {k: v.replace("leaves.", "input ") for k, v in known.items()}

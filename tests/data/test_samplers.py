@@ -192,12 +192,6 @@ def test_the_key_is_not_shown() -> None:
     assert sampler.state_dict()["key"] not in repr(vars(sampler))
 
 
-def test_secure_without_the_package() -> None:
-    absent = patch.dict("sys.modules", {"cryptography.hazmat.primitives": None})
-    with absent, pytest.raises(ImportError, match=r"fxdp\[secure\]"):
-        PoissonSampler(5, 0.5, 1, secure=True)
-
-
 def test_the_global_generator_is_used_where_none_is_given() -> None:
     torch.manual_seed(7)
     one = list(PoissonSampler(50, 0.5, 3))

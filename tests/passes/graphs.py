@@ -130,6 +130,7 @@ def cross_entropy() -> Run:
 
 
 INPUTS = {"leaves.0": "x", "leaves.1": "y", "scales.0": "C", "scales.1": "sigma", "scales.2": "L"}
+INPUTS["scales.3"] = "key"
 
 
 def normal(text: str, names: dict[str, str]) -> str:

@@ -28,7 +28,10 @@ def test_division_by_n() -> None:
 def test_loss() -> None:
     """The mean of the local losses of the rows that are no padding."""
     texts = linear().texts
-    assert cut(texts["prove"], "release(") == "release = fxdp.release(^div, C, sigma, L, mask, '')"
+    assert (
+        cut(texts["prove"], "release(")
+        == "release = fxdp.release(^div, C, sigma, L, key, mask, '')"
+    )
     assert cut(texts["localize"], "isnan(", "loss =") == block("""
         isnan = isnan(^expand)
         bitwise_not = bitwise_not(isnan)

@@ -45,7 +45,7 @@ from fxdp.sums import holds_samples, is_total
 
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
 LIMIT = 20  # seconds that one capture may take
-SCALES = 3  # clip bound, noise multiplier and expected batch size
+SCALES = 4  # clip bound, noise multiplier, expected batch size and key
 
 
 class NotCapturedError(Exception):
