@@ -10,6 +10,7 @@ from fxdp import recurrent as recurrent
 from fxdp import unfolding as unfolding
 from fxdp import weighing as weighing
 from fxdp.account import StepError
+from fxdp.audit import Audit, audit
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.check import MiscompilationWarning
@@ -27,6 +28,7 @@ from fxdp.verify import Verification, verify
 __all__ = [
     "PASSES",
     "RULES",
+    "Audit",
     "BatchDims",
     "BatchMixingError",
     "BudgetExhausted",
@@ -40,6 +42,7 @@ __all__ = [
     "StepError",
     "SumRule",
     "Verification",
+    "audit",
     "compile",
     "fix",
     "make_private",

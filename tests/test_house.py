@@ -40,7 +40,8 @@ LAYERS = (
     ("stepper",),
     ("private_module",),
     ("compiler",),
-    ("make_private", "verify", "demo", "torch_backend", "lint", "__init__"),
+    ("verify",),
+    ("make_private", "audit", "demo", "torch_backend", "lint", "__init__"),
 )
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Beside the compiler: they know nothing of it. Each with those of them that it may know.

@@ -1,0 +1,165 @@
+"""Steps of a private module that leave no trace: the real call, and nothing of it stays."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxdp.account import Account
+from fxdp.capture import Inputs
+from fxdp.check import random_state, set_random_state
+from fxdp.outcome import loss_of
+from fxdp.privacy.ledger import Ledger
+from fxdp.private_module import PrivateModule
+from fxdp.verify import rows
+
+Gradients = dict[str, Tensor]
+SAME = 1e-5  # relative: sums on a GPU differ by less from one time to the next
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples, and which of them are there.
+
+    Attributes:
+        inputs: the arguments of a step.
+        mask: bool [N]; rows that are False are padding.
+    """
+
+    inputs: Inputs
+    mask: Tensor
+
+    @property
+    def present(self) -> list[int]:
+        """The rows that are no padding."""
+        return [i for i, there in enumerate(self.mask.tolist()) if there]
+
+    def masked_out(self, i: int) -> "Batch":
+        """Row i made padding."""
+        mask = self.mask.clone()
+        mask[i] = False
+        return replace(self, mask=mask)
+
+    def left_out(self, i: int) -> "Batch":
+        """One row fewer."""
+        return self._of([k for k in range(len(self.mask)) if k != i])
+
+    def replaced(self, i: int, other: int) -> "Batch":
+        """A copy of another row in the place of row i."""
+        return self._of([other if k == i else k for k in range(len(self.mask))])
+
+    def _of(self, picked: Sequence[int]) -> "Batch":
+        return Batch(rows(self.inputs, picked), self.mask[list(picked)])
+
+
+class Releases:
+    """The releases of a private module, by its own call.
+
+    Use it within `untouched`. Each release starts at the same parameters and buffers.
+    """
+
+    def __init__(self, private: PrivateModule) -> None:
+        self.private = private
+        self.trained = {k: p for k, p in private.named_parameters() if p.requires_grad}
+        self.buffers = {b: b.clone() for b in private.buffers()}
+
+    def __call__(self, batch: Batch, sigma: float, bound: float) -> Gradients:
+        """What a step at this noise multiplier and clip bound would add to each `p.grad`."""
+        put_back(self.buffers)
+        self.private.noise_multiplier, self.private.max_grad_norm = sigma, bound
+        args, kwargs = pytree.tree_unflatten(batch.inputs.leaves, batch.inputs.spec)
+        loss = loss_of(self.private(*args, sample_mask=batch.mask, **kwargs))
+        grads = torch.autograd.grad(loss, list(self.trained.values()), allow_unused=True)
+        found: list[tuple[str, Tensor | None]] = list(zip(self.trained, grads, strict=True))
+        return {k: real(g) for k, g in found if g is not None}
+
+    def clean(self, batch: Batch, bound: float, state: object) -> Gradients:
+        """The same without noise, from a state of the random generators, which stay as they are.
+
+        The noise of a step is drawn after all that its model draws; so from the state in which a
+        noisy release began, this is that release without its noise.
+        """
+        now = random_state()
+        set_random_state(state)
+        found = self(batch, 0.0, bound)
+        set_random_state(now)
+        return found
+
+    def is_random(self, batch: Batch, bound: float, seed: int) -> bool:
+        """Does the model draw numbers, as dropout does?"""
+        state = random_state()
+        one = self.clean(batch, bound, state)
+        seeded(seed + 1)
+        other = self.clean(batch, bound, random_state())
+        set_random_state(state)
+        return length(gap(one, other)) > SAME * length(one)
+
+    def noisy(self) -> set[str]:
+        """The parameters whose gradients are sums over samples; others need no noise."""
+        clipped = self.private._stepper.study().clipped
+        return {c.gradient.parameter for c in clipped if c.total is not None}
+
+
+@contextlib.contextmanager
+def untouched(private: PrivateModule, seed: int) -> Iterator[None]:
+    """Put back all that releases change; the ledger counts none of those made inside.
+
+    Args:
+        seed: of torch's generators, meanwhile.
+    """
+    bound, sigma = private.max_grad_norm, private.noise_multiplier
+    account, record = private._account, private._stepper.record
+    extras, buffers = record.extras, {b: b.clone() for b in private.buffers()}
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    private._account = Account(Ledger())
+    try:
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            seeded(seed)
+            yield
+    finally:
+        private._account, record.extras = account, extras
+        private.max_grad_norm, private.noise_multiplier = bound, sigma
+        put_back(buffers)
+
+
+def real(g: Tensor) -> Tensor:
+    """A gradient as real numbers: a complex one has two for each of its own."""
+    return torch.view_as_real(g.resolve_conj()) if g.is_complex() else g
+
+
+def seeded(seed: int) -> None:
+    """Seed the generators that are in use; `torch.manual_seed` would reach others, later on."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+def put_back(buffers: dict[Tensor, Tensor]) -> None:
+    """Give buffers the values that they had."""
+    with torch.no_grad():
+        for buffer, was in buffers.items():
+            buffer.copy_(was)
+
+
+def gap(one: Gradients, other: Gradients) -> Gradients:
+    """The difference of two releases, in float64."""
+    return {k: g.double() - other[k].double() for k, g in one.items()}
+
+
+def dot(one: Gradients, other: Gradients) -> float:
+    """The inner product over all parameters."""
+    return sum(float((g.double() * other[k].double()).sum()) for k, g in one.items())
+
+
+def length(gradients: Gradients) -> float:
+    """The norm over all parameters, in float64."""
+    return dot(gradients, gradients) ** 0.5
+
+
+def grain(x: Tensor) -> Tensor:
+    """How far apart the numbers of x's dtype are around each value of x, at most; float64."""
+    known = torch.finfo(x.dtype)
+    return x.detach().double().abs().clamp(min=known.tiny) * known.eps
