@@ -38,8 +38,8 @@ def audit(
     without. Three tests:
 
     - neighbours: without noise, one sample masked out or left out moves the release by at most the
-      stated sensitivity, and one replaced by at most twice that; at the module's clip bound, and
-      at a smaller one that clips the samples.
+      stated sensitivity, one replaced by at most twice that, and masked out is left out; at the
+      module's clip bound, and at a smaller one that clips the samples.
     - canary: the sample that moves the release the most is in half of the releases, which are
       projected on its clipped gradient. How well they can be told apart bounds epsilon from below
       (Nasr et al. 2023, arXiv 2302.07956), for one release of a known batch; the accountant's
@@ -107,7 +107,8 @@ def audit(
             found += neighbours.findings(c, is_random)
         seen = Trials(run, batch, canary, is_random, sigma).run(releases)
     if canary.share > 0:
-        found += Guesses(seen.present, seen.absent, delta, claim, mistake).findings()
+        at = f"C = {canary.bound:.4g}"
+        found += Guesses(seen.present, seen.absent, at, delta, claim, mistake).findings()
     else:
         found.append(Unjudged("canary", "epsilon", "no sample that was tried moves the release"))
     found += seen.noise.findings(mistake)

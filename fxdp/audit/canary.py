@@ -29,6 +29,7 @@ class Guesses:
 
     Attributes:
         present, absent: [R] scores of releases with the canary and without.
+        at: the clip bound, for the report.
         delta: at which epsilon is meant; in (0, 1).
         claim: epsilon of one release, in nats, by the accountant.
         mistake: the probability that a bound on epsilon is wrong, at most; in (0, 1).
@@ -36,6 +37,7 @@ class Guesses:
 
     present: Array
     absent: Array
+    at: str
     delta: float
     claim: float
     mistake: float
@@ -43,8 +45,8 @@ class Guesses:
     def findings(self) -> list[Finding | Unjudged]:
         """Two lower bounds on epsilon, each on its own right but for `mistake`."""
         return [
-            self.judged("epsilon, by a Gaussian's trade-off", gaussian, self.of_mu),
-            self.judged("epsilon, by error rates alone", self.direct, float),
+            self.judged(f"epsilon, by a Gaussian's trade-off, {self.at}", gaussian, self.of_mu),
+            self.judged(f"epsilon, by error rates alone, {self.at}", self.direct, float),
         ]
 
     def direct(self, a: Array, b: Array) -> Array:

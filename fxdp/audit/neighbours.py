@@ -8,6 +8,7 @@ input of the compiled step, and its code is the same.
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,33 +88,26 @@ class Neighbours:
         whole = self.clean(self.batch, bound)
         once = bound / self.expected  # the sensitivity
         slack = self.slack(whole, once)
-        claims = {"masked out": once, "left out": once, "replaced": 2 * once}
         found: list[Finding | Unjudged] = []
-        for how, claim in claims.items():
-            subject = f"release, 1 of {len(self.tried)} samples {how}, C = {bound:.4g}"
-            if how == "left out" and is_random:
-                why = "the model draws random numbers: those of other samples change as well"
-                found.append(Unjudged("neighbours", subject, why))
-                continue
-            batches = [self.neighbour(how, i) for i in self.tried]
-            moved = [length(gap(whole, self.clean(b, bound))) for b in batches]
-            # A NaN is the largest of all.
-            far = float(torch.tensor(moved).max())
-            far = max(moved) if far == far else far
-            found.append(Finding("neighbours", subject, claim, True, far, far - slack, far + slack))
-        return found
 
-    def neighbour(self, how: str, i: int) -> Batch:
-        """The batch without sample i, or with the next one in its place."""
-        match how:
-            case "masked out":
-                return self.batch.masked_out(i)
-            case "left out":
-                return self.batch.left_out(i)
-            case "replaced":
-                return self.batch.replaced(i, self.following[i])
-            case _:
-                raise AssertionError(f"no neighbour is made by {how!r}")
+        def told(how: str, claim: float, moved: list[Gradients]) -> None:
+            subject = f"1 of {len(self.tried)} samples {how}, C = {bound:.4g}"
+            far = float(np.max([length(g) for g in moved]))  # a NaN, if there is one
+            args = (subject, claim, True, far, far - slack, far + slack)
+            found.append(Finding("neighbours", *args))
+
+        masked = [self.clean(self.batch.masked_out(i), bound) for i in self.tried]
+        told("masked out", once, [gap(whole, g) for g in masked])
+        if is_random:
+            why = "the model draws numbers, and draws others for the other samples"
+            found.append(Unjudged("neighbours", f"1 of {len(self.tried)} samples left out", why))
+        else:
+            gone = [self.clean(self.batch.left_out(i), bound) for i in self.tried]
+            told("left out", once, [gap(whole, g) for g in gone])
+            told("masked out, not left out", 0.0, list(map(gap, masked, gone)))
+        others = (self.batch.replaced(i, self.following[i]) for i in self.tried)
+        told("replaced", 2 * once, [gap(whole, self.clean(b, bound)) for b in others])
+        return found
 
     def slack(self, whole: Gradients, once: float) -> float:
         """What rounding may add to the difference of two releases.

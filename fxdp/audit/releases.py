@@ -74,7 +74,7 @@ class Releases:
         loss = loss_of(self.private(*args, sample_mask=batch.mask, **kwargs))
         grads = torch.autograd.grad(loss, list(self.trained.values()), allow_unused=True)
         found: list[tuple[str, Tensor | None]] = list(zip(self.trained, grads, strict=True))
-        return {k: real(g) for k, g in found if g is not None}
+        return {k: g for k, g in found if g is not None}
 
     def clean(self, batch: Batch, bound: float, state: object) -> Gradients:
         """The same without noise, from a state of the random generators, which stay as they are.
@@ -123,11 +123,6 @@ def untouched(private: PrivateModule, seed: int) -> Iterator[None]:
         private._account, record.extras = account, extras
         private.max_grad_norm, private.noise_multiplier = bound, sigma
         put_back(buffers)
-
-
-def real(g: Tensor) -> Tensor:
-    """A gradient as real numbers: a complex one has two for each of its own."""
-    return torch.view_as_real(g.resolve_conj()) if g.is_complex() else g
 
 
 def seeded(seed: int) -> None:
