@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import dp_accounting
 import numpy as np
 from torch import Tensor
 
@@ -14,11 +15,12 @@ from fxdp.audit.releases import Batch, Gradients, Releases, dot, gap, length, un
 from fxdp.audit.report import Audit, Finding, Unjudged
 from fxdp.check import random_state
 from fxdp.options import count
-from fxdp.privacy import epsilon
+from fxdp.privacy import Accountant, epsilon
 from fxdp.privacy.arguments import require, require_delta
 from fxdp.private_module import PrivateModule
 from fxdp.progress import line, say
 
+LEAST_NOISE = 0.1  # the noise multiplier from which an accountant is asked
 QUESTIONS = 6  # that are answered by chance: two bounds on epsilon, and four of the noise
 
 
@@ -95,7 +97,7 @@ def audit(
         raise ValueError(f"audit needs at least 2 samples to compare, and got {len(batch.present)}")
     bound, sigma = private.max_grad_norm, private.noise_multiplier
     mistake = (1 - confidence) / QUESTIONS
-    claim = epsilon(sigma, None, 1, delta, private.ledger.accountant)
+    claim = claimed(sigma, delta, private.ledger.accountant)
     with line(), untouched(private, seed):
         run = Releases(private)
         say("releases without noise, for the audit")
@@ -139,6 +141,17 @@ def check(private: Any, releases: int, confidence: float, delta: float) -> None:
             "audit needs a noise_multiplier above 0: without noise no privacy is claimed; "
             "fxdp.verify compares the clipped sums"
         )
+
+
+def claimed(sigma: float, delta: float, accountant: Accountant) -> float:
+    """Epsilon of one release of a known batch, in nats.
+
+    With little noise, which no number of releases will judge, the accountant takes minutes, and
+    memory without end: then it is the closed form, which is never larger.
+    """
+    if sigma < LEAST_NOISE:
+        return float(dp_accounting.get_epsilon_gaussian(sigma, delta))
+    return epsilon(sigma, None, 1, delta, accountant)
 
 
 @dataclass(frozen=True)

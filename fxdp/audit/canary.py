@@ -75,7 +75,7 @@ class Guesses:
         if not (np.isfinite(self.present).all() and np.isfinite(self.absent).all()):
             return Finding("canary", subject, self.claim, True, math.nan, math.nan, math.nan)
         none = self.at_most(0, count - half)
-        most = epsilon(float(bound(none, none)))
+        most = max(epsilon(float(bound(none, none))), 0.0)
         if most <= self.claim:
             why = f"releases={count} can show {most:.3g} at most: it takes more of them"
             return Unjudged("canary", subject, why)

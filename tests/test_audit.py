@@ -1,0 +1,528 @@
+"""The audit finds a correct step consistent, and each broken one in violation.
+
+Every audit here is at confidence 0.99: of the correct steps, one in a hundred would be called
+violated at most, and the seeds are fixed.
+"""
+
+import functools
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxdp
+from fxdp.audit.canary import Guesses
+from fxdp.audit.correlation import strongest_pair
+from fxdp.audit.noise import Noise
+from fxdp.audit.report import Audit, Finding, Unjudged
+from fxdp.clipping import Flat
+from fxdp.placement import Shard
+from fxdp.trace import emit
+
+N = 12
+X = torch.randn(N, 4, generator=torch.manual_seed(0)) * 3
+Y = torch.arange(N) % 4
+
+
+def net() -> nn.Sequential:
+    """Two layers of one shape."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+
+
+def private_of(model: nn.Module | None = None, **options: Any) -> fxdp.PrivateModule:
+    given = {
+        "loss_fn": F.cross_entropy, "max_grad_norm": 0.5, "noise_multiplier": 1.0,
+        "expected_batch_size": 8, "backend": "eager",
+    }  # fmt: skip
+    return fxdp.compile(model or net(), **(given | options))
+
+
+@functools.cache
+def sound() -> fxdp.PrivateModule:
+    """A step as it is; audits leave it as it was."""
+    return private_of()
+
+
+def violated(found: Audit) -> set[str]:
+    """What is, in short: the test, or what of the noise."""
+    return {f.test if f.test != "noise" else f.subject.split(",")[0] for f in found.violations}
+
+
+class TestCorrect:
+    """Steps as they are."""
+
+    @pytest.mark.parametrize("clipping", ["flat", "automatic", "normalize", "per-layer"])
+    def test_every_way_to_clip(self, clipping: str) -> None:
+        found = fxdp.audit(private_of(clipping=clipping), X, Y, releases=100)
+        assert found, str(found)
+        assert not found.violations
+        assert found.releases == 200
+        levels = [f.subject for f in found.findings if f.subject.startswith("noise multiplier")]
+        assert levels == [
+            f"noise multiplier, {n}"
+            for n in ("all parameters", "0.bias", "0.weight", "2.bias", "2.weight")
+        ]
+
+    def test_as_text(self) -> None:
+        text = str(fxdp.audit(sound(), X, Y, releases=50))
+        for word in ("neighbours", "canary", "between releases", "consistent", "100 releases"):
+            assert word in text
+        assert "VIOLATED" not in text
+
+    def test_microbatches(self) -> None:
+        """The real call, piece by piece, the last one padded."""
+        assert fxdp.audit(private_of(microbatch_size=5), X, Y, releases=50)
+
+    def test_a_bound_that_no_gradient_reaches(self) -> None:
+        """The neighbours are tried at a smaller one, too, and the canary there."""
+        found = fxdp.audit(private_of(max_grad_norm=100.0), X, Y, releases=50)
+        assert found
+        told = [f for f in found.findings if f.test == "neighbours"]
+        assert len(told) == 8
+        assert told[0].measured < 0.1 * told[0].claim
+        assert told[4].measured > 0.99 * told[4].claim
+        assert told[4].claim < told[0].claim
+
+    def test_dropout(self) -> None:
+        """Each release is compared with one of the same draws, so the noise stands alone."""
+        model = nn.Sequential(net()[0], nn.Dropout(0.5), net()[2])
+        found = fxdp.audit(private_of(model), X, Y, releases=50)
+        assert found
+        assert [u.subject for u in found.unjudged if u.test == "neighbours"] == [
+            "1 of 6 samples left out"
+        ]
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+    def test_dtypes(self, dtype: torch.dtype) -> None:
+        assert fxdp.audit(private_of(net().to(dtype)), X.to(dtype), Y, releases=50)
+
+    def test_noise_that_a_dtype_cannot_show(self) -> None:
+        """Where the sums are a thousand times the noise, bf16 hides it: no violation, no proof."""
+        model = net().bfloat16()
+        private = private_of(model, noise_multiplier=0.001, max_grad_norm=100.0)
+        found = fxdp.audit(private, X[:1].expand(N, -1).bfloat16(), Y * 0, releases=4)
+        assert not found.violations
+        assert not found
+        assert {u.subject.split(",")[0] for u in found.unjudged} >= {"noise multiplier"}
+
+    def test_padding_is_no_sample(self) -> None:
+        mask = torch.arange(N) < 3
+        found = fxdp.audit(sound(), X, Y, releases=50, sample_mask=mask)
+        assert found
+        assert "1 of 3 samples" in found.findings[0].subject
+
+    def test_a_parameter_without_samples_needs_no_noise(self) -> None:
+        """Its gradient is that of a weight decay."""
+
+        class Decayed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body, self.extra = net(), nn.Parameter(torch.ones(3))
+
+            def forward(self, x: Tensor, y: Tensor) -> Tensor:
+                return F.cross_entropy(self.body(x), y) + self.extra.square().sum()
+
+        found = fxdp.audit(private_of(Decayed(), loss_fn=None), X, Y, releases=50)
+        assert found
+        assert "extra" not in str(found)
+
+    def test_no_gradient_no_canary(self) -> None:
+        """Samples of zeros, and a model without biases: noise is all there is."""
+        model = nn.Linear(4, 4, bias=False)
+        found = fxdp.audit(private_of(model), X * 0, Y, releases=50)
+        assert not found
+        assert not found.violations
+        assert [u.why for u in found.unjudged] == ["no sample that was tried moves the release"]
+
+    def test_seeds(self) -> None:
+        private = sound()
+        first = fxdp.audit(private, X, Y, releases=5)
+        assert str(fxdp.audit(private, X, Y, releases=5)) == str(first)
+        assert str(fxdp.audit(private, X, Y, releases=5, seed=1)) != str(first)
+
+    def test_too_few_releases_to_find_anything(self) -> None:
+        found = fxdp.audit(sound(), X, Y, releases=10)
+        assert not found
+        assert [u.test for u in found.unjudged] == ["canary", "canary"]
+        assert all("it takes more of them" in u.why for u in found.unjudged)
+
+
+# What replaces the release of one parameter: total, tangent, bound, sigma, expected, public.
+Broken = Callable[..., Tensor]
+PASS = importlib.import_module("fxdp.passes.noise")
+KEPT: dict[str, Tensor] = {}  # noise that is used again
+
+
+@torch.library.custom_op(
+    "fxdp_test::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def draw(like: Tensor, how: str, index: int) -> Tensor:
+    """Unit noise that is not as it should be."""
+    match how:
+        case "once for all steps":
+            return KEPT.setdefault(f"{index}", torch.randn_like(like)).clone()
+        case "one number a row":
+            return torch.randn(len(like), *[1] * (like.dim() - 1)).expand(like.shape).clone()
+        case "one for two layers":
+            first = KEPT.get("shared") if like.dim() == 2 else None
+            fresh = torch.randn_like(like) if first is None else first
+            KEPT.pop("shared", None) if first is not None else None
+            if like.dim() == 2 and first is None:
+                KEPT["shared"] = fresh
+            return fresh.clone()
+        case _:
+            raise AssertionError(how)
+
+
+@draw.register_fake
+def _(like: Tensor, how: str, index: int) -> Tensor:
+    return torch.empty_like(like)
+
+
+def other_noise(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Release every parameter with noise that is drawn in another way."""
+    KEPT.clear()
+
+    def release(clipped: Any, tangent: Any, mark: Any, index: int) -> Any:
+        def private(
+            total: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor, expected: Tensor
+        ) -> Tensor:
+            noise = torch.ops.fxdp_test.draw(total, how, index)
+            scale = (sigma * bound).to(total.dtype)
+            return (total + scale * noise) / expected.to(total.dtype) * tangent
+
+        return private, (clipped.total, tangent, mark.bound, mark.sigma, mark.expected)
+
+    monkeypatch.setattr(PASS, "release", release)
+
+
+def other_scale(monkeypatch: pytest.MonkeyPatch, factor: float, only: str | None = None) -> None:
+    """Multiply the noise of all parameters, or of one."""
+    true = PASS.release
+
+    def release(clipped: Any, tangent: Any, mark: Any, index: int) -> Any:
+        private, args = true(clipped, tangent, mark, index)
+        if only not in (None, clipped.gradient.parameter):
+            return private, args
+
+        def scaled(total: Any, tangent: Any, bound: Any, sigma: Any, *rest: Any) -> Tensor:
+            return private(total, tangent, bound, sigma * factor, *rest)
+
+        return scaled, args
+
+    monkeypatch.setattr(PASS, "release", release)
+
+
+LEVEL = "noise multiplier"
+
+
+class TestBrokenNoise:
+    """Passes of the pipeline replaced."""
+
+    @pytest.mark.parametrize("factor", [0.5, 1 / 1.3, 1.3])
+    def test_too_little_and_too_much(self, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+        other_scale(monkeypatch, factor)
+        found = fxdp.audit(private_of(), X, Y, releases=100)
+        assert not found
+        assert violated(found) == {LEVEL}
+        seen = {f.subject: f.measured for f in found.violations}
+        assert seen["noise multiplier, all parameters"] == pytest.approx(factor, rel=0.05)
+        assert len(seen) >= 5
+
+    def test_with_more_releases_the_canary_shows_it_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        other_scale(monkeypatch, 0.5)
+        found = fxdp.audit(private_of(), X, Y, releases=500)
+        assert violated(found) == {LEVEL, "canary"}
+
+    def test_none_for_one_parameter(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        other_scale(monkeypatch, 0.0, only="2.bias")
+        found = fxdp.audit(private_of(), X, Y, releases=50)
+        assert not found
+        assert {f.subject for f in found.violations} >= {"noise multiplier, 2.bias"}
+        assert "noise multiplier, 0.bias" not in {f.subject for f in found.violations}
+
+    @pytest.mark.parametrize(
+        ("how", "where"),
+        [
+            ("one for two layers", "between parameters (0.weight, 2.weight)"),
+            ("once for all steps", "between releases"),
+            ("one number a row", "within a parameter"),
+        ],
+    )
+    def test_noise_that_is_used_again(
+        self, monkeypatch: pytest.MonkeyPatch, how: str, where: str
+    ) -> None:
+        other_noise(monkeypatch, how)
+        found = fxdp.audit(private_of(), X, Y, releases=50)
+        assert not found
+        assert any(where in f.subject for f in found.violations), str(found)
+        if how == "one for two layers":  # all else is as it should be
+            assert len(found.violations) == 1
+
+    def test_a_release_that_is_not_finite(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        true = PASS.release
+
+        def release(clipped: Any, tangent: Any, mark: Any, index: int) -> Any:
+            private, args = true(clipped, tangent, mark, index)
+
+            def endless(total: Any, tangent: Any, bound: Any, sigma: Any, *rest: Any) -> Tensor:
+                more = torch.where(sigma > 0, math.inf, 0.0).to(total.dtype)
+                return private(total, tangent, bound, sigma, *rest) + more
+
+            return endless, args
+
+        monkeypatch.setattr(PASS, "release", release)
+        found = fxdp.audit(private_of(), X, Y, releases=50)
+        assert not found
+        assert {"canary", LEVEL} <= violated(found)
+
+
+class TestBrokenClipping:
+    """A sample that adds more than it may."""
+
+    @staticmethod
+    def expect_neighbours(clipping: str = "flat", **options: Any) -> Audit:
+        found = fxdp.audit(private_of(clipping=clipping, **options), X, Y, releases=40)
+        assert not found
+        assert "neighbours" in violated(found)
+        assert LEVEL not in violated(found)
+        return found
+
+    @pytest.mark.parametrize("bound", [0.5, 100.0])
+    def test_clipping_off(self, monkeypatch: pytest.MonkeyPatch, bound: float) -> None:
+        """Found also where the bound is above every norm."""
+        monkeypatch.setattr(Flat, "factor", lambda self, norms, bound: torch.ones_like(norms))
+        self.expect_neighbours(max_grad_norm=bound)
+
+    @pytest.mark.parametrize("clipping", ["flat", "per-layer"])
+    def test_one_layer_is_not_clipped(self, monkeypatch: pytest.MonkeyPatch, clipping: str) -> None:
+        step = importlib.import_module("fxdp.passes.clip")
+        true = step.clipped_sums
+
+        def clipped_sums(gm: Any, choice: Any) -> Any:
+            factors = step.study(gm).factors
+            name = choice.gradient.parameter
+            if name == "0.weight":
+                end = gm.graph.output_node()
+                factors[name] = emit(end, torch.ones_like, factors[name], placement=Shard(0))
+            return true(gm, choice)
+
+        monkeypatch.setattr(step, "clipped_sums", clipped_sums)
+        self.expect_neighbours(clipping)
+
+    @pytest.mark.parametrize(
+        ("wrong", "clipping"), [("half", "flat"), ("one parameter less", "automatic")]
+    )
+    def test_a_norm_too_small(
+        self, monkeypatch: pytest.MonkeyPatch, wrong: str, clipping: str
+    ) -> None:
+        step = importlib.import_module("fxdp.passes.measure")
+        true = step.total_norm
+
+        def total_norm(squares: list[Tensor], mask: Tensor) -> Tensor:
+            return true(squares, mask) / 2 if wrong == "half" else true(squares[1:], mask)
+
+        monkeypatch.setattr(step, "total_norm", total_norm)
+        self.expect_neighbours(clipping)
+
+    def test_padding_that_is_a_sample(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        step = importlib.import_module("fxdp.passes.measure")
+        true = step.clip_factor
+
+        def clip_factor(*args: Any) -> Tensor:
+            return true(*args[:-1], torch.ones_like(args[-1]))
+
+        monkeypatch.setattr(step, "clip_factor", clip_factor)
+        found = fxdp.audit(private_of(), X, Y, releases=4)
+        assert [f.subject for f in found.violations] == [
+            "1 of 6 samples masked out, not left out, C = 0.5"
+        ]
+
+
+class Kept(nn.Module):
+    """A model that has it all: a buffer that each step writes, dropout, and a fault at will."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.body(x))
+
+
+class Stop(Exception):
+    """Raised in the middle of an audit."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_changed(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    private = private_of(Kept(), budget=(100.0, 1e-5))
+    private(X, Y).backward()
+    grads = [p.grad for p in private.parameters()]
+    before = [None if g is None else g.clone() for g in grads]
+    state = {k: v.clone() for k, v in private.state_dict().items()}
+    account, extras = private._account, private._stepper.record.extras
+    ledger, rng = private.privacy_state_dict(), torch.get_rng_state()
+    waiting = private(X, Y)  # a step that has begun goes on afterwards
+    state = {k: v.clone() for k, v in private.state_dict().items()}
+    rng = torch.get_rng_state()
+    if fails:
+
+        def add(*_: Any) -> None:
+            raise Stop
+
+        monkeypatch.setattr(Noise, "add", add)
+        with pytest.raises(Stop):
+            fxdp.audit(private, X, Y, releases=2)
+    else:
+        fxdp.audit(private, X, Y, releases=2)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert private.privacy_state_dict() == ledger
+    assert private._account is account
+    assert private._stepper.record.extras is extras
+    assert (private.max_grad_norm, private.noise_multiplier) == (0.5, 1.0)
+    assert private.training
+    for name, was in state.items():
+        assert torch.equal(private.state_dict()[name], was), name
+    for p, grad, was in zip(private.parameters(), grads, before, strict=True):
+        assert p.grad is grad
+        assert (grad is None) == (was is None)
+        assert grad is None or torch.equal(grad, was)
+    waiting.backward()
+    assert private.releases == 2
+
+
+class TestBadInput:
+    """Each is refused before a step runs."""
+
+    @pytest.mark.parametrize(
+        ("options", "error", "words"),
+        [
+            ({"releases": 0}, ValueError, "releases must be at least 1"),
+            ({"releases": 1}, ValueError, "releases must be at least 2"),
+            ({"releases": 2.5}, TypeError, "whole number"),
+            ({"confidence": 1.0}, ValueError, "confidence must be in"),
+            ({"confidence": math.nan}, ValueError, "confidence must be in"),
+            ({"delta": 0.0}, ValueError, "delta must be in"),
+            ({"sample_mask": torch.ones(3)}, ValueError, "sample_mask must be bool"),
+            ({"sample_mask": torch.arange(N) < 1}, ValueError, "at least 2 samples .* got 1"),
+        ],
+    )
+    def test_options(self, options: dict[str, Any], error: type, words: str) -> None:
+        private = private_of()
+        with pytest.raises(error, match=words):
+            fxdp.audit(private, X, Y, **options)
+        assert private._stepper.record.compilations == 0
+
+    @pytest.mark.parametrize("rows", [0, 1])
+    def test_batches_too_small(self, rows: int) -> None:
+        with pytest.raises(ValueError, match=f"at least 2 samples to compare, and got {rows}"):
+            fxdp.audit(sound(), X[:rows], Y[:rows])
+
+    def test_what_is_audited(self) -> None:
+        with pytest.raises(TypeError, match="what fxdp.compile returns, not Sequential"):
+            fxdp.audit(net(), X, Y)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="audit needs training mode"):
+            fxdp.audit(private_of().eval(), X, Y)
+        with pytest.raises(ValueError, match="noise_multiplier above 0"):
+            fxdp.audit(private_of(noise_multiplier=0.0), X, Y)
+        with pytest.raises(TypeError, match="loss_fn= in place of loss_reduction="):
+            fxdp.audit(private_of(loss_fn=None, loss_reduction="mean"), X)
+        private = private_of()
+        with pytest.raises(fxdp.StepError, match="outside"), private.accumulate():
+            fxdp.audit(private, X, Y)
+
+    def test_a_model_that_mixes_samples(self) -> None:
+        private = private_of(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+        with pytest.raises(fxdp.BatchMixingError):
+            fxdp.audit(private, X, Y)
+        assert private.max_grad_norm == 0.5
+
+
+class TestStatistics:
+    """Rates over many audits of numbers that are what they should be."""
+
+    def test_a_canary_is_called_violated_as_rarely_as_stated(self) -> None:
+        """At mistake 0.2, in 200 audits of 60 releases: more than 40 + 3 * 5.7 has chance 1e-3."""
+        source = np.random.default_rng(0)
+        found: list[Finding | Unjudged] = []
+        for _ in range(200):
+            present, absent = source.normal(1.0, size=60), source.normal(0.0, size=60)
+            found += Guesses(present, absent, "", 1e-5, 4.377, 0.2).findings()[:1]
+        judged = [f for f in found if isinstance(f, Finding)]
+        assert len(judged) == 200
+        assert sum(not f.consistent for f in judged) <= 57
+        assert sum(f.low > 0 for f in judged) >= 100  # bounds that say something
+
+    def test_more_releases_show_more(self) -> None:
+        source = np.random.default_rng(0)
+        lows = []
+        for count in (100, 1000, 20000):
+            present, absent = source.normal(1.0, size=count), source.normal(0.0, size=count)
+            (best, _) = Guesses(present, absent, "", 1e-5, 4.377, 0.01).findings()
+            assert isinstance(best, Finding)
+            lows.append(best.low)
+        assert lows == sorted(lows)
+        assert 3.9 < lows[-1] <= 4.377
+
+    def test_scores_that_are_told_apart(self) -> None:
+        """No noise at all: both bounds find it, from releases that are all alike."""
+        one, zero = np.ones(2000), np.zeros(2000)
+        for found in Guesses(one, zero, "", 1e-5, 4.377, 0.01).findings():
+            assert isinstance(found, Finding)
+            assert not found.consistent
+        for found in Guesses(zero, zero, "", 1e-5, 4.377, 0.01).findings():
+            assert isinstance(found, Finding)
+            assert (found.consistent, found.low) == (True, 0.0)
+
+    def test_noise_is_called_wrong_as_rarely_as_stated(self) -> None:
+        """At mistake 0.05 for each of 4 questions, in 200 audits: more than 40 + 3 * 5.7 wrong has
+        chance 1e-3. And none of the four questions is never answered wrongly: their intervals are
+        not wider than they need be."""
+        source = torch.Generator().manual_seed(0)
+        base = {"a": torch.randn(3, 2, generator=source), "b": torch.ones(1), "c": torch.ones(40)}
+        wrong: list[str] = []
+        audits = 0
+        for _ in range(200):
+            noise = Noise(list(base), 0.5, 2.0, 12)
+            for _ in range(12):
+                drawn = {k: torch.randn(x.shape, generator=source) for k, x in base.items()}
+                noise.add({k: x + 0.5 * drawn[k] for k, x in base.items()}, base)
+            found = [f for f in noise.findings(0.05) if isinstance(f, Finding)]
+            assert len(found) == 7
+            bad = [f.subject for f in found if not f.consistent]
+            audits += bool(bad)
+            wrong += bad
+        assert audits <= 57
+        for question in ("noise multiplier", "releases", "within", "between parameters"):
+            assert sum(question in w for w in wrong) >= 2
+
+    def test_the_strongest_pair(self) -> None:
+        """A part of one parameter's noise in another's, of another size."""
+        source = np.random.default_rng(0)
+        kept = {"a": source.normal(size=(50, 8)), "b": source.normal(size=(50, 20))}
+        blur = dict.fromkeys("abc", 0.0)
+        assert abs(strongest_pair(kept, 0.01, blur).excess) < 1
+        kept["c"] = 0.5 * kept["a"][:, :5] + source.normal(size=(50, 5))
+        worst = strongest_pair(kept, 0.01, blur)
+        assert (worst.name, worst.excess > 1) == ("a, c", True)
+        assert worst.measured == pytest.approx(0.5 / 1.25**0.5, abs=0.1)
+
+
+def test_a_report_is_true_only_where_every_test_judged() -> None:
+    good = [Finding(t, "x", 1.0, True, 1.0, 0.9, 1.1) for t in ("neighbours", "canary", "noise")]
+    assert Audit(tuple(good), (), 2, 0.9)
+    assert not Audit(tuple(good[:2]), (Unjudged("noise", "x", "y"),), 2, 0.9)
+    above = Finding("noise", "x", 1.0, False, 0.5, 0.4, 0.6)
+    assert not Audit((*good, above), (), 2, 0.9)
+    assert not Finding("canary", "x", 1.0, True, math.nan, math.nan, math.nan).consistent
