@@ -7,7 +7,7 @@ violated at most, and the seeds are fixed.
 import functools
 import importlib
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,8 @@ class TestCorrect:
         ]
 
     def test_as_text(self) -> None:
-        text = str(fxdp.audit(sound(), X, Y, releases=50))
+        with torch.no_grad():  # which is not what an audit is about
+            text = str(fxdp.audit(sound(), X, Y, releases=50))
         for word in ("neighbours", "canary", "between releases", "consistent", "100 releases"):
             assert word in text
         assert "VIOLATED" not in text
@@ -96,7 +97,8 @@ class TestCorrect:
         found = fxdp.audit(private_of(model), X, Y, releases=50)
         assert found
         assert [u.subject for u in found.unjudged if u.test == "neighbours"] == [
-            "1 of 6 samples left out"
+            "1 of 6 samples left out, C = 0.5",
+            "1 of 6 samples masked out, not left out, C = 0.5",
         ]
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -154,8 +156,6 @@ class TestCorrect:
         assert all("it takes more of them" in u.why for u in found.unjudged)
 
 
-# What replaces the release of one parameter: total, tangent, bound, sigma, expected, public.
-Broken = Callable[..., Tensor]
 PASS = importlib.import_module("fxdp.passes.noise")
 KEPT: dict[str, Tensor] = {}  # noise that is used again
 
@@ -267,6 +267,20 @@ class TestBrokenNoise:
         assert any(where in f.subject for f in found.violations), str(found)
         if how == "one for two layers":  # all else is as it should be
             assert len(found.violations) == 1
+
+    def test_noise_in_every_piece(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Three microbatches with noise each have sqrt(3) of it: more than stated."""
+        module = importlib.import_module("fxdp.private_module")
+        true = module.summed
+
+        def summed(step: Any, inputs: Any, mask: Any, size: int, sigma: float) -> Any:
+            noisy = replace(step, run=lambda inputs, mask, _: step.run(inputs, mask, sigma))
+            return true(noisy, inputs, mask, size, sigma)
+
+        monkeypatch.setattr(module, "summed", summed)
+        found = fxdp.audit(private_of(microbatch_size=5), X, Y, releases=50)
+        assert violated(found) == {LEVEL}
+        assert found.violations[0].measured == pytest.approx(3**0.5, rel=0.05)
 
     def test_a_release_that_is_not_finite(self, monkeypatch: pytest.MonkeyPatch) -> None:
         true = PASS.release

@@ -1,6 +1,7 @@
 """The audit of a private module, from one batch."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import dp_accounting
@@ -175,10 +176,16 @@ class Known:
     present: Gradients
     absent: Gradients
 
+    @cached_property
+    def canary(self) -> Gradients:
+        """The clipped gradient of the canary, of length 1; or zeros, if it has none."""
+        found = gap(self.present, self.absent)
+        unit = length(found) or 1.0
+        return {name: g / unit for name, g in found.items()}
+
     def score(self, noisy: Gradients) -> float:
         """What a release has in the canary's direction, beyond the sum of the others."""
-        direction = gap(self.present, self.absent)
-        return dot(gap(noisy, self.absent), direction) / (length(direction) or 1.0)
+        return dot(gap(noisy, self.absent), self.canary)
 
 
 @dataclass(frozen=True)
@@ -202,9 +209,9 @@ class Trials:
         for k in range(count):
             say(f"release {2 * k} of {2 * count}, for the audit")
             for there, batch in ((True, self.batch), (False, self.without)):
-                state = random_state()
+                state = random_state() if self.is_random else None
                 noisy = self.releases(batch, self.sigma, bound)
-                known = self.known(state) if self.is_random else known
+                known = known if state is None else self.known(state)
                 noise.add(noisy, known.present if there else known.absent)
                 scores[there].append(known.score(noisy))
         return Seen(np.array(scores[True]), np.array(scores[False]), noise)

@@ -88,25 +88,32 @@ class Neighbours:
         whole = self.clean(self.batch, bound)
         once = bound / self.expected  # the sensitivity
         slack = self.slack(whole, once)
+        claims = {
+            "masked out": once,
+            "left out": once,
+            "masked out, not left out": 0.0,
+            "replaced": 2 * once,
+        }
+        moved: dict[str, list[float]] = {how: [] for how in claims}
+        for i in self.tried:
+            masked = self.clean(self.batch.masked_out(i), bound)
+            moved["masked out"].append(length(gap(whole, masked)))
+            if not is_random:
+                gone = self.clean(self.batch.left_out(i), bound)
+                moved["left out"].append(length(gap(whole, gone)))
+                moved["masked out, not left out"].append(length(gap(masked, gone)))
+            other = self.clean(self.batch.replaced(i, self.following[i]), bound)
+            moved["replaced"].append(length(gap(whole, other)))
         found: list[Finding | Unjudged] = []
-
-        def told(how: str, claim: float, moved: list[Gradients]) -> None:
+        for how, claim in claims.items():
             subject = f"1 of {len(self.tried)} samples {how}, C = {bound:.4g}"
-            far = float(np.max([length(g) for g in moved]))  # a NaN, if there is one
+            if not moved[how]:
+                why = "the model draws numbers, and draws others for the other samples"
+                found.append(Unjudged("neighbours", subject, why))
+                continue
+            far = float(np.max(moved[how]))  # a NaN, if there is one
             args = (subject, claim, True, far, far - slack, far + slack)
             found.append(Finding("neighbours", *args))
-
-        masked = [self.clean(self.batch.masked_out(i), bound) for i in self.tried]
-        told("masked out", once, [gap(whole, g) for g in masked])
-        if is_random:
-            why = "the model draws numbers, and draws others for the other samples"
-            found.append(Unjudged("neighbours", f"1 of {len(self.tried)} samples left out", why))
-        else:
-            gone = [self.clean(self.batch.left_out(i), bound) for i in self.tried]
-            told("left out", once, [gap(whole, g) for g in gone])
-            told("masked out, not left out", 0.0, list(map(gap, masked, gone)))
-        others = (self.batch.replaced(i, self.following[i]) for i in self.tried)
-        told("replaced", 2 * once, [gap(whole, self.clean(b, bound)) for b in others])
         return found
 
     def slack(self, whole: Gradients, once: float) -> float:
