@@ -1,8 +1,10 @@
 """A DataLoader that draws as the accountant assumes, and knows what the loop has been given."""
 
+import random
 from collections.abc import Iterator, Sized
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -13,6 +15,7 @@ from torch.utils.data import (
     Sampler,
     SequentialSampler,
     default_collate,
+    get_worker_info,
 )
 
 from fxdp.data.collate import poisson_collate
@@ -43,7 +46,9 @@ class PrivateLoader(DataLoader[Any]):
         Batches reach the loop in the order of their steps, each once, with workers and
         prefetching as without. `batches.position` counts those that the loop was given, so
         a state that is saved in the loop's body resumes with the batch that would have come
-        next, exactly.
+        next, exactly. An iteration draws nothing from torch's generators by itself. In a worker
+        the generators of torch, Python and numpy begin anew with each batch, from a seed that
+        is a function of the sampler's key and the step; so random augmentation resumes too.
 
     | edge case                              | what happens                                    |
     |----------------------------------------|-------------------------------------------------|
@@ -65,7 +70,14 @@ class PrivateLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         steps = iter(self.batches.remaining())
-        for batch in super().__iter__():
+        given, seed = self.generator, self.batches.seed(self.batches.position)
+        # DataLoader draws a seed for its workers, which a run that resumes would draw once more.
+        self.generator = torch.Generator().manual_seed(seed)
+        try:
+            batches = super().__iter__()
+        finally:
+            self.generator = given
+        for batch in batches:
             self.batches.advance(next(steps))
             yield batch
 
@@ -161,7 +173,26 @@ class _Ahead(Sampler[list[int]]):
                     f"the data set has {length} samples now, and had {self.batches.num_samples} "
                     "when its loader was made: make a new loader, and account for the new rate"
                 )
-            yield self.batches.batch(step)
+            yield _Drawn(self.batches.batch(step), self.batches.seed(step))
+
+
+class _Drawn(list[int]):
+    """The indices of a batch. A worker that is sent them sets its generators to their seed."""
+
+    def __init__(self, indices: list[int], seed: int) -> None:
+        super().__init__(indices)
+        self.seed = seed
+
+    def __reduce__(self) -> Any:
+        return _received, (list(self), self.seed)
+
+
+def _received(indices: list[int], seed: int) -> list[int]:
+    if get_worker_info() is not None:  # no copy elsewhere is to touch the generators
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+    return indices
 
 
 def _length(dataset: Dataset[Any]) -> int:

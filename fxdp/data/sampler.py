@@ -7,6 +7,7 @@ on several machines need the same key, and each its part of every batch.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -109,6 +110,11 @@ class PrivateSampler(Sampler[list[int]], ABC):
                 "another iteration, or load_state_dict, has moved it; iterate anew"
             )
         self.position = step + 1
+
+    def seed(self, step: int) -> int:
+        """64 bits for what chance does to the samples of batch `step`; they do not tell the key."""
+        told = sha256(b"fxdp samples" + self._stream.key + step.to_bytes(8, "little")).digest()
+        return int.from_bytes(told[:8], "little")
 
     def state_dict(self) -> dict[str, Any]:
         """Position and key in plain types. Who sees the key knows all batches: keep it private."""

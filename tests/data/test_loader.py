@@ -1,8 +1,11 @@
 """The loader: what it keeps, what it refuses, where it stands, and batches without samples."""
 
+import copy
+import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
@@ -289,3 +292,53 @@ class TestWhatIsRefused:
         loader.load_state_dict(state)
         with pytest.raises(RuntimeError, match="iterate anew"):
             next(loop)
+
+
+class Chance(Numbers):
+    """Numbers with noise of all three generators."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor([index, torch.rand(1).item(), random.random(), np.random.rand()])
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("workers", WORKERS)
+def test_an_iteration_draws_nothing(workers: dict[str, Any], given: bool) -> None:
+    """A resumed run begins one more than the run without a break."""
+    data: Any = Numbers(20)
+    if given:
+        data = DataLoader(data, batch_size=5, generator=seeded())
+    loader = private_loader(data, sample_rate=0.25, steps=4, **workers)
+    own = loader.generator or torch.default_generator
+    before, states = own.get_state(), (random.getstate(), np.random.get_state()[2])
+    for _ in range(2):
+        assert len(list(loader)) == 4
+    assert torch.equal(own.get_state(), before)
+    assert (random.getstate(), np.random.get_state()[2]) == states
+
+
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_augmentation_in_workers_resumes(workers: dict[str, Any]) -> None:
+    def make(seed: int) -> Any:
+        return private_loader(
+            Chance(20), sample_rate=0.4, steps=6, generator=seeded(seed), **workers
+        )
+
+    whole, broken, resumed = make(0), make(0), make(1)
+    wanted = list(whole) + list(whole)
+    for i, _ in enumerate(broken):
+        if i == 3:
+            resumed.load_state_dict(broken.state_dict())
+            break
+    torch.manual_seed(9)
+    got = list(resumed) + list(resumed)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted[4:], strict=True))
+    assert len({float(x) for batch in wanted for x in batch[:, 1]}) == sum(map(len, wanted))
+
+
+def test_a_copy_of_indices_leaves_the_generators() -> None:
+    loader = private_loader(Numbers(20), sample_rate=0.4, steps=6, generator=seeded())
+    before = torch.get_rng_state()
+    drawn = next(iter(loader.batch_sampler or ()))
+    assert copy.deepcopy(drawn) == drawn == loader.batches.batch(0)
+    assert torch.equal(torch.get_rng_state(), before)
