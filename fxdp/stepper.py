@@ -40,6 +40,7 @@ class Stepper:
         record: what compilation and steps leave behind.
         step: the compiled step.
         dynamic: whether sizes that change between steps become symbols.
+        rows: the batch size that code is made for, and is best at; the first step's, if None.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Stepper:
         self.settings, self.batch_dims = settings, batch_dims
         self.record = Record()
         self.dynamic = True
+        self.rows: int | None = None
         self.step = self.another(settings, self.record)
 
     def another(
@@ -105,14 +107,16 @@ class Stepper:
         numbers = [torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales]
         # Without noise nothing is drawn, and torch's generator stays as it is.
         key = fresh_key(self.settings.secure) if scales[1] > 0 else no_key()
+        if self.rows is None and step is self.step:
+            self.rows = inputs.size
         leaves: list[Any] = []
         for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):
             if dim is not None:
                 leaf = leaf.detach()
-                torch._dynamo.mark_dynamic(leaf, dim)
+                torch._dynamo.mark_dynamic(leaf, dim, hint_override=self.rows)
             leaves.append(leaf)
         mask = mask.detach()
-        torch._dynamo.mark_dynamic(mask, 0)
+        torch._dynamo.mark_dynamic(mask, 0, hint_override=self.rows)
         given = ((*numbers, key), mask, tuple(leaves), inputs.dims, inputs.spec)
         call = functools.partial(step, *given)
         loss, others = self.traced(call)

@@ -63,6 +63,7 @@ def trials(form: Any, strategies: Sequence[Strategy], hint: Callable[[Any], int]
     shapes = [f"{k}={described(v, hint)}" for k, v in vars(form).items()]
     device = next(v.device for v in vars(form).values() if isinstance(v, Tensor))
     key = f"{type(form).__name__} {' '.join(shapes)} {','.join(strategies)} on {machine(device)}"
+    used().add(key)
     if (known := stored().get(key)) is None:
         with _disable_current_modes(), torch.no_grad():
             known = [asdict(t) for t in run(concrete(form, hint), strategies)]
@@ -172,6 +173,33 @@ def stored() -> dict[str, list[dict[str, Any]]]:
         found = json.loads(store().read_text())
         return found if isinstance(found, dict) else {}
     return {}
+
+
+@cache
+def used() -> set[str]:
+    """The keys of all trials that something was chosen by in this process."""
+    return set()
+
+
+def asked() -> dict[str, list[dict[str, Any]]]:
+    """The trials that something was chosen by, in plain types, for a process to choose alike."""
+    return {key: stored()[key] for key in sorted(used())}
+
+
+def check(found: Any) -> None:
+    """Raises ValueError unless `found` is what `asked` gives."""
+    try:
+        for known in found.values():
+            for t in known:
+                Trial(**t)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"trials: malformed ({error})") from error
+
+
+def know(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Take the trials of another process for this one's."""
+    stored().update(found)
+    used().update(found)
 
 
 def remember(key: str, found: list[dict[str, Any]]) -> None:
