@@ -14,6 +14,7 @@ from fxdp.audit import Audit, audit
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.check import MiscompilationWarning
+from fxdp.checkpoint import load_checkpoint, save_checkpoint
 from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
 from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
 from fxdp.fix import fix
@@ -45,7 +46,9 @@ __all__ = [
     "audit",
     "compile",
     "fix",
+    "load_checkpoint",
     "make_private",
     "prove",
+    "save_checkpoint",
     "verify",
 ]

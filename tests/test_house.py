@@ -15,6 +15,7 @@ LAYERS = (
         "codes",
         "definition",
         "clipping",
+        "generators",
         "operators",
         "grams",
         "keystream",
@@ -41,7 +42,7 @@ LAYERS = (
     ("private_module",),
     ("compiler",),
     ("verify",),
-    ("make_private", "audit", "demo", "torch_backend", "lint", "__init__"),
+    ("audit", "checkpoint", "make_private", "demo", "torch_backend", "lint", "__init__"),
 )
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Beside the compiler: they know nothing of it. Each with those of them that it may know.
