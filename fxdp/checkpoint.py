@@ -61,9 +61,10 @@ def save_checkpoint(
         - It holds what was released so far: who trains on from it has that spent.
         - What is released after it and lost in a crash is in no file. With a seeded sampler and
           torch's own noise the resumed run releases just that again, bit for bit, and nothing
-          more is spent. With secure=True, or another batch, order of data or rate of learning
-          than before, it releases something else, in addition: save before anything made of a
-          step leaves the process (a published model, a log), or after every step.
+          more is spent. With secure=True it releases something else, in addition: save before
+          anything made of a step leaves the process (a published model, a log), or after every
+          step. The same holds after a change of data or settings; and the noise is then the
+          same as before, which is worse: see `load_checkpoint`.
 
     The file is as secret as the data. The states of the generators tell the noise, and the
     sampler's key all batches: only its owner may read it. Publish what is in "model" alone.
@@ -177,8 +178,8 @@ def load_checkpoint(
     parts: dict[str, Any] = dict(zip(OPTIONAL, (optimizer, scheduler, loader), strict=True))
     for name, part in parts.items():
         if (part is None) != (name not in state):
-            there, here = ("has no", "pass none") if name not in state else ("has a", "pass it")
-            raise ValueError(f"{path}: {there} {name}: {here}, to go on as it was saved")
+            there, here = ("no", "pass none") if name not in state else ("the", "pass it")
+            raise ValueError(f"{path}: it has {there} {name}: {here}, to go on as it was saved")
     try:
         try:
             check(state, private, parts)

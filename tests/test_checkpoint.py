@@ -368,7 +368,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("name", ["optimizer", "loader", "scheduler"])
     def test_what_was_saved_must_be_passed(self, saved: Path, name: str) -> None:
-        with pytest.raises(ValueError, match=f"has a {name}: pass it"):
+        with pytest.raises(ValueError, match=f"has the {name}: pass it"):
             Run().load(saved, **{name: None})
 
     def test_the_scales_are_those_of_the_file(self, saved: Path) -> None:
