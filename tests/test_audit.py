@@ -190,7 +190,7 @@ def other_noise(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Release every parameter with noise that is drawn in another way."""
     KEPT.clear()
 
-    def release(clipped: Any, tangent: Any, mark: Any, index: int) -> Any:
+    def release(clipped: Any, tangent: Any, mark: Any, index: int, terms: int) -> Any:
         def private(
             total: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor, expected: Tensor
         ) -> Tensor:
@@ -207,8 +207,8 @@ def other_scale(monkeypatch: pytest.MonkeyPatch, factor: float, only: str | None
     """Multiply the noise of all parameters, or of one."""
     true = PASS.release
 
-    def release(clipped: Any, tangent: Any, mark: Any, index: int) -> Any:
-        private, args = true(clipped, tangent, mark, index)
+    def release(clipped: Any, tangent: Any, mark: Any, index: int, terms: int) -> Any:
+        private, args = true(clipped, tangent, mark, index, terms)
         if only not in (None, clipped.gradient.parameter):
             return private, args
 
@@ -285,8 +285,8 @@ class TestBrokenNoise:
     def test_a_release_that_is_not_finite(self, monkeypatch: pytest.MonkeyPatch) -> None:
         true = PASS.release
 
-        def release(clipped: Any, tangent: Any, mark: Any, index: int) -> Any:
-            private, args = true(clipped, tangent, mark, index)
+        def release(clipped: Any, tangent: Any, mark: Any, index: int, terms: int) -> Any:
+            private, args = true(clipped, tangent, mark, index, terms)
 
             def endless(total: Any, tangent: Any, bound: Any, sigma: Any, *rest: Any) -> Tensor:
                 more = torch.where(sigma > 0, math.inf, 0.0).to(total.dtype)

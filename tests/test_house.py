@@ -14,6 +14,7 @@ LAYERS = (
         "shapes",
         "codes",
         "definition",
+        "atomic",
         "clipping",
         "generators",
         "operators",

@@ -17,6 +17,7 @@ from fxdp.private_module import PrivateModule
 from fxdp.verify import rows
 
 Gradients = dict[str, Tensor]
+SILENT = 1e-30  # a noise multiplier
 SAME = 1e-5  # relative: sums on a GPU differ by less from one time to the next
 
 
@@ -79,12 +80,12 @@ class Releases:
     def clean(self, batch: Batch, bound: float, state: object) -> Gradients:
         """The same without noise, from a state of the random generators, which stay as they are.
 
-        The noise of a step is drawn after all that its model draws; so from the state in which a
-        noisy release began, this is that release without its noise.
+        A step with noise draws its key before the model draws. So this one is made with noise, but
+        with so little that it vanishes in rounding: the release of that state without its noise.
         """
         now = random_state()
         set_random_state(state)
-        found = self(batch, 0.0, bound)
+        found = self(batch, SILENT, bound)
         set_random_state(now)
         return found
 
