@@ -289,7 +289,7 @@ class TestBrokenNoise:
             private, args = true(clipped, tangent, mark, index, terms)
 
             def endless(total: Any, tangent: Any, bound: Any, sigma: Any, *rest: Any) -> Tensor:
-                more = torch.where(sigma > 0, math.inf, 0.0).to(total.dtype)
+                more = torch.where(sigma > 0.1, math.inf, 0.0).to(total.dtype)
                 return private(total, tangent, bound, sigma, *rest) + more
 
             return endless, args

@@ -18,6 +18,7 @@ from fxdp.verify import rows
 
 Gradients = dict[str, Tensor]
 SILENT = 1e-30  # a noise multiplier
+NOTHING = 1e-26  # more than it adds where there is nothing
 SAME = 1e-5  # relative: sums on a GPU differ by less from one time to the next
 
 
@@ -87,7 +88,7 @@ class Releases:
         set_random_state(state)
         found = self(batch, SILENT, bound)
         set_random_state(now)
-        return found
+        return {k: g.masked_fill(g.abs() < NOTHING, 0) for k, g in found.items()}
 
     def is_random(self, batch: Batch, bound: float, seed: int) -> bool:
         """Does the model draw numbers, as dropout does?"""
