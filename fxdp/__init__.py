@@ -24,6 +24,7 @@ from fxdp.pipeline import PASSES
 from fxdp.privacy.budget import BudgetExhausted
 from fxdp.private_module import PrivateModule
 from fxdp.rules import Rule, SumRule
+from fxdp.schedule import ScaleScheduler
 from fxdp.verify import Verification, verify
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "PrivateModule",
     "ProofError",
     "Rule",
+    "ScaleScheduler",
     "StepError",
     "SumRule",
     "Verification",

@@ -4,6 +4,7 @@ The step itself counts: what releases a gradient asks the ledger before, and tel
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from fxdp.privacy.accounting import check_supported
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
-from fxdp.privacy.release import GaussianRelease, Release
+from fxdp.privacy.release import CountedRelease, GaussianRelease, Release
 from fxdp.privacy.sampling import Sampling
 
 VERSION = 1  # of the state
@@ -66,22 +67,33 @@ class Account:
                 "it, or delete the loss, before the next step"
             )
 
-    def watch(self, loss: Tensor, noise_multiplier: float, max_grad_norm: float) -> None:
+    def watch(self, loss: Tensor, release: Release, then: Callable[[], None]) -> None:
         """Check and record the release that a loss's backward pass is.
+
+        Args:
+            then: called once it is recorded.
 
         Raises:
             BudgetExhausted: in that pass.
         """
         if loss.grad_fn is None:
             return
-        release = self.release(noise_multiplier, max_grad_norm)
+
+        def done(*_: object) -> None:
+            self.count(release)
+            then()
+
         loss.grad_fn.register_prehook(lambda _: self.ask(release))
-        loss.grad_fn.register_hook(lambda *_: self.count(release))
+        loss.grad_fn.register_hook(done)
         self._open = weakref.ref(loss)
 
-    def release(self, noise_multiplier: float, max_grad_norm: float) -> Release:
-        """A release at these scales, as a value."""
-        return GaussianRelease(noise_multiplier, self.sampling, max_grad_norm)
+    def release(
+        self, noise_multiplier: float, max_grad_norm: float, count_noise: float | None = None
+    ) -> Release:
+        """A release at these scales, as a value; with a count beside the sum if that has noise."""
+        if count_noise is None:
+            return GaussianRelease(noise_multiplier, self.sampling, max_grad_norm)
+        return CountedRelease(noise_multiplier, count_noise, self.sampling, max_grad_norm)
 
     def ask(self, release: Release) -> None:
         """Check a release that is about to happen.

@@ -145,12 +145,83 @@ class PerGroup(Flat):
         )
 
 
+@dataclass(frozen=True)
+class Adaptive(Flat):
+    """Flat clipping at a bound that follows a quantile of the norms (Andrew et al. 2021,
+    arXiv:1905.03871, algorithm 1).
+
+    With each release goes a noisy count of the samples that were not clipped, from which the next
+    bound is made. `noise_multiplier` is that of both together: the sum gets a little more noise
+    (theorem 1 there), and the ledger knows of both.
+
+    ==============================  ==============================================
+    case                            what happens
+    ==============================  ==============================================
+    a gradient that is not finite   counts as clipped
+    an empty batch                  the count is noise alone, and the bound moves
+    noise_multiplier 0              the count has no noise either
+    the bound leaves its range      it stays at the end of the range
+    ==============================  ==============================================
+
+    Attributes:
+        target_unclipped_quantile: the share of samples that is not to be clipped, in [0, 1].
+        clipbound_learning_rate: how fast the bound moves, above 0.
+        unclipped_num_std: standard deviation of the count's noise, in samples; a twentieth of the
+            expected batch size if None.
+        min_clipbound, max_clipbound: the range of the bound, above 0.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+    """
+
+    target_unclipped_quantile: float = 0.5
+    clipbound_learning_rate: float = 0.2
+    unclipped_num_std: float | None = None
+    min_clipbound: float = 1e-8
+    max_clipbound: float = 1e8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target_unclipped_quantile <= 1:
+            raise ValueError(
+                f"target_unclipped_quantile must be in [0, 1], not {self.target_unclipped_quantile}"
+            )
+        if not 0 < self.clipbound_learning_rate < math.inf:
+            raise ValueError(
+                f"clipbound_learning_rate must be above 0, not {self.clipbound_learning_rate}"
+            )
+        if self.unclipped_num_std is not None and not 0 < self.unclipped_num_std < math.inf:
+            raise ValueError(f"unclipped_num_std must be above 0, not {self.unclipped_num_std}")
+        if not 0 < self.min_clipbound <= self.max_clipbound < math.inf:
+            raise ValueError(
+                "min_clipbound and max_clipbound must be above 0 and in this order, not "
+                f"{self.min_clipbound} and {self.max_clipbound}"
+            )
+
+    def count_noise(self, expected: float) -> float:
+        """The standard deviation of the count's noise at an expected batch size."""
+        return expected / 20 if self.unclipped_num_std is None else self.unclipped_num_std
+
+    def next_bound(self, bound: float, count: float, expected: float) -> float:
+        """The bound after a release.
+
+        Args:
+            count: the noisy sum of 1/2 for each sample that was not clipped, and -1/2 for each
+                that was: what a sample adds is known up to its sign.
+        """
+        share = count / expected + 0.5
+        moved = bound * math.exp(
+            -self.clipbound_learning_rate * (share - self.target_unclipped_quantile)
+        )
+        return min(max(moved, self.min_clipbound), self.max_clipbound)
+
+
 Clipping = Flat  # and what derives from it
 NAMED: dict[str, Clipping] = {
     "flat": Flat(),
     "automatic": Automatic(),
     "normalize": Normalize(),
     "per-layer": PerGroup(),
+    "adaptive": Adaptive(),
 }
 
 

@@ -10,13 +10,14 @@ from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.clipping import Clipping
 from fxdp.dataless import is_dataless, on_cpu
+from fxdp.inspection import Attempt
 from fxdp.ops import RULES
 from fxdp.options import checked_options, count
 from fxdp.privacy.accounting import Accountant, Neighbours, as_sampling
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.sampling import Sampling
-from fxdp.private_module import Attempt, PrivateModule
+from fxdp.private_module import PrivateModule
 from fxdp.rules import Table
 
 

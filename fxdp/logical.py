@@ -31,16 +31,20 @@ class Piece:
         run: the compiled step.
         trained: the parameters.
         has_public: whether gradients have terms without samples, which every piece repeats.
+        seen: told of the mask of each piece whose backward pass is over.
     """
 
     run: Run
     trained: Sequence[nn.Parameter]
     has_public: Callable[[], bool]
+    seen: Callable[[Tensor], None]
 
     def __call__(self, inputs: Inputs, mask: Tensor, sigma: float) -> tuple[Tensor, Gradients]:
         """The loss of a piece, and its gradients."""
         loss = self.run(inputs, mask, sigma)
-        return loss.detach(), list(torch.autograd.grad(loss, self.trained, allow_unused=True))
+        gradients: Gradients = [*torch.autograd.grad(loss, self.trained, allow_unused=True)]
+        self.seen(mask)
+        return loss.detach(), gradients
 
     def public(self, inputs: Inputs, mask: Tensor) -> Gradients:
         """The terms without samples: the gradients of a piece that is all padding."""
@@ -133,12 +137,11 @@ class Accumulation:
 
     Attributes:
         step: how its pieces are run; at the bound and the expected batch size when it began.
-        sigma, bound: the scales when it began.
+        sigma: the noise multiplier when it began.
     """
 
     step: Piece
     sigma: float
-    bound: float
     gradients: Gradients | None = None
     tangent: float | None = None
     calls: int = 0

@@ -74,7 +74,8 @@ def make_private(
         max_grad_norm: the clip bound C.
         epsilon: the budget, in nats, above 0.
         noise_multiplier: in place of a budget, at least 0.
-        sampler, sample_rate, generator, secure: as for `fxdp.data.private_loader`.
+        sampler, sample_rate, generator: as for `fxdp.data.private_loader`.
+        secure: batches, as there, and noise, as for `fxdp.compile`, from the system's entropy.
         accountant, neighbours: as for `fxdp.privacy.epsilon`.
         options: more of `fxdp.compile`'s.
 
@@ -105,6 +106,7 @@ def make_private(
         budget=None if epsilon in (None, math.inf) else (epsilon, delta),
         accountant=accountant,
         neighbours=neighbours,
+        secure=secure,
         **options,
     )
     return private, optimizer, loader

@@ -4,7 +4,7 @@ import math
 from typing import Any, get_args
 
 from fxdp.backend import Backend, Settings
-from fxdp.clipping import Automatic, Clipping, Normalize, as_clipping
+from fxdp.clipping import Adaptive, Automatic, Clipping, Normalize, as_clipping
 from fxdp.forms.batch import Strategy
 from fxdp.ops import RULES
 from fxdp.rules import Table
@@ -44,6 +44,11 @@ def checked_options(
         one_of("loss_reduction", loss_reduction, REDUCTIONS)
     if isinstance(as_clipping(clipping), Automatic | Normalize) and math.isinf(max_grad_norm):
         raise ValueError("max_grad_norm must be finite where every gradient is brought to it")
+    match as_clipping(clipping):
+        case Adaptive(min_clipbound=low, max_clipbound=high) if not low <= max_grad_norm <= high:
+            raise ValueError(f"max_grad_norm must begin in [{low}, {high}], not {max_grad_norm}")
+        case _:
+            pass
     if not isinstance(secure, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"secure must be True or False, not {secure!r}")
     settings = Settings(

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,40 +11,26 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxdp.account import Account, StepError
-from fxdp.backend import Record, Settings
+from fxdp.backend import Settings
 from fxdp.capture import (
     SMALLEST,
     BatchDims,
     Inputs,
-    gather,
 )
 from fxdp.certificate import Certificate, certify
-from fxdp.diagnostic import ProofError
-from fxdp.graph_pass import Pass, Study
+from fxdp.clipping import Clipping
+from fxdp.inspection import Attempt, Inspector
 from fxdp.logical import Accumulation, Delivered, Piece, scaled, summed
 from fxdp.ops import RULES
 from fxdp.options import Scales
 from fxdp.outcome import loss_of
-from fxdp.pipeline import PROOF, Proven, compiled_step, stop
 from fxdp.privacy.ledger import Ledger
+from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
 from fxdp.report import Report, report
 from fxdp.stepper import Stepper
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What came of a proof: a certificate, or an error; and what was found on the way.
-
-    Attributes:
-        study: of the captured graph; None where the model could not be captured.
-        certificate: where the model was proven.
-        error: where it was not.
-    """
-
-    study: Study | None
-    certificate: Certificate | None
-    error: ProofError | None
+from fxdp.tally import Tally
+from fxdp.turn import Turn
 
 
 class PrivateModule(nn.Module):
@@ -78,6 +63,7 @@ class PrivateModule(nn.Module):
 
     _model: nn.Module
     _stepper: Stepper
+    _inspector: Inspector
 
     def __init__(
         self,
@@ -99,9 +85,10 @@ class PrivateModule(nn.Module):
         # Not an attribute like others: a loss that is a module is no submodule of the model.
         self.__dict__["_stepper"] = Stepper(model, loss_fn, settings, batch_dims)
         self._account = account or Account(Ledger())
-        self._inspection: Inspection | None = None
+        self.__dict__["_inspector"] = Inspector(self._stepper)
         self.microbatch_size = microbatch_size
         self._logical: Accumulation | None = None
+        self._last = Tally()
 
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """One step's loss, the mean of the samples' own losses, 0-d.
@@ -125,29 +112,63 @@ class PrivateModule(nn.Module):
         if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")
         self._account.begin()
-        sigma, bound = self.noise_multiplier, self.max_grad_norm
         if self.microbatch_size is not None or self._logical is not None:
-            return self._in_pieces(inputs, mask, sigma, bound)
-        out = self._captured(self._stepper.step, inputs, mask, sigma)
-        self._account.watch(loss_of(out), sigma, bound)
+            return self._in_pieces(inputs, mask)
+        turn = self._turn()
+        out = self._stepper.captured(self._stepper.step, inputs, mask, turn.scales)
+
+        def done() -> None:
+            self._see(turn, mask)
+            self._finish(turn)
+
+        self._account.watch(loss_of(out), turn.release, done)
         return self._stepper.without_padding(out, size) if size < SMALLEST else out
 
-    def _in_pieces(self, inputs: Inputs, mask: Tensor, sigma: float, bound: float) -> Tensor:
+    def _turn(self) -> Turn:
+        """A logical batch at the scales of now."""
+        return Turn.of(self._scales, self.clipping, self._stepper.settings.secure, self._account)
+
+    @property
+    def _scales(self) -> Scales:
+        return self.max_grad_norm, self.noise_multiplier, self.expected_batch_size
+
+    @property
+    def clipping(self) -> Clipping:
+        """How a sample's gradient is brought to a bounded norm."""
+        return self._stepper.settings.clipping
+
+    def planned_release(self, max_grad_norm: float, noise_multiplier: float) -> Release:
+        """What a step at these scales would be recorded as."""
+        scales = (max_grad_norm, noise_multiplier, self.expected_batch_size)
+        return Turn.of(scales, self.clipping, False, self._account).release
+
+    def _see(self, turn: Turn, mask: Tensor) -> None:
+        """Take up the norms of samples whose backward pass is over."""
+        turn.tally.add(self._stepper.record.extras["norms"], mask)
+
+    def _finish(self, turn: Turn) -> None:
+        """What follows a release that was recorded."""
+        self._last = turn.tally
+        if (bound := turn.next_bound()) != turn.scales[0]:
+            self.max_grad_norm = bound
+
+    def _in_pieces(self, inputs: Inputs, mask: Tensor) -> Tensor:
         """The loss of a batch in pieces, or of a part of a logical batch."""
         size, batch = self.microbatch_size or inputs.size, self._logical
         if batch is not None:
             batch.begin()
             return batch.loss(summed(batch.step, inputs, mask, max(size, 1), 0.0))
-        step = self._piece()
-        found = summed(step, inputs, mask, size, sigma)
+        turn = self._turn()
+        step = self._piece(turn)
+        found = summed(step, inputs, mask, size, turn.scales[1])
         deliver = functools.partial(scaled, found.gradients)
         loss: Any = Delivered.apply(found.loss, deliver, *step.trained)
-        self._account.watch(loss, sigma, bound)
+        self._account.watch(loss, turn.release, lambda: self._finish(turn))
         return loss
 
-    def _piece(self) -> Piece:
-        """How a piece of a logical batch is run: all of it at the scales of now."""
-        here, bound, expected = self._stepper, self.max_grad_norm, self.expected_batch_size
+    def _piece(self, turn: Turn) -> Piece:
+        """How a piece of a logical batch is run."""
+        here, (bound, _, expected) = self._stepper, turn.scales
 
         def run(inputs: Inputs, mask: Tensor, sigma: float) -> Tensor:
             return loss_of(here.captured(here.step, inputs, mask, (bound, sigma, expected)))
@@ -155,7 +176,8 @@ class PrivateModule(nn.Module):
         def has_public() -> bool:
             return any(c.public is not None for c in here.study().clipped)
 
-        return Piece(run, [p for p in self.parameters() if p.requires_grad], has_public)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return Piece(run, trained, has_public, lambda mask: self._see(turn, mask))
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -178,60 +200,43 @@ class PrivateModule(nn.Module):
             raise StepError("a logical batch has begun already: they cannot be nested")
         if self._stepper.settings.reduction:
             raise StepError("with loss_reduction the loss is made outside, and cannot be taken up")
-        batch = Accumulation(self._piece(), self.noise_multiplier, self.max_grad_norm)
+        turn = self._turn()
+        batch = Accumulation(self._piece(turn), turn.scales[1])
         self._logical = batch
         try:
             yield
         finally:
             self._logical = None
-        release = self._account.release(batch.sigma, batch.bound)
         batch.begin()
-        self._account.ask(release)
+        self._account.ask(turn.release)
         gradients = batch.finished()
-        self._account.count(release)
+        self._account.count(turn.release)
+        self._finish(turn)
         for p, gradient in zip(batch.step.trained, gradients, strict=True):
             if gradient is not None:
                 p.grad = gradient if p.grad is None else p.grad + gradient
 
-    def _captured(self, step: Any, inputs: Inputs, mask: Tensor, sigma: float) -> Any:
-        """Run a compiled step on checked inputs, at the module's scales but for the noise."""
-        scales = (self.max_grad_norm, sigma, self.expected_batch_size)
-        return self._stepper.captured(step, inputs, mask, scales)
-
     def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
         """[N] gradient norms, one a sample, over all trainable parameters. Not private."""
-        self._extras(self._stepper.step, args, kwargs)
-        return self._stepper.record.extras["norms"][: self._size(args, kwargs)]
+        return self._inspector.norms(args, kwargs, self._scales)
 
     def per_sample_grads(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """{parameter: [N, *shape]} gradients, one a sample. Not private; for debugging.
 
         Runs eagerly and materialises everything.
         """
-        if self._inspection is None:
-            settings = Settings("instantiate", "eager", self._stepper.settings.table, inspect=True)
-            record = Record()
-            step = self._stepper.another(settings, record)
-            self._inspection = Inspection(step, record)
-        self._extras(self._inspection.step, args, kwargs)
-        size = self._size(args, kwargs)
-        extras = self._inspection.record.extras
-        return {k: v[:size] for k, v in extras.items() if k != "norms"}
+        return self._inspector.gradients(args, kwargs, self._scales)
 
-    def _size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        return gather(
-            self._model, args, kwargs, self._stepper.batch_dims, self._stepper.loss_fn is not None
-        ).size
+    @property
+    def last_norms(self) -> Tensor:
+        """[N] gradient norms of the samples of the last release, in order. Not private."""
+        return self._last.norms()
 
-    def _extras(self, step: Any, args: Any, kwargs: Any) -> None:
-        """Run a step and its backward pass without a release, for what it returns beside."""
-        inputs, mask, _ = self._stepper.prepared(args, kwargs, None)
-        if self._stepper.settings.reduction:
-            raise TypeError("norms need a loss: compile with loss_fn= in place of loss_reduction=")
-        with torch.random.fork_rng(), torch.enable_grad():
-            loss = loss_of(self._captured(step, inputs, mask, 0.0))
-            trained = [p for p in self.parameters() if p.requires_grad]
-            torch.autograd.grad(loss, trained, allow_unused=True)
+    @property
+    def last_nonfinite(self) -> int:
+        """How many samples of the last release had an infinite or NaN gradient, and so added
+        nothing to it. Not private."""
+        return self._last.nonfinite()
 
     @property
     def sensitivity(self) -> float:
@@ -303,15 +308,7 @@ class PrivateModule(nn.Module):
         """
         if not args and not kwargs:
             return certify(self._stepper.study(), RULES, self._stepper.record.fallbacks)
-        inputs, mask, _ = self._stepper.prepared(args, kwargs, None)
-        return self._proven(inputs, mask)
-
-    def _proven(self, inputs: Inputs, mask: Tensor) -> Certificate:
-        """Capture a step and run only the proof on it."""
-        record = Record()
-        self._prove(inputs, mask, record)
-        assert record.study is not None
-        return certify(record.study, RULES, self._stepper.record.fallbacks)
+        return self._inspector.proven(args, kwargs)
 
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """What the proof makes of given inputs, whether it succeeds or not.
@@ -319,23 +316,7 @@ class PrivateModule(nn.Module):
         Raises:
             TypeError, ValueError: the arguments do not fit together.
         """
-        inputs, mask, _ = self._stepper.prepared(args, kwargs, None)
-        record = Record()
-        try:
-            self._prove(inputs, mask, record)
-        except ProofError as error:
-            return Attempt(record.study, None, error)
-        assert record.study is not None
-        return Attempt(record.study, certify(record.study, RULES, []), None)
-
-    def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
-        """Run the proof; the record holds the study also where it fails."""
-        passes = (*PROOF, Pass(stop))
-        step = compiled_step(
-            self._model, self._stepper.loss_fn, self._stepper.settings, record, passes
-        )
-        with contextlib.suppress(Proven):
-            self._captured(step, inputs, mask, 0.0)
+        return self._inspector.attempt(args, kwargs)
 
     def train(self, mode: bool = True) -> "PrivateModule":
         """Training mode releases private gradients; eval mode is the model as it is."""
@@ -345,12 +326,11 @@ class PrivateModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PrivateModule":
         """A private module over a copy of the model, with the same settings; not compiled yet."""
-        scales = (self.max_grad_norm, self.noise_multiplier, self.expected_batch_size)
         model = copy.deepcopy(self._model, memo)
         account = copy.deepcopy(self._account, memo)
         here = self._stepper
         return PrivateModule(
-            model, here.loss_fn, scales, here.settings, here.batch_dims, account,
+            model, here.loss_fn, self._scales, here.settings, here.batch_dims, account,
             self.microbatch_size,
         )  # fmt: skip
 
@@ -364,11 +344,3 @@ class PrivateModule(nn.Module):
             f"max_grad_norm={self.max_grad_norm}, noise_multiplier={self.noise_multiplier}, "
             f"expected_batch_size={self.expected_batch_size}"
         )
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """A step that also returns per-sample gradients, and where it leaves them."""
-
-    step: Callable[..., Any]
-    record: Record

@@ -18,6 +18,7 @@ from torch._dynamo.variables.tensor import TensorVariable
 from torch.fx import GraphModule, Node
 
 from fxdp.backend import Record, compile_marked
+from fxdp.clipping import Adaptive
 from fxdp.diagnostic import CODES, Diagnostic, ProofError
 from fxdp.graph_pass import copied
 from fxdp.keystream import fresh_key, no_key
@@ -62,6 +63,8 @@ def fxdp(
         raise ValueError(f"options lacks {', '.join(missing)}")
     batch_dims = given.pop("batch_dims", 0)
     scales, settings = checked_options(**given)
+    if isinstance(settings.clipping, Adaptive):
+        raise ValueError("clipping='adaptive' moves the clip bound, which needs fxdp.compile")
     sources: Any = gm._param_name_to_source
     gm = copied(gm)  # Dynamo goes on using the one that it gave us
     gm._param_name_to_source = sources

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.clipping import Automatic, Clipping, Flat, Normalize, PerGroup
+from fxdp.clipping import Adaptive, Automatic, Clipping, Flat, Normalize, PerGroup
 from tests.oracle import per_sample
 
 N, C, L = 9, 0.7, 4.0
@@ -141,6 +141,8 @@ def test_the_noise_is_that_of_the_bound() -> None:
         ({"clipping": "ghost"}, "clipping must be one of flat"),
         ({"clipping": 3}, "must be a name or a value"),
         ({"clipping": "automatic", "max_grad_norm": math.inf}, "must be finite"),
+        ({"clipping": "adaptive", "max_grad_norm": math.inf}, "must begin in"),
+        ({"clipping": Adaptive(max_clipbound=0.5)}, "must begin in"),
     ],
 )
 def test_bad_input(options: dict[str, Any], words: str) -> None:
@@ -153,6 +155,10 @@ def test_bad_input(options: dict[str, Any], words: str) -> None:
     [
         (lambda: Automatic(0.0), "gamma must be above 0"),
         (lambda: PerGroup({"*": -1.0}), "weight of"),
+        (lambda: Adaptive(target_unclipped_quantile=1.5), "must be in"),
+        (lambda: Adaptive(clipbound_learning_rate=0.0), "must be above 0"),
+        (lambda: Adaptive(unclipped_num_std=0.0), "must be above 0"),
+        (lambda: Adaptive(min_clipbound=2.0, max_clipbound=1.0), "in this order"),
         (lambda: PerGroup({"a.*": 1.0}).groups(["b.weight"]), "no pattern of clipping"),
     ],
 )

@@ -25,6 +25,7 @@ LAYERS = (
         "opaque",
         "progress",
         "recurrent",
+        "tally",
         "unfolding",
         "weighing",
     ),
@@ -38,11 +39,12 @@ LAYERS = (
     ("backend", "check", "capture", "certificate", "report"),
     ("options", "privacy"),
     ("account", "data"),
-    ("logical", "pipeline"),
+    ("logical", "pipeline", "turn"),
     ("stepper",),
+    ("inspection",),
     ("private_module",),
     ("compiler",),
-    ("verify",),
+    ("schedule", "verify"),
     ("audit", "checkpoint", "make_private", "demo", "torch_backend", "lint", "__init__"),
 )
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -1,0 +1,104 @@
+"""What a step would say of its samples and of its proof, without a release."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdp.backend import Record, Settings
+from fxdp.capture import Inputs
+from fxdp.certificate import Certificate, certify
+from fxdp.diagnostic import ProofError
+from fxdp.graph_pass import Pass, Study
+from fxdp.ops import RULES
+from fxdp.options import Scales
+from fxdp.outcome import loss_of
+from fxdp.pipeline import PROOF, Proven, stop
+from fxdp.stepper import Stepper
+
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a proof: a certificate, or an error; and what was found on the way.
+
+    Attributes:
+        study: of the captured graph; None where the model could not be captured.
+        certificate: where the model was proven.
+        error: where it was not.
+    """
+
+    study: Study | None
+    certificate: Certificate | None
+    error: ProofError | None
+
+
+class Inspector:
+    """Looks into the steps of one model. Nothing that it says of samples is private."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+        self._each: tuple[Any, Record] | None = None  # a step that returns per-sample gradients
+
+    def norms(self, args: Arguments, kwargs: dict[str, Any], scales: Scales) -> Tensor:
+        """[N] gradient norms, one a sample."""
+        self._run(self.stepper.step, args, kwargs, scales)
+        return self.stepper.record.extras["norms"][: self.stepper.gathered(args, kwargs).size]
+
+    def gradients(
+        self, args: Arguments, kwargs: dict[str, Any], scales: Scales
+    ) -> dict[str, Tensor]:
+        """{parameter: [N, *shape]} gradients, one a sample."""
+        if self._each is None:
+            settings = Settings("instantiate", "eager", self.stepper.settings.table, inspect=True)
+            record = Record()
+            self._each = self.stepper.another(settings, record), record
+        step, record = self._each
+        self._run(step, args, kwargs, scales)
+        size = self.stepper.gathered(args, kwargs).size
+        return {k: v[:size] for k, v in record.extras.items() if k != "norms"}
+
+    def _run(self, step: Any, args: Arguments, kwargs: dict[str, Any], scales: Scales) -> None:
+        """Run a step and its backward pass without noise, for what it returns beside."""
+        inputs, mask, _ = self.stepper.prepared(args, kwargs, None)
+        if self.stepper.settings.reduction:
+            raise TypeError("norms need a loss: compile with loss_fn= in place of loss_reduction=")
+        bound, _, expected = scales
+        with torch.random.fork_rng(), torch.enable_grad():
+            loss = loss_of(self.stepper.captured(step, inputs, mask, (bound, 0.0, expected)))
+            trained = [p for p in self.stepper.model.parameters() if p.requires_grad]
+            torch.autograd.grad(loss, trained, allow_unused=True)
+
+    def proven(self, args: Arguments, kwargs: dict[str, Any]) -> Certificate:
+        """The certificate of a step on these arguments.
+
+        Raises:
+            ProofError: it cannot be proven.
+        """
+        attempt = self.attempt(args, kwargs)
+        if attempt.error is not None:
+            raise attempt.error
+        assert attempt.certificate is not None
+        return attempt.certificate
+
+    def attempt(self, args: Arguments, kwargs: dict[str, Any]) -> Attempt:
+        """What the proof makes of these arguments."""
+        inputs, mask, _ = self.stepper.prepared(args, kwargs, None)
+        record = Record()
+        try:
+            self._prove(inputs, mask, record)
+        except ProofError as error:
+            return Attempt(record.study, None, error)
+        assert record.study is not None
+        return Attempt(
+            record.study, certify(record.study, RULES, self.stepper.record.fallbacks), None
+        )
+
+    def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
+        """Run the proof; the record holds the study also where it fails."""
+        step = self.stepper.another(self.stepper.settings, record, (*PROOF, Pass(stop)))
+        with contextlib.suppress(Proven):
+            self.stepper.captured(step, inputs, mask, (1.0, 0.0, 1.0))

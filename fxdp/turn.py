@@ -1,0 +1,60 @@
+"""One logical batch: at which scales it is worked on, and what its release moves."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from fxdp.account import Account
+from fxdp.clipping import Adaptive, Clipping
+from fxdp.keystream import SECURE_TERMS, Bits, fresh_key, normals
+from fxdp.options import Scales
+from fxdp.privacy.release import Release, noise_beside_count
+from fxdp.tally import Tally
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The scales of a logical batch, from its first sample to its release.
+
+    Attributes:
+        scales: clip bound, noise multiplier of the sum of gradients, expected batch size.
+        release: what is going to be recorded.
+        clipping: how the next bound is found.
+        secure: whether the count's noise comes from the system's entropy.
+        tally: of its samples, as they come.
+    """
+
+    scales: Scales
+    release: Release
+    clipping: Clipping
+    secure: bool
+    tally: Tally = field(default_factory=Tally)
+
+    @staticmethod
+    def of(scales: Scales, clipping: Clipping, secure: bool, account: Account) -> "Turn":
+        """A turn at the module's scales.
+
+        With adaptive clipping the noise multiplier is that of sum and count together.
+
+        Raises:
+            ValueError: the count alone has less noise than both may have.
+        """
+        bound, sigma, expected = scales
+        if not isinstance(clipping, Adaptive) or sigma == 0:
+            return Turn(scales, account.release(sigma, bound), clipping, secure)
+        count_noise = clipping.count_noise(expected)
+        own = noise_beside_count(sigma, count_noise)
+        release = account.release(own, bound, count_noise)
+        return Turn((bound, own, expected), release, clipping, secure)
+
+    def next_bound(self) -> float:
+        """The clip bound after the release, by a count with noise of its own."""
+        bound, sigma, expected = self.scales
+        if not isinstance(self.clipping, Adaptive):
+            return bound
+        count = self.tally.unclipped(bound)
+        if sigma > 0:
+            terms = SECURE_TERMS if self.secure else 1
+            bits = Bits.of(fresh_key(self.secure), 0, terms, torch.float64)
+            count += self.clipping.count_noise(expected) * float(normals(bits.next(1))[0, 0])
+        return self.clipping.next_bound(bound, count, expected)
