@@ -33,7 +33,7 @@ def step(private: fxdp.PrivateModule, x: Tensor = X) -> float:
 
 
 def test_without_noise_it_is_the_rule_of_the_paper() -> None:
-    """C <- C exp(-eta (share below C - gamma)), also where the batch is not of its expected size."""
+    """C <- C exp(-eta (share below C - gamma)), the share being one of the expected size."""
     private = private_of(Adaptive(0.7, 0.3), sigma=0.0)
     for rows in (64, 10, 0, 1):
         norms, bound = private.per_sample_norms(X[:rows]), private.max_grad_norm
