@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.demo import network
+from fxdp.keystream import fresh_key
 from fxdp.options import STRATEGIES
 from tests.oracle import clipped_sum, per_sample
 
@@ -79,8 +80,10 @@ def test_a_step_is_the_formula(optimizer: type[torch.optim.Optimizer]) -> None:
     torch.manual_seed(1)
     private(x, y).backward()
     torch.manual_seed(1)
-    for name, p in twin.named_parameters():
-        p.grad = sums[name] + sigma * BOUND * torch.randn_like(p) / expected
+    key, one = fresh_key(), torch.tensor(1.0)
+    for draw, (name, p) in enumerate(twin.named_parameters()):
+        known = torch.ops.fxdp.released(torch.zeros_like(p), one, one, one, None, key, draw, 1)
+        p.grad = sums[name] + sigma * BOUND * known / expected
     for step in steps:
         step.step()
     for mine, formula in zip(model.parameters(), twin.parameters(), strict=True):
