@@ -157,7 +157,7 @@ class Adaptive(Flat):
     ==============================  ==============================================
     case                            what happens
     ==============================  ==============================================
-    a gradient that is not finite   counts as clipped
+    a sample that is not finite     counts as clipped
     an empty batch                  the count is noise alone, and the bound moves
     noise_multiplier 0              the count has no noise either
     the bound leaves its range      it stays at the end of the range

@@ -142,6 +142,7 @@ class Study:
         each: per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`).
         factors: nodes [N] with clip factors, by parameter (from `measure`).
         norms: the node [N] with the norms over all parameters (from `measure`).
+        finite: the node bool [N] that tells whose loss and gradient are finite.
         clipped: from `clip`.
         readable: the graph before `lower`, for people.
         history: the printed graph after each pass.
@@ -164,6 +165,7 @@ class Study:
     clipped: tuple[Clipped, ...] = ()
     factors: dict[str, Node] = field(default_factory=lambda: {})
     norms: Node | None = None
+    finite: Node | None = None
     readable: GraphModule | None = None
     joint: GraphModule | None = None
     seen: "Seen | None" = None

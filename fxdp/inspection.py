@@ -59,7 +59,7 @@ class Inspector:
         step, record = self._each
         self._run(step, args, kwargs, scales)
         size = self.stepper.gathered(args, kwargs).size
-        return {k: v[:size] for k, v in record.extras.items() if k != "norms"}
+        return {k: v[:size] for k, v in record.extras.items() if k not in ("norms", "finite")}
 
     def _run(self, step: Any, args: Arguments, kwargs: dict[str, Any], scales: Scales) -> None:
         """Run a step and its backward pass without noise, for what it returns beside."""

@@ -51,7 +51,8 @@ class PrivateModule(nn.Module):
         empty batch                  noise alone is released; the loss is 0
         one sample                   as any batch
         a norm of 0                  factor 1
-        a norm that is inf or NaN    that sample adds nothing
+        a norm inf or NaN            that sample adds nothing, and is counted
+        an infinite loss             that sample adds nothing, and is counted
         a row masked out             that row adds nothing, to loss and gradient
         ===========================  ============================================
 
@@ -144,7 +145,8 @@ class PrivateModule(nn.Module):
 
     def _see(self, turn: Turn, mask: Tensor) -> None:
         """Take up the norms of samples whose backward pass is over."""
-        turn.tally.add(self._stepper.record.extras["norms"], mask)
+        extras = self._stepper.record.extras
+        turn.tally.add(extras["norms"], extras["finite"], mask)
 
     def _finish(self, turn: Turn) -> None:
         """What follows a release that was recorded."""
@@ -234,8 +236,8 @@ class PrivateModule(nn.Module):
 
     @property
     def last_nonfinite(self) -> int:
-        """How many samples of the last release had an infinite or NaN gradient, and so added
-        nothing to it. Not private."""
+        """How many samples of the last release had an infinite loss, or a gradient that was
+        infinite or NaN, and so added nothing to it. Not private."""
         return self._last.nonfinite()
 
     @property

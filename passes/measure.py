@@ -37,13 +37,16 @@ def measure(gm: GraphModule, clipping: Clipping = FLAT) -> GraphModule:
     bound, mask = here.mark.bound, here.mark.mask
     norms = emit(end, total_norm, list(squares.values()), mask, placement=Shard(0), name="norms")
     here.norms = norms
+    loss = None if here.mark.reduction else here.mark.loss.meta.get("twin", here.mark.loss)
+    finite = emit(end, finite_samples, norms, loss, placement=Shard(0), name="finite")
+    here.finite = finite
     for group in clipping.groups(list(squares)):
         own: Node = norms
         if len(group.parameters) < len(squares):
             parts = [squares[p] for p in group.parameters]
             own = emit(end, total_norm, parts, mask, placement=Shard(0))
         function = partial(clip_factor, clipping, group.share)
-        factor = emit(end, function, own, norms, bound, mask, placement=Shard(0), name="factor")
+        factor = emit(end, function, own, finite, bound, mask, placement=Shard(0), name="factor")
         for name in group.parameters:
             here.factors[name] = factor
     return gm
@@ -58,26 +61,38 @@ def total_norm(squares: list[Tensor], mask: Tensor) -> Tensor:
     return total.sqrt()
 
 
+def finite_samples(norms: Tensor, loss: Tensor | None) -> Tensor:
+    """bool [N]: are a sample's gradient and, where it is known, its own loss [N] finite?
+
+    A loss that is NaN, and has a finite gradient, is that of a sample without a valid target (0 / 0):
+    its gradient is right, and counts.
+    """
+    found = torch.isfinite(norms)
+    return found if loss is None else found & ~torch.isinf(loss)
+
+
 def clip_factor(
-    clipping: Clipping, share: float, norms: Tensor, whole: Tensor, bound: Tensor, mask: Tensor
+    clipping: Clipping, share: float, norms: Tensor, finite: Tensor, bound: Tensor, mask: Tensor
 ) -> Tensor:
     """[N] factors of a group of parameters.
 
-    ===========================================  ==========================
-    case                                         factor
-    ===========================================  ==========================
-    a norm infinite or NaN, of whichever group   0, in all groups
-    padding                                      0
-    else                                         what `clipping` asks for
-    ===========================================  ==========================
+    ==================================================  ==========================
+    case                                                factor
+    ==================================================  ==========================
+    a norm of whichever group infinite or NaN           0, in all groups
+    a loss infinite                                     0, in all groups
+    padding                                             0
+    else                                                what `clipping` asks for
+    ==================================================  ==========================
 
     Args:
         share: the group's part of the bound.
-        norms, whole: of the group, and of all parameters.
+        norms: of the group.
+        finite: of all parameters (`finite_samples`).
     """
     bound = bound.to(norms.dtype)
     factor = clipping.factor(norms, bound if share == 1 else bound * share)
-    return factor.masked_fill(~(mask & torch.isfinite(whole)), 0)
+    return factor.masked_fill(~(mask & finite), 0)
 
 
 def measured(gm: GraphModule, end: Node) -> dict[str, Node]:

@@ -50,7 +50,7 @@ def noise(gm: GraphModule, inspect_each: bool = False, terms: int = 1) -> GraphM
         found[places.pop(clipped.gradient.parameter)] = gradient
     if places:
         raise AssertionError(f"the gradients of {sorted(places)} would be released as they are")
-    extras = {"norms": here.norms} | (here.each if inspect_each else {})
+    extras = {"finite": here.finite, "norms": here.norms} | (here.each if inspect_each else {})
     end.args = ([*found, *extras.values()],)
     end.meta["desc"] = [*end.meta["desc"], *extras]
     gm.graph.eliminate_dead_code()

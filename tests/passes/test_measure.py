@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fxdp.clipping import Flat
-from fxdp.passes.measure import clip_factor
+from fxdp.passes.measure import clip_factor, finite_samples
 from tests.passes.graphs import block, conv, cut, linear, sequence, shape
 
 
@@ -31,9 +31,20 @@ def test_factor(norm: float, bound: float, mask: bool, factor: float, dtype: tor
     """The lines of the docstring's table."""
     scale = torch.tensor(bound, dtype=torch.float64)
     norms = torch.tensor([norm], dtype=dtype)
-    found = clip_factor(Flat(), 1.0, norms, norms, scale, torch.tensor([mask]))
+    finite = finite_samples(norms, torch.ones(1))
+    found = clip_factor(Flat(), 1.0, norms, finite, scale, torch.tensor([mask]))
     assert found.dtype == dtype
     assert found.tolist() == [factor]
+
+
+@pytest.mark.parametrize("loss", [math.inf, -math.inf])
+def test_a_loss_that_is_not_finite(loss: float) -> None:
+    norms, losses = (
+        torch.tensor([1.0, 1.0, math.inf, 1.0]),
+        torch.tensor([loss, 2.0, 2.0, math.nan]),
+    )
+    assert finite_samples(norms, losses).tolist() == [False, True, False, True]
+    assert finite_samples(norms, None).tolist() == [True, True, False, True]
 
 
 def test_factor_text() -> None:
@@ -45,13 +56,16 @@ def test_factor_text() -> None:
         add = add(zeros_like, ^sum)
         add_2 = add(add, ^square)
         norms = sqrt(add_2)
+        isfinite = isfinite(norms)
+        isinf = isinf(^expand)
+        bitwise_not = bitwise_not(isinf)
+        finite = __and__(isfinite, bitwise_not)
         to = to(C, torch.float32)
         div = div(to, norms)
         clamp = clamp(div, None, 1)
-        isfinite = isfinite(norms)
-        and = __and__(mask, isfinite)
-        bitwise_not = bitwise_not(and)
-        factor = masked_fill(clamp, bitwise_not, 0)
+        and = __and__(mask, finite)
+        bitwise_not_2 = bitwise_not(and)
+        factor = masked_fill(clamp, bitwise_not_2, 0)
     """)
 
 
