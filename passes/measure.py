@@ -64,8 +64,8 @@ def total_norm(squares: list[Tensor], mask: Tensor) -> Tensor:
 def finite_samples(norms: Tensor, loss: Tensor | None) -> Tensor:
     """bool [N]: are a sample's gradient and, where it is known, its own loss [N] finite?
 
-    A loss that is NaN, and has a finite gradient, is that of a sample without a valid target (0 / 0):
-    its gradient is right, and counts.
+    A loss that is NaN, and has a finite gradient, is that of a sample without a valid target,
+    0 / 0: its gradient is right, and counts.
     """
     found = torch.isfinite(norms)
     return found if loss is None else found & ~torch.isinf(loss)
