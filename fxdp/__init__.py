@@ -25,6 +25,7 @@ from fxdp.privacy.budget import BudgetExhausted
 from fxdp.private_module import PrivateModule
 from fxdp.rules import Rule, SumRule
 from fxdp.schedule import ScaleScheduler
+from fxdp.training import Progress
 from fxdp.verify import Verification, verify
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Diagnostic",
     "MiscompilationWarning",
     "PrivateModule",
+    "Progress",
     "ProofError",
     "Rule",
     "ScaleScheduler",
