@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import ProofError, diagnose
 from fxdp.forms import Form, Reduce
-from fxdp.forms.batch import Batch
+from fxdp.forms.batch import Batch, all_wide
 from fxdp.forms.each import Each
 from fxdp.graph_pass import Gradient, arguments, placement, study
 from fxdp.placement import Partial, Replicate, Shard
@@ -176,7 +176,7 @@ def on_each(gm: GraphModule, known: dict[Node, Any], node: Node, args: Any, kwar
     if rule.each is None:
         why = "the gradients of single samples cannot be taken through this op"
         raise ProofError(diagnose(node, why, "unexplained-gradient"))
-    args, kwargs = pytree.tree_map_only(Node, lambda a: known[a], (args, kwargs))
+    args, kwargs = all_wide(pytree.tree_map_only(Node, lambda a: known[a], (args, kwargs)))
     return rule.each(*args, **kwargs)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
-from fxdp.forms.batch import summed
+from fxdp.forms.batch import HALVES, all_wide, summed, wide
 from fxdp.graph_pass import Choice, Clipped, Gradient, study
-from fxdp.sums import Sum, fake_form, image, sum_at
+from fxdp.sums import Sum, fake_form, image, sum_at, value
 from fxdp.trace import emit_all
 
 
@@ -82,8 +83,16 @@ def form_totals(taken: list[Sum], factor: Any) -> dict[Node, Total]:
 
 
 def again(end: Node, node: Node, args: Any, kwargs: Any) -> Node:
-    """A linear node once more, on other arguments, at the end of the graph."""
+    """A linear node once more, on other arguments, at the end of the graph; in float32 at least."""
+    narrow = [a for a in pytree.tree_leaves((args, kwargs)) if is_narrow(a)]
+    widened = dict(zip(narrow, emit_all(end, [(wide, (a,)) for a in narrow]), strict=True))
+    given = pytree.tree_map_only(Node, lambda a: widened.get(a, a), (args, kwargs))
     with node.graph.inserting_before(end):
-        copy = node.graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
-    copy.meta = dict(node.meta)
+        copy = node.graph.call_function(node.target, *all_wide(given))  # type: ignore[arg-type]
+    copy.meta = node.meta | {"val": all_wide(value(node))}
     return copy
+
+
+def is_narrow(a: Any) -> bool:
+    """Is this a node with a tensor in half precision?"""
+    return isinstance(a, Node) and getattr(value(a), "dtype", None) in HALVES

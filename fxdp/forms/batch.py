@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxdp.placement import Shard
 from fxdp.shapes import expr, quotient
@@ -53,9 +54,26 @@ def _sized(x: Tensor, size: Any) -> Any:
     return env.create_symintnode(size, hint=None)
 
 
+HALVES = (torch.float16, torch.bfloat16)
+
+
 def wide(x: Tensor) -> Tensor:
     """x in float32 at least, the precision in which norms, sums and noise are worked out."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in HALVES else x
+
+
+def all_wide(values: Any) -> Any:
+    """Arguments of an op, with float32 for half precision in all tensors and dtypes.
+
+    A cast to half precision between a sum and its noise would round what one sample adds.
+    """
+
+    def widened(a: Any) -> Any:
+        if isinstance(a, torch.dtype):
+            return torch.float32 if a in HALVES else a
+        return wide(a) if isinstance(a, Tensor) else a
+
+    return pytree.tree_map(widened, values)
 
 
 def weighed(x: Tensor, factor: Tensor) -> Tensor:
