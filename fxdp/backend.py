@@ -25,7 +25,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx import GraphModule, Node
 
 from fxdp import facts, released
-from fxdp.check import Checked
+from fxdp.check import Checked, coarsest
 from fxdp.clipping import Clipping, Flat
 from fxdp.graph_pass import Pass, Study, copied, hinted, outputs, run, study
 from fxdp.guards import draws_apart, refuse_closed, scalars_stay_tensors
@@ -171,13 +171,13 @@ def finish(
         return eager
     say(f"generating code for the {'backward' if is_backward else 'forward'} half")
     noise = noise_input(graph, record) if is_backward else None
-    # The random numbers of a compiled step are those of an eager one: seeds reproduce runs,
-    # and the two can be compared.
-    with inductor_config.patch(fallback_random=True):
+    # The random numbers of a compiled step are those of an eager one, and so is what is rounded to
+    # half precision: seeds reproduce runs, and the two can be compared.
+    with inductor_config.patch(fallback_random=True, emulate_precision_casts=True):
         compiled = compile_fx_inner(graph, args, is_backward=is_backward)
     if not settings.check:
         return compiled  # type: ignore[return-value]
-    return Checked(compiled, eager, noise, record.fallbacks)  # type: ignore[arg-type]
+    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph))  # type: ignore[arg-type]
 
 
 def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._inductor.utils import clone_preserve_strides
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
 Boxed = Callable[[list[Any]], Any]
 
@@ -43,13 +45,21 @@ class Checked:
         eager: the same graph, run op by op.
         noise: which input is the noise multiplier.
         fallbacks: where to note a difference.
+        coarsest: the dtype of lowest precision in the graph: what went through it agrees no
+            better, whatever the dtype of the result.
     """
 
     def __init__(
-        self, compiled: Boxed, eager: Boxed, noise: int | None, fallbacks: list[str]
+        self,
+        compiled: Boxed,
+        eager: Boxed,
+        noise: int | None,
+        fallbacks: list[str],
+        coarsest: torch.dtype = torch.float64,
     ) -> None:
         self.compiled, self.eager = compiled, eager
         self.noise, self.fallbacks = noise, fallbacks
+        self.coarsest = coarsest
         self.run = self.first
         self._boxed_call = True  # AOTAutograd asks; in the instance, where wrappers find it
 
@@ -88,7 +98,7 @@ class Checked:
             [clone_preserve_strides(a) if isinstance(a, Tensor) else a for a in args]
         )
         set_random_state(state)
-        return difference(got, wanted)
+        return difference(got, wanted, self.coarsest)
 
 
 def random_state() -> Any:
@@ -105,7 +115,14 @@ def set_random_state(state: Any) -> None:
         torch.cuda.set_rng_state_all(cuda)
 
 
-def difference(got: Any, wanted: Any) -> str | None:
+def coarsest(graph: GraphModule) -> torch.dtype:
+    """The dtype of lowest precision that a graph computes in."""
+    values = pytree.tree_leaves([n.meta.get("val") for n in graph.graph.nodes])
+    dtypes = {v.dtype for v in values if isinstance(v, Tensor) and v.dtype in TOLERANCE}
+    return max(dtypes, key=TOLERANCE.__getitem__, default=torch.float64)
+
+
+def difference(got: Any, wanted: Any, coarsest: torch.dtype = torch.float64) -> str | None:
     """What differs between the results of two graphs by more than rounding; None if nothing."""
     pairs = list(zip(got, wanted, strict=True))
     floats = [w for _, w in pairs if isinstance(w, Tensor) and w.is_floating_point()]
@@ -124,7 +141,7 @@ def difference(got: Any, wanted: Any) -> str | None:
         if bool((torch.isfinite(a) != torch.isfinite(b)).any()):
             return f"result {i} is finite at other places"
         gap, scale = peak(a.double() - b.double()), max(peak(b), FLOOR * largest)
-        if gap > TOLERANCE[b.dtype] * scale:
+        if gap > max(TOLERANCE[b.dtype], TOLERANCE[coarsest]) * scale:
             return f"result {i} of shape {tuple(b.shape)} is off by {gap / scale:.1e}"
     return None
 
