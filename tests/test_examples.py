@@ -1,4 +1,4 @@
-"""The examples of tools/examples, run as they are, but small; and their gradients, by the oracle."""
+"""The examples of tools/examples, run as they are, but small; their gradients by the oracle."""
 
 import importlib
 from pathlib import Path
@@ -13,7 +13,16 @@ import fxdp
 from tests.oracle import clipped_sum, compare, per_sample
 
 pytest.importorskip("sklearn")
+pytestmark = [
+    # Of these packages' own making.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
+]
 DELTA, EPSILON = 1e-5, 3.0
+QUICK = {"backend": "eager", "accountant": "rdp"}
 X, Y = torch.randn(5, 1, 8, 8, generator=torch.manual_seed(1)), torch.arange(5)
 IDS = torch.randint(2, 32, (5, 12), generator=torch.manual_seed(2))
 SENTENCES = {
@@ -60,7 +69,7 @@ def still(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("whole", [True, False])
 def test_autocast(whole: bool) -> None:
     """Its gradients are held against the oracle in tests/test_half.py."""
-    private = example("autocast").main(1, 256, whole, "eager")
+    private = example("autocast").main(1, 256, whole, **QUICK)
     within_budget(private, 2)
     assert private.last_norms.dtype == torch.float32
     wanted = torch.bfloat16 if whole else torch.float32
@@ -73,7 +82,7 @@ class TestOptimizers:
     @pytest.mark.parametrize("name", ["sgd", "fused", "foreach"])
     def test_run(self, name: str) -> None:
         module = example("optimizers")
-        private, schedule = module.main(getattr(module, name), 1, 384, "eager")
+        private, schedule = module.main(getattr(module, name), 1, 384, **QUICK)
         within_budget(private, 3)
         assert schedule.last_epoch == 3
         assert len(schedule.optimizer.param_groups) == (2 if name == "sgd" else 1)
@@ -97,7 +106,7 @@ class TestOptimizers:
 
 class TestParametrized:
     def test_run(self) -> None:
-        private = example("parametrized").main(1, 256, "eager")
+        private = example("parametrized").main(1, 256, **QUICK)
         within_budget(private, 2)
         q = private.get_submodule("3").weight
         torch.testing.assert_close(q @ q.T, torch.eye(32), rtol=0.0, atol=1e-4)
@@ -112,7 +121,7 @@ class TestLora:
         module = example("lora", "transformers", "peft")
         torch.manual_seed(0)
         before = module.network().state_dict()
-        private = module.main(1, 128, "eager")
+        private = module.main(1, 128, **QUICK)
         within_budget(private, 2)
         moved = {k for k, v in private.state_dict().items() if not torch.equal(v, before[k])}
         assert moved == {k for k, p in private.named_parameters() if p.requires_grad}
@@ -127,13 +136,15 @@ class TestLora:
         compare(model, **SENTENCES, each=False)
 
 
-class TestTrainer:
-    @pytest.fixture(scope="class")
-    def run(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
-        module = example("trainer", "transformers", "accelerate")
-        folder = tmp_path_factory.mktemp("trainer")
-        return module, module.main(str(folder), 2, 128, "eager"), folder
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    """The Trainer's example, once: its module, its trainer, its folder."""
+    module = example("trainer", "transformers", "accelerate")
+    folder = tmp_path_factory.mktemp("trainer")
+    return module, module.main(str(folder), 2, 128, **QUICK), folder
 
+
+class TestTrainer:
     def test_accounting_and_evaluation(self, run: Any) -> None:
         _, trainer, _ = run
         within_budget(trainer.private, 4)
@@ -178,13 +189,10 @@ class TestTrainer:
             )
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:The number of training batches")
 class TestLightning:
     def test_run(self, tmp_path: Path) -> None:
         module = example("lightning_module", "lightning")
-        trainer, model = module.main(str(tmp_path), 2, 256, "eager")
+        trainer, model = module.main(str(tmp_path), 2, 256, **QUICK)
         within_budget(model.private, 4)
         assert trainer.callback_metrics["accuracy"] > 0
         assert float(trainer.callback_metrics["epsilon"]) <= EPSILON
@@ -194,7 +202,9 @@ class TestLightning:
         assert plain.keys() == model.network.state_dict().keys()
         for name, value in model.network.state_dict().items():
             assert torch.equal(plain[name], value), name
-        again = module.Digits.load_from_checkpoint(saved, loader=trainer.train_dataloader, epochs=2)
+        again = module.Digits.load_from_checkpoint(
+            saved, loader=trainer.train_dataloader, epochs=2, **QUICK
+        )
         assert again.private.releases == 4
 
     def test_gradients(self) -> None:
@@ -202,7 +212,7 @@ class TestLightning:
         module = example("lightning_module", "lightning")
         loader = fxdp.data.private_loader(importlib.import_module("tools.examples.digits").load(50),
                                           sample_rate=0.1)  # fmt: skip
-        model = module.Digits(loader, 1)
+        model = module.Digits(loader, 1, **QUICK)
         model.network[2].p = 0.0
         assert [k for k, _ in model.named_parameters()] == [
             f"network.{k}" for k, _ in model.network.named_parameters()
@@ -216,11 +226,11 @@ class TestLightning:
     def test_what_would_change_gradients_is_refused(self, option: dict[str, Any]) -> None:
         module = example("lightning_module", "lightning")
         loader = fxdp.data.private_loader(
-            importlib.import_module("tools.examples.digits").load(50), sample_rate=0.5
+            importlib.import_module("tools.examples.digits").load(50), sample_rate=0.2
         )
         trainer = module.L.Trainer(
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, **option,
         )  # fmt: skip
         with pytest.raises(ValueError, match="leave gradient_clip_val"):
-            trainer.fit(module.Digits(loader, 1), loader)
+            trainer.fit(module.Digits(loader, 1, **QUICK), loader)

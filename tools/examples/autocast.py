@@ -16,7 +16,7 @@ import fxdp
 from tools.examples import digits
 
 
-def main(epochs: int = 3, samples: int = 1500, whole: bool = False, backend: str = "inductor"):
+def main(epochs: int = 3, samples: int = 1500, whole: bool = False, **options):
     """Train; with `whole` in bfloat16 altogether, else under autocast.
 
     Returns:
@@ -34,7 +34,7 @@ def main(epochs: int = 3, samples: int = 1500, whole: bool = False, backend: str
         delta=1e-5,
         epochs=epochs,
         max_grad_norm=1.0,
-        backend=backend,
+        **options,
     )
     with fxdp.Progress(private, epochs * len(loader), delta=1e-5) as progress:
         for _ in range(epochs):

@@ -23,7 +23,18 @@ class PrivateTraining:
     Its checkpoints have the ledger; a run that goes on from one goes on with what was spent.
     """
 
-    def make_private(self, network: nn.Module, loss_fn, loader, *, epochs, epsilon, delta, **how):
+    def make_private(
+        self,
+        network: nn.Module,
+        loss_fn,
+        loader,
+        *,
+        epochs,
+        epsilon,
+        delta,
+        accountant="pld",
+        **how,
+    ):
         """Compile `network`; the noise is for all steps of `epochs` passes over the loader."""
         batches, self.delta = loader.batches, delta
         # A list hides it from nn.Module: its parameters are the network's, and are there once.
@@ -32,8 +43,9 @@ class PrivateTraining:
                 network,
                 loss_fn=loss_fn,
                 noise_multiplier=fxdp.privacy.calibrate(
-                    epsilon, delta, batches.sampling, epochs * len(loader)
+                    epsilon, delta, batches.sampling, epochs * len(loader), accountant
                 ),
+                accountant=accountant,
                 expected_batch_size=batches.expected_batch_size,
                 sample_rate=batches.sampling,
                 budget=(epsilon, delta),
@@ -74,14 +86,14 @@ class PrivateTraining:
 class Digits(PrivateTraining, L.LightningModule):
     """A classifier of scans."""
 
-    def __init__(self, loader, epochs: int, backend: str = "inductor") -> None:
+    def __init__(self, loader, epochs: int, **options) -> None:
         super().__init__()
         self.network = nn.Sequential(
             nn.Flatten(), nn.Linear(64, 64), nn.Dropout(0.1), nn.ReLU(), nn.Linear(64, 10)
         )
         self.make_private(
             self.network, F.cross_entropy, loader, epochs=epochs, epsilon=3.0, delta=1e-5,
-            max_grad_norm=1.0, backend=backend,
+            max_grad_norm=1.0, **options,
         )  # fmt: skip
 
     def training_step(self, batch, index):
@@ -98,13 +110,13 @@ class Digits(PrivateTraining, L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-def main(folder: str | None = None, epochs: int = 3, samples: int = 1500, backend="inductor"):
+def main(folder: str | None = None, epochs: int = 3, samples: int = 1500, **options):
     """Train, and return Lightning's trainer and the module."""
     torch.manual_seed(0)
     data = digits.load()
     train = torch.utils.data.Subset(data, range(samples))
     loader = private_loader(DataLoader(train, batch_size=128))
-    model = Digits(loader, epochs, backend)
+    model = Digits(loader, epochs, **options)
     trainer = L.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=folder,
         enable_checkpointing=folder is not None, enable_progress_bar=folder is None,

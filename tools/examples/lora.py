@@ -23,7 +23,7 @@ def network() -> nn.Module:
     return get_peft_model(BertForSequenceClassification(config), adapters)
 
 
-def main(epochs: int = 2, samples: int = 512, backend: str = "inductor"):
+def main(epochs: int = 2, samples: int = 512, **options):
     """Train, and return the private module."""
     torch.manual_seed(0)
     model = network()
@@ -36,7 +36,7 @@ def main(epochs: int = 2, samples: int = 512, backend: str = "inductor"):
         delta=1e-5,
         epochs=epochs,
         max_grad_norm=1.0,
-        backend=backend,
+        **options,
     )
     for _ in range(epochs):
         for batch in loader:

@@ -39,7 +39,7 @@ def foreach(model: nn.Sequential) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=0.01, foreach=True)
 
 
-def main(make=sgd, epochs: int = 3, samples: int = 1500, backend: str = "inductor"):
+def main(make=sgd, epochs: int = 3, samples: int = 1500, **options):
     """Train, and return the private module and the schedule."""
     torch.manual_seed(0)
     model = network()
@@ -53,7 +53,7 @@ def main(make=sgd, epochs: int = 3, samples: int = 1500, backend: str = "inducto
         epochs=epochs,
         max_grad_norm=1.0,
         microbatch_size=32,
-        backend=backend,
+        **options,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [g["lr"] for g in optimizer.param_groups], total_steps=epochs * len(loader)

@@ -37,7 +37,7 @@ def network() -> nn.Module:
     )
 
 
-def main(epochs: int = 3, samples: int = 1500, backend: str = "inductor"):
+def main(epochs: int = 3, samples: int = 1500, **options):
     """Train, and return the private module."""
     torch.manual_seed(0)
     model = network()
@@ -50,7 +50,7 @@ def main(epochs: int = 3, samples: int = 1500, backend: str = "inductor"):
         delta=1e-5,
         epochs=epochs,
         max_grad_norm=1.0,
-        backend=backend,
+        **options,
     )
     for _ in range(epochs):
         for x, y in loader:

@@ -40,10 +40,12 @@ class PrivateTrainer(Trainer):
 
     Args:
         epsilon, delta, max_grad_norm: the budget, for all of args.num_train_epochs; and the bound.
-        options: more of `fxdp.compile`'s.
+        accountant, options: more of `fxdp.compile`'s.
     """
 
-    def __init__(self, *, epsilon, delta, max_grad_norm, options=None, **kwargs) -> None:
+    def __init__(
+        self, *, epsilon, delta, max_grad_norm, accountant="pld", options=None, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
         args = self.args
         if args.max_grad_norm or args.gradient_accumulation_steps != 1 or args.max_steps > 0:
@@ -64,7 +66,10 @@ class PrivateTrainer(Trainer):
         self.private = fxdp.compile(
             self.model,
             max_grad_norm=max_grad_norm,
-            noise_multiplier=fxdp.privacy.calibrate(epsilon, delta, batches.sampling, steps),
+            noise_multiplier=fxdp.privacy.calibrate(
+                epsilon, delta, batches.sampling, steps, accountant
+            ),
+            accountant=accountant,
             expected_batch_size=batches.expected_batch_size,
             sample_rate=batches.sampling,
             budget=(epsilon, delta),
@@ -100,7 +105,7 @@ def network() -> BertForSequenceClassification:
     )  # fmt: skip
 
 
-def main(folder: str, epochs: int = 2, samples: int = 512, backend: str = "inductor"):
+def main(folder: str, epochs: int = 2, samples: int = 512, accountant="pld", **options):
     """Train, and return the trainer."""
     torch.manual_seed(0)
     data = Sentences(samples + 64)
@@ -125,7 +130,8 @@ def main(folder: str, epochs: int = 2, samples: int = 512, backend: str = "induc
         epsilon=3.0,
         delta=1e-5,
         max_grad_norm=1.0,
-        options={"backend": backend},
+        accountant=accountant,
+        options=options,
     )
     trainer.train()
     return trainer
