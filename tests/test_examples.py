@@ -162,7 +162,7 @@ class TestTrainer:
         plain = type(trainer.model).from_pretrained(last)
         for name, value in plain.state_dict().items():
             assert torch.equal(value, trainer.model.state_dict()[name]), name
-        other = without_noise(module.network())
+        other = without_noise(module.network(), accountant="rdp")
         other.load_privacy_state_dict(torch.load(last / "privacy.pt", weights_only=True))
         assert other.releases == 4
 

@@ -1,8 +1,8 @@
 """Private training in half precision: torch.autocast, or parameters in bfloat16.
 
 Norms, clipped sums and noise are float32 in both; p.grad has the dtype of its parameter. Nothing
-scales the loss: bfloat16 has float32's range. (With float16, a GradScaler scales what is released,
-noise and all, which is harmless; but it looks at the private gradients alone.)
+scales the loss: bfloat16 has float32's range. With float16 a GradScaler would not help: a factor on
+the loss scales what is released, and does not reach the gradients of the samples, which underflow.
 """
 
 import argparse

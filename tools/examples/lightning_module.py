@@ -33,7 +33,7 @@ class PrivateTraining:
         epsilon,
         delta,
         accountant="pld",
-        **how,
+        **options,
     ):
         """Compile `network`; the noise is for all steps of `epochs` passes over the loader."""
         batches, self.delta = loader.batches, delta
@@ -49,7 +49,7 @@ class PrivateTraining:
                 expected_batch_size=batches.expected_batch_size,
                 sample_rate=batches.sampling,
                 budget=(epsilon, delta),
-                **how,
+                **options,
             )
         ]
 

@@ -16,7 +16,7 @@ from tools.examples.text import LENGTH, WORDS, Sentences
 def network() -> nn.Module:
     """A BERT whose attention has adapters."""
     config = BertConfig(
-        vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=WORDS, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32, max_position_embeddings=LENGTH, num_labels=2,
     )  # fmt: skip
     adapters = LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"])
