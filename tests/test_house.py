@@ -44,7 +44,7 @@ LAYERS = (
     ("inspection",),
     ("private_module",),
     ("compiler",),
-    ("schedule", "verify"),
+    ("schedule", "training", "verify"),
     ("audit", "checkpoint", "make_private", "demo", "torch_backend", "lint", "__init__"),
 )
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
