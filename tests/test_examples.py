@@ -154,6 +154,8 @@ class TestTrainer:
         assert max(entry["epsilon"] for entry in told) <= EPSILON
         with pytest.raises(fxdp.BudgetExhausted):
             trainer.training_step(trainer.model, SENTENCES)
+        with pytest.raises(ValueError, match="load_checkpoint"):
+            trainer.train(resume_from_checkpoint=True)
 
     def test_checkpoints(self, run: Any) -> None:
         """The plain model reads the weights; the ledger lies beside them."""

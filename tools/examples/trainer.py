@@ -77,6 +77,19 @@ class PrivateTrainer(Trainer):
         )
         self.add_callback(SaveLedger(self.private))
 
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """All epochs, from the beginning.
+
+        Raises:
+            ValueError: a checkpoint to go on with; the Trainer would leave out batches in its own
+                way, and forget the ledger.
+        """
+        if resume_from_checkpoint:
+            raise ValueError(
+                "a private run goes on with fxdp.load_checkpoint, not with a Trainer's"
+            )
+        return super().train(**kwargs)
+
     def get_train_dataloader(self):
         """The Poisson batches as they are: accelerate would leave out or even out some."""
         return self.loader
