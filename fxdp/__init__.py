@@ -1,6 +1,7 @@
 """fxdp: private training from any PyTorch model, proven and compiled."""
 
 from fxdp import clipping as clipping
+from fxdp import correlated as correlated
 from fxdp import data as data
 from fxdp import grams as grams
 from fxdp import opaque as opaque

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from fxdp.correlated import Correlation
 from fxdp.privacy.accounting import check_supported
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
-from fxdp.privacy.release import CountedRelease, GaussianRelease, Release
-from fxdp.privacy.sampling import Sampling
+from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release
+from fxdp.privacy.sampling import CyclicPoisson, Sampling
 
-VERSION = 1  # of the state
+VERSION = 2  # of the state
 
 
 class StepError(RuntimeError):
@@ -45,15 +46,26 @@ class Account:
         ledger: the releases.
         sampling: how batches are drawn; None if nothing is to be amplified.
         budget: what may be spent; None if nothing is refused.
+        noise: what correlates the noise of the releases; None where it is independent.
     """
 
     ledger: Ledger
     sampling: Sampling | None = None
     budget: Budget | None = None
+    noise: Correlation | None = None
     _open: "weakref.ref[Tensor] | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_supported(self.sampling, self.ledger.accountant, self.ledger.neighbours)
+        bands = self.noise.strategy.bands if self.noise else 1
+        parts = self.sampling.parts if isinstance(self.sampling, CyclicPoisson) else 1
+        if bands > parts:
+            raise ValueError(
+                f"noise of {bands} bands is accounted for where no sample is in two of any {bands} "
+                f"batches in a row, and sample_rate is {self.sampling!r}: draw with "
+                f"fxdp.data.CyclicPoissonSampler(..., parts={bands}), or more, and pass its "
+                "sampling; or, for batches in a fixed order, CyclicPoisson(1, parts)"
+            )
 
     def begin(self) -> None:
         """Refuse a step while the loss of the one before waits for its backward pass.
@@ -91,9 +103,12 @@ class Account:
         self, noise_multiplier: float, max_grad_norm: float, count_noise: float | None = None
     ) -> Release:
         """A release at these scales, as a value; with a count beside the sum if that has noise."""
-        if count_noise is None:
-            return GaussianRelease(noise_multiplier, self.sampling, max_grad_norm)
-        return CountedRelease(noise_multiplier, count_noise, self.sampling, max_grad_norm)
+        if count_noise is not None:
+            return CountedRelease(noise_multiplier, count_noise, self.sampling, max_grad_norm)
+        if isinstance(self.sampling, CyclicPoisson):
+            bands = self.noise.strategy.bands if self.noise else 1
+            return BandedRelease(noise_multiplier, bands, self.sampling, max_grad_norm)
+        return GaussianRelease(noise_multiplier, self.sampling, max_grad_norm)
 
     def ask(self, release: Release) -> None:
         """Check a release that is about to happen.
@@ -110,39 +125,49 @@ class Account:
         self._open = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The ledger in plain types; what was spent must not be lost with the process."""
-        return {"version": VERSION, "ledger": self.ledger.state_dict()}
+        """The ledger in plain types; what was spent must not be lost with the process. And the
+        noise that the next step's goes on from, as tensors: secret."""
+        noise = self.noise.state_dict() if self.noise else None
+        return {"version": VERSION, "ledger": self.ledger.state_dict(), "noise": noise}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what another run has spent.
 
         Raises:
             StepError: releases were counted here, which would be forgotten.
-            ValueError: the state is malformed, or of another accountant or relation; nothing has
-                changed then.
+            ValueError: the state is malformed, or of another accountant, relation or noise;
+                nothing has changed then.
         """
         if self.ledger.releases:
             raise StepError(
                 f"{self.ledger.releases} releases were counted here already, which loading would "
                 "forget: load before the first step"
             )
-        if set(state) != {"version", "ledger"} or state["version"] != VERSION:
+        if state.get("version") != VERSION or set(state) != {"version", "ledger", "noise"}:
             raise ValueError(
-                f"privacy state: must have a ledger and version {VERSION}, got {sorted(state)}"
+                f"privacy state: must have a ledger, noise and version {VERSION}, got "
+                f"{sorted(state)} and version {state.get('version')!r}"
             )
+        if (state["noise"] is None) != (self.noise is None):
+            there, here = ("independent", "pass none") if self.noise else ("correlated", "pass it")
+            raise ValueError(f"privacy state: the noise is {there}, as for noise=: {here}")
         read = Ledger()
         read.load_state_dict(state["ledger"])
         for name in ("accountant", "neighbours"):
             theirs, own = getattr(read, name), getattr(self.ledger, name)
             if theirs != own:
                 raise ValueError(f"privacy state: {name} is {theirs!r}, and here {own!r}")
-        self.ledger = read
+        noise = self.noise.loaded(state["noise"]) if self.noise else None
+        trial = Ledger()
+        trial.load_state_dict(state["ledger"])
+        trial.record(self.release(1.0, 1.0))  # or the next step could not be counted
+        self.ledger, self.noise = read, noise
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Account":
         """The same account of a copy: what was learnt from the data was paid for once."""
         ledger = Ledger()
         ledger.load_state_dict(self.ledger.state_dict())
-        return Account(ledger, self.sampling, self.budget)
+        return Account(ledger, self.sampling, self.budget, self.noise and self.noise.anew())
 
 
 def as_budget(budget: Any) -> Budget | None:

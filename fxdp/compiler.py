@@ -9,6 +9,7 @@ from fxdp.account import Account, as_budget
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.clipping import Clipping
+from fxdp.correlated import BandMF, Correlation
 from fxdp.dataless import is_dataless, on_cpu
 from fxdp.inspection import Attempt
 from fxdp.ops import RULES
@@ -42,6 +43,7 @@ def compile(  # noqa: A001 - torch.compile's name
     neighbours: Neighbours = "add-or-remove-one",
     microbatch_size: int | None = None,
     secure: bool = False,
+    noise: BandMF | None = None,
 ) -> PrivateModule:
     """Compile a model into one whose `loss.backward()` leaves private gradients.
 
@@ -83,6 +85,10 @@ def compile(  # noqa: A001 - torch.compile's name
         secure: draw the noise from the system's entropy, in float64, and as a sum of four normal
             numbers, against attacks on floating point (`fxdp.keystream`). It cannot be repeated
             by a seed, and takes some eight times as long to make.
+        noise: `fxdp.correlated.BandMF(bands=...)` for noise of which part cancels out over the
+            steps, for batches drawn by `CyclicPoisson`; None for independent noise. It takes
+            memory for bands - 1 models, is part of `privacy_state_dict()`, and leaves a model's
+            results beside its loss out. On other devices than a CPU it needs `secure`.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -100,8 +106,14 @@ def compile(  # noqa: A001 - torch.compile's name
         count("microbatch_size", microbatch_size)
         if loss_reduction is not None:
             raise ValueError("microbatch_size needs a loss_fn, or a model that returns its loss")
+    if noise is not None and not isinstance(noise, BandMF):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"noise must be a fxdp.correlated.BandMF or None, not {noise!r}")
+    if noise is not None and loss_reduction is not None:
+        raise ValueError("noise needs a loss_fn, or a model that returns its loss")
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    correlation = Correlation(noise, shapes) if noise is not None else None
     ledger = Ledger(accountant, neighbours)
-    account = Account(ledger, as_sampling(sample_rate), as_budget(budget))
+    account = Account(ledger, as_sampling(sample_rate), as_budget(budget), correlation)
     return PrivateModule(model, loss_fn, scales, settings, batch_dims, account, microbatch_size)
 
 

@@ -137,7 +137,7 @@ class Accumulation:
 
     Attributes:
         step: how its pieces are run; at the bound and the expected batch size when it began.
-        sigma: the noise multiplier when it began.
+        sigma: the noise multiplier that the noise is to be made with.
     """
 
     step: Piece

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,8 +18,9 @@ from fxdp.capture import (
 )
 from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Clipping
+from fxdp.following import Following
 from fxdp.inspection import Attempt, Inspector
-from fxdp.logical import Accumulation, Delivered, Piece, scaled, summed
+from fxdp.logical import Accumulation, Delivered, Piece, summed
 from fxdp.ops import RULES
 from fxdp.options import Scales
 from fxdp.outcome import loss_of
@@ -113,7 +113,7 @@ class PrivateModule(nn.Module):
         if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")
         self._account.begin()
-        if self.microbatch_size is not None or self._logical is not None:
+        if self.microbatch_size or self._logical is not None or self._account.noise:
             return self._in_pieces(inputs, mask)
         turn = self._turn()
         out = self._stepper.captured(self._stepper.step, inputs, mask, turn.scales)
@@ -161,9 +161,9 @@ class PrivateModule(nn.Module):
             batch.begin()
             return batch.loss(summed(batch.step, inputs, mask, max(size, 1), 0.0))
         turn = self._turn()
-        step = self._piece(turn)
-        found = summed(step, inputs, mask, size, turn.scales[1])
-        deliver = functools.partial(scaled, found.gradients)
+        step, following = self._piece(turn), self._following(turn)
+        found = summed(step, inputs, mask, size, following.sigma)
+        deliver = following.ready(found.gradients)
         loss: Any = Delivered.apply(found.loss, deliver, *step.trained)
         self._account.watch(loss, turn.release, lambda: self._finish(turn))
         return loss
@@ -180,6 +180,11 @@ class PrivateModule(nn.Module):
 
         trained = [p for p in self.parameters() if p.requires_grad]
         return Piece(run, trained, has_public, lambda mask: self._see(turn, mask))
+
+    def _following(self, turn: Turn) -> Following:
+        """How the noise of a batch goes on from that of the steps before."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return Following.of(self._account.noise, self._stepper, trained, turn.scales)
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -203,7 +208,8 @@ class PrivateModule(nn.Module):
         if self._stepper.settings.reduction:
             raise StepError("with loss_reduction the loss is made outside, and cannot be taken up")
         turn = self._turn()
-        batch = Accumulation(self._piece(turn), turn.scales[1])
+        following = self._following(turn)
+        batch = Accumulation(self._piece(turn), following.sigma)
         self._logical = batch
         try:
             yield
@@ -211,7 +217,7 @@ class PrivateModule(nn.Module):
             self._logical = None
         batch.begin()
         self._account.ask(turn.release)
-        gradients = batch.finished()
+        gradients = following.added(batch.finished(), batch.tangent)
         self._account.count(turn.release)
         self._finish(turn)
         for p, gradient in zip(batch.step.trained, gradients, strict=True):
@@ -286,9 +292,10 @@ class PrivateModule(nn.Module):
         return statement(self.ledger, delta, num_samples)
 
     def privacy_state_dict(self) -> dict[str, Any]:
-        """What was released so far, in plain types, for `torch.load(weights_only=True)`.
+        """What was released so far, for `torch.load(weights_only=True)`.
 
         It belongs beside `state_dict()` in every checkpoint, which has the model's keys alone.
+        In plain types; correlated noise comes along as tensors, and then it is secret.
         """
         return self._account.state_dict()
 

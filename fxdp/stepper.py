@@ -41,6 +41,7 @@ class Stepper:
         step: the compiled step.
         dynamic: whether sizes that change between steps become symbols.
         rows: the batch size that code is made for, and is best at; the first step's, if None.
+        key: of the last step with noise; a secret.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Stepper:
         self.record = Record()
         self.dynamic = True
         self.rows: int | None = None
+        self.key = no_key()
         self.step = self.another(settings, self.record)
 
     def another(
@@ -107,6 +109,7 @@ class Stepper:
         numbers = [torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales]
         # Without noise nothing is drawn, and torch's generator stays as it is.
         key = fresh_key(self.settings.secure) if scales[1] > 0 else no_key()
+        self.key = key if scales[1] > 0 else self.key
         if self.rows is None and step is self.step:
             self.rows = inputs.size
         leaves: list[Any] = []

@@ -201,7 +201,7 @@ class TestState:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"version": 2}, "version 1"),
+            ({"version": 1}, "version 2"),
             ({"ledger": {}}, "ledger"),
             ({"more": 1}, "must have a ledger"),
         ],

@@ -23,6 +23,7 @@ from fxdp.audit.noise import Noise
 from fxdp.audit.report import Audit, Finding, Unjudged
 from fxdp.clipping import Flat
 from fxdp.placement import Shard
+from fxdp.privacy.sampling import CyclicPoisson
 from fxdp.trace import emit
 
 N = 12
@@ -453,6 +454,9 @@ class TestBadInput:
         with pytest.raises(TypeError, match="loss_fn= in place of loss_reduction="):
             fxdp.audit(private_of(loss_fn=None, loss_reduction="mean"), X)
         private = private_of()
+        banded = {"noise": fxdp.correlated.BandMF(2), "sample_rate": CyclicPoisson(0.5, 2)}
+        with pytest.raises(ValueError, match="correlated noise"):
+            fxdp.audit(private_of(**banded), X, Y)
         with pytest.raises(fxdp.StepError, match="outside"), private.accumulate():
             fxdp.audit(private, X, Y)
 

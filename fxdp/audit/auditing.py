@@ -135,6 +135,8 @@ def check(private: Any, releases: int, confidence: float, delta: float) -> None:
         raise TypeError("audit needs the loss: compile with loss_fn= in place of loss_reduction=")
     if private._logical is not None:
         raise StepError("audit needs steps of their own: call it outside of accumulate()")
+    if private._account.noise is not None:
+        raise ValueError("audit looks at releases one by one: correlated noise hides them together")
     if not private.training:
         raise ValueError("audit needs training mode: in eval mode nothing is released")
     if not private.noise_multiplier > 0:

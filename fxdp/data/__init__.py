@@ -7,9 +7,15 @@ epsilon = fxdp.privacy.epsilon(1.1, loader.batches.sampling, steps, delta)
 from fxdp.data.collate import poisson_collate
 from fxdp.data.loader import PrivateLoader, private_loader
 from fxdp.data.sampler import PrivateSampler
-from fxdp.data.samplers import FixedSizeSampler, PoissonSampler, TruncatedPoissonSampler
+from fxdp.data.samplers import (
+    CyclicPoissonSampler,
+    FixedSizeSampler,
+    PoissonSampler,
+    TruncatedPoissonSampler,
+)
 
 __all__ = [
+    "CyclicPoissonSampler",
     "FixedSizeSampler",
     "PoissonSampler",
     "PrivateLoader",

@@ -1,4 +1,4 @@
-"""Three ways to draw batches as an accountant assumes.
+"""Four ways to draw batches as an accountant assumes.
 
 Under Poisson sampling every sample joins by its own coin toss, which makes the size of a
 batch random, and now and then 0. Such a step still releases noise and still counts, so the
@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from fxdp.data.sampler import PrivateSampler
-from fxdp.data.stream import Words
+from fxdp.data.stream import Stream, Words
 from fxdp.privacy.arguments import require_rate
-from fxdp.privacy.sampling import FixedSize, Poisson, TruncatedPoisson
+from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, TruncatedPoisson
 
+SPLIT = 2**64 - 1  # the step whose words say who is in which part; no run comes so far
 AT_ONCE = 1 << 20  # tosses, 8 bytes each, so that a data set of any size needs little memory
 
 
@@ -176,6 +177,72 @@ class FixedSizeSampler(PrivateSampler):
         return _subset(words, self.num_samples, self._sampling.batch_size).tolist()
 
 
+class CyclicPoissonSampler(PrivateSampler):
+    """Poisson samples of one part of the data after another, as correlated noise needs.
+
+    Guarantees:
+        Each index is in one of `parts` parts, by a word of 64 bits of its own, modulo `parts`:
+        so whether another sample is there changes nobody's part. Batch `step` is a Poisson sample
+        of part step mod parts, at `sample_rate` rounded down to a multiple of 2**-64. So no index
+        is in two of any `parts` batches in a row. `CyclicPoisson(sample_rate, parts)`, provided
+        that every batch is released, in its order, and that one sampler serves the whole run.
+
+    | edge case             | what comes out                                              |
+    |-----------------------|-------------------------------------------------------------|
+    | parts = 1             | Poisson samples                                             |
+    | sample_rate = 1       | the parts as they are, in turn; nothing is amplified        |
+    | parts > num_samples   | some parts, and their batches, are empty                    |
+    | all others            | as for `PoissonSampler`                                     |
+
+    Args:
+        num_samples, steps, generator, secure: as for `PoissonSampler`.
+        sample_rate: of the samples of a part, when it is its turn; in (0, 1]. Batches of B samples
+            are expected with B * parts / num_samples.
+        parts: >= 1; at least as many as the noise has bands.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        sample_rate: float,
+        parts: int,
+        steps: int,
+        generator: torch.Generator | None = None,
+        *,
+        secure: bool = False,
+    ) -> None:
+        require_rate("sample_rate", sample_rate)
+        super().__init__(num_samples, steps, generator, secure)
+        self._sampling = CyclicPoisson(sample_rate, parts)
+        self._split: tuple[Stream, NDArray[np.int64]] | None = None
+
+    @property
+    def sampling(self) -> CyclicPoisson:
+        """`CyclicPoisson(sample_rate, parts)`."""
+        return self._sampling
+
+    @property
+    def expected_batch_size(self) -> float:
+        """num_samples * sample_rate / parts."""
+        return self.num_samples * self._sampling.rate / self._sampling.parts
+
+    def batch(self, step: int) -> list[int]:
+        """The indices that are in batch `step`."""
+        members = np.flatnonzero(self._parts() == step % self._sampling.parts)
+        words = self._stream.at(step)
+        return members[_tossed(words, len(members), self._sampling.rate)].tolist()
+
+    def _parts(self) -> NDArray[np.int64]:
+        """The part of each index; kept as long as the key is the same."""
+        if self._split is None or self._split[0] is not self._stream:
+            drawn = self._stream.at(SPLIT)(self.num_samples) % np.uint64(self._sampling.parts)
+            self._split = (self._stream, drawn.astype(np.int64))
+        return self._split[1]
+
+
 def _tossed(words: Words, num_samples: int, rate: float) -> NDArray[np.int64]:
     """The indices below `num_samples` whose word is below rate * 2**64, ascending."""
     if rate == 1:
@@ -186,7 +253,7 @@ def _tossed(words: Words, num_samples: int, rate: float) -> NDArray[np.int64]:
         start + np.flatnonzero(words(min(AT_ONCE, num_samples - start)) < below)
         for start in range(0, num_samples, AT_ONCE)
     ]
-    return np.concatenate(drawn)
+    return np.concatenate(drawn) if drawn else np.arange(0, dtype=np.int64)
 
 
 def _subset(words: Words, num_samples: int, size: int) -> NDArray[np.int64]:

@@ -10,15 +10,23 @@ from fxdp.privacy.arguments import DeltaWarning
 from fxdp.privacy.budget import Budget, BudgetExhausted
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.planning import calibrate, steps_within
-from fxdp.privacy.release import CountedRelease, GaussianRelease, Release, noise_beside_count
-from fxdp.privacy.sampling import FixedSize, Poisson, Sampling, TruncatedPoisson
+from fxdp.privacy.release import (
+    BandedRelease,
+    CountedRelease,
+    GaussianRelease,
+    Release,
+    noise_beside_count,
+)
+from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, Sampling, TruncatedPoisson
 from fxdp.privacy.statement import statement
 
 __all__ = [
     "Accountant",
+    "BandedRelease",
     "Budget",
     "BudgetExhausted",
     "CountedRelease",
+    "CyclicPoisson",
     "DeltaWarning",
     "FixedSize",
     "GaussianRelease",

@@ -16,6 +16,7 @@ Two data sets are neighbours, for which the promise holds, if
 import copy
 import logging
 import math
+from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Literal
@@ -26,6 +27,7 @@ from dp_accounting import pld, rdp
 from fxdp.privacy.arguments import require_delta, require_one_of, require_whole
 from fxdp.privacy.release import Mechanism
 from fxdp.privacy.sampling import (
+    CyclicPoisson,
     FixedSize,
     Poisson,
     Sampling,
@@ -64,6 +66,7 @@ def epsilon(
     | FixedSize                    | only for "replace-one" by "rdp", else ValueError   |
     | TruncatedPoisson             | only by "pld", else ValueError                     |
     | Poisson for "replace-one"    | only by "pld", else ValueError                     |
+    | CyclicPoisson(q, parts)      | ceil(steps / parts) steps of Poisson(q)            |
     | any argument out of range    | ValueError; also NaN and infinite noise            |
     | delta >= 1 / num_samples     | as ever, with a DeltaWarning                       |
 
@@ -104,7 +107,7 @@ def as_sampling(sample_rate: float | Sampling | None) -> Sampling | None:
         ValueError: the number is not in (0, 1].
     """
     match sample_rate:
-        case None | Poisson() | TruncatedPoisson() | FixedSize():
+        case None | Poisson() | TruncatedPoisson() | FixedSize() | CyclicPoisson():
             return sample_rate
         case float() | int() if 0 < sample_rate <= 1:
             return Poisson(sample_rate)
@@ -127,7 +130,7 @@ def check_supported(
             what, instead = "FixedSize for 'add-or-remove-one'", "neighbours='replace-one'"
         case TruncatedPoisson(), "rdp", _:
             what, instead = "TruncatedPoisson by 'rdp'", "accountant='pld'"
-        case Poisson(), "rdp", "replace-one":
+        case Poisson() | CyclicPoisson(), "rdp", "replace-one":
             what, instead = "Poisson for 'replace-one' by 'rdp'", "accountant='pld'"
         case _:
             return
@@ -135,12 +138,22 @@ def check_supported(
 
 
 def compose(tally: Tally, accountant: Accountant, neighbours: Neighbours) -> Composed:
-    """What dp-accounting makes of a tally; the mechanisms must be supported."""
-    return with_more(_fresh(accountant, neighbours), tally)
+    """What dp-accounting makes of a tally; the mechanisms must be supported.
+
+    `CyclicPoisson` steps are taken to be all of one stream, in a row.
+    """
+    used = Counter[Mechanism]()
+    for mechanism, steps in tally.items():
+        of_one, count = mechanism.uses(steps)
+        used[of_one] += count
+    return with_more(_fresh(accountant, neighbours), used)
 
 
 def with_more(account: Composed, more: Tally) -> Composed:
-    """The account with more mechanisms in it; the one that is given stays as it was."""
+    """The account with more mechanisms in it; the one that is given stays as it was.
+
+    Without `CyclicPoisson` among them, of which what one sample has of them is to be told.
+    """
     account = copy.deepcopy(account)
     with _no_report_of_skipped_orders():
         for mechanism, count in more.items():
@@ -188,6 +201,8 @@ def _event(mechanism: Mechanism, account: Composed) -> dp_accounting.DpEvent:
             return noise
         case Poisson(rate):
             return dp_accounting.PoissonSampledDpEvent(rate, noise)
+        case CyclicPoisson():
+            raise AssertionError("its uses are to be accounted for, and not its steps")
         case TruncatedPoisson(rate, num_samples, max_batch_size):
             return dp_accounting.TruncatedSubsampledGaussianDpEvent(
                 num_samples, rate, max_batch_size, sigma

@@ -6,7 +6,6 @@ in a row, and then counted down: a thousand equal steps ask it some ten times.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,9 +23,10 @@ from fxdp.privacy.accounting import (
 )
 from fxdp.privacy.arguments import require, require_delta, require_one_of, require_whole
 from fxdp.privacy.budget import Budget, BudgetExhausted
-from fxdp.privacy.release import Mechanism, Release, Run
+from fxdp.privacy.release import Release, Run
 from fxdp.privacy.search import most_steps
 from fxdp.privacy.state import LedgerState
+from fxdp.privacy.turns import Kind, Turns, kind_of, renumbered
 
 AHEAD = 15  # times as many steps as there were in a row are asked for at once
 
@@ -49,6 +49,8 @@ class Ledger:
     | count = 0                          | nothing is recorded                             |
     | ledgers added                      | composition: both ran on the same data          |
     | ... of other neighbours or another accountant | ValueError                           |
+    | ... both with `BandedRelease`      | their streams are kept apart                    |
+    | a stream of which the bands or the way to draw change | ValueError, nothing recorded |
 
     Args:
         accountant: "pld" or "rdp", as for `fxdp.privacy.epsilon`.
@@ -66,7 +68,8 @@ class Ledger:
         self.accountant: Accountant = accountant
         self.neighbours: Neighbours = neighbours
         self._runs = list[Run]()
-        self._tally = Counter[Mechanism]()
+        self._turns = Turns()
+        self._count = 0
         self._forget()
 
     @property
@@ -76,32 +79,35 @@ class Ledger:
 
     @property
     def tally(self) -> Tally:
-        """How often each mechanism was used, in whatever order."""
-        return dict(self._tally)
+        """How often each mechanism was used, in whatever order; where the data have turns, on
+        the samples of the part that had most."""
+        return dict(self._turns.tally)
 
     @property
     def releases(self) -> int:
         """How many releases were recorded."""
-        return self._tally.total()
+        return self._count
 
     def record(self, release: Release, count: int = 1) -> None:
-        """Adds a release that happens now, `count` times; in constant time.
+        """Adds a release that happens now, `count` times, as fast as once.
 
         Raises:
-            ValueError: the accountant has no bound for it, or `count` is no whole number >= 0.
+            ValueError: the accountant has no bound for it, its stream was another, or `count` is
+                no whole number >= 0.
         """
         require_whole("count", count, 0)
-        mechanism = release.mechanism
-        check_supported(mechanism.sampling, self.accountant, self.neighbours)
+        check_supported(release.sampling, self.accountant, self.neighbours)
+        turns = self._turns.after(release, int(count))
         if count == 0:
             return
         if self._runs and self._runs[-1].release == release:
             self._runs[-1] = Run(release, self._runs[-1].count + int(count))
         else:
             self._runs.append(Run(release, int(count)))
-        self._tally[mechanism] += int(count)
+        self._turns = turns
+        self._count += int(count)
         grant = self._grant
-        same = grant is not None and grant.mechanism == mechanism
+        same = grant is not None and grant.kind == kind_of(release)
         self._grant = replace(grant, left=grant.left - count) if same and grant else None
 
     def spent(self, delta: float) -> float:
@@ -111,7 +117,7 @@ class Ledger:
             return 0.0
         at = (delta, self.releases)
         if at not in self._asked:
-            self._asked = {at: self._after(self._runs[-1].release.mechanism, 0, delta)}
+            self._asked = {at: self._after(self._runs[-1].release, 0, delta)}
         return self._asked[at]
 
     def would_exceed(self, release: Release, budget: Budget) -> bool:
@@ -120,20 +126,19 @@ class Ledger:
         Raises:
             ValueError: the accountant has no bound for it.
         """
-        mechanism = release.mechanism
-        check_supported(mechanism.sampling, self.accountant, self.neighbours)
+        check_supported(release.sampling, self.accountant, self.neighbours)
         if budget.epsilon == math.inf:
             return False
         grant = self._grant
-        known = grant is not None and grant.mechanism == mechanism and grant.budget == budget
+        known = grant is not None and grant.kind == kind_of(release) and grant.budget == budget
         if grant is None or not known or (grant.left < 1 and not grant.final):
-            grant = self._grant = self._searched(mechanism, budget)
+            grant = self._grant = self._searched(release, budget)
         return grant.left < 1
 
     def check(self, release: Release, budget: Budget) -> None:
         """Raises BudgetExhausted if `release` would exceed `budget`. Ask before releasing."""
         if self.would_exceed(release, budget):
-            wanted = self._after(release.mechanism, 1, budget.delta)
+            wanted = self._after(release, 1, budget.delta)
             raise BudgetExhausted(budget, self.spent(budget.delta), wanted, self.releases)
 
     def __add__(self, other: "Ledger") -> "Ledger":
@@ -144,7 +149,8 @@ class Ledger:
         require(same, "accountant of the other ledger", other.accountant, repr(self.accountant))
         both = Ledger(self.accountant, self.neighbours)
         both._take(self._runs)
-        both._take(other._runs)
+        streams = 1 + max(self._turns.streams, default=-1)
+        both._take(Run(renumbered(run.release, streams), run.count) for run in other._runs)
         return both
 
     def state_dict(self) -> dict[str, Any]:
@@ -159,9 +165,12 @@ class Ledger:
         """
         read = LedgerState.from_plain(state)
         for run in read.runs:
-            check_supported(run.release.mechanism.sampling, read.accountant, read.neighbours)
+            check_supported(run.release.sampling, read.accountant, read.neighbours)
+        turns = Turns()
+        for run in read.runs:
+            turns = turns.after(run.release, run.count)
         self.accountant, self.neighbours = read.accountant, read.neighbours
-        self._runs, self._tally = list[Run](), Counter[Mechanism]()
+        self._runs, self._turns, self._count = list[Run](), Turns(), 0
         self._forget()
         self._take(read.runs)
 
@@ -175,24 +184,27 @@ class Ledger:
         self._asked = dict[tuple[float, int], float]()  # the last answer of `spent`
         self._rest = _Rest({}, compose({}, self.accountant, self.neighbours))
 
-    def _searched(self, mechanism: Mechanism, budget: Budget) -> "_Grant":
+    def _searched(self, release: Release, budget: Budget) -> "_Grant":
         @cache
         def after(more: int) -> float:
-            return self._after(mechanism, more, budget.delta)
+            return self._after(release, more, budget.delta)
 
+        kind = kind_of(release)
         last = self._runs[-1] if self._runs else None
-        in_a_row = last.count if last and last.release.mechanism == mechanism else 0
+        in_a_row = last.count if last and kind_of(last.release) == kind else 0
         # Few questions where releases are equal, and one each where every one is new.
         wanted = max(1, AHEAD * in_a_row)
         if after(wanted) <= budget.epsilon:
-            return _Grant(mechanism, budget, wanted, final=False)
+            return _Grant(kind, budget, wanted, final=False)
         fits = most_steps(after, budget.epsilon, guess=wanted)
-        return _Grant(mechanism, budget, fits, final=True)
+        return _Grant(kind, budget, fits, final=True)
 
-    def _after(self, mechanism: Mechanism, more: int, delta: float) -> float:
-        """Epsilon of the ledger with `mechanism` used so many times more."""
-        rest = {used: count for used, count in self._tally.items() if used != mechanism}
-        count = self._tally[mechanism] + more
+    def _after(self, release: Release, more: int, delta: float) -> float:
+        """Epsilon of the ledger with `release` in it so many times more."""
+        tally = self._turns.after(release, more).tally
+        mechanism = release.mechanism.uses(1)[0]
+        rest = {used: count for used, count in tally.items() if used != mechanism}
+        count = tally.get(mechanism, 0)
         if not self._rest.tally.items() <= rest.items():
             self._rest = _Rest({}, compose({}, self.accountant, self.neighbours))
         if new := dict(rest.items() - self._rest.tally.items()):
@@ -202,9 +214,9 @@ class Ledger:
 
 @dataclass(frozen=True)
 class _Grant:
-    """`left` more uses of `mechanism` were found to fit `budget`, and, if `final`, no more."""
+    """`left` more releases of a kind were found to fit `budget`, and, if `final`, no more."""
 
-    mechanism: Mechanism
+    kind: Kind
     budget: Budget
     left: int
     final: bool

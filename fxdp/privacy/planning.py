@@ -14,7 +14,14 @@ from fxdp.privacy.accounting import (
 )
 from fxdp.privacy.arguments import require, require_delta, require_whole
 from fxdp.privacy.release import Mechanism
-from fxdp.privacy.sampling import FixedSize, Poisson, Sampling, TruncatedPoisson, samples_known_to
+from fxdp.privacy.sampling import (
+    CyclicPoisson,
+    FixedSize,
+    Poisson,
+    Sampling,
+    TruncatedPoisson,
+    samples_known_to,
+)
 from fxdp.privacy.search import most_steps
 
 NOISE_LIMIT = 2.0**20  # in units of C; whoever needs more has asked for something else
@@ -148,6 +155,8 @@ def _for_rdp(sampling: Sampling | None, neighbours: Neighbours) -> Sampling | No
             # Without a bound for Poisson batches of replaced samples, without amplification:
             # too much noise, but a place to start from.
             return Poisson(rate) if neighbours == "add-or-remove-one" else None
+        case CyclicPoisson(_, parts):
+            return sampling if neighbours == "add-or-remove-one" else CyclicPoisson(1.0, parts)
         case FixedSize() | None:
             return sampling
 

@@ -9,8 +9,8 @@ at most C. Adding or removing a sample moves that sum by at most C, replacing on
 import math
 from dataclasses import dataclass
 
-from fxdp.privacy.arguments import require, require_noise
-from fxdp.privacy.sampling import Sampling
+from fxdp.privacy.arguments import require, require_noise, require_whole
+from fxdp.privacy.sampling import CyclicPoisson, Poisson, Sampling
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,19 @@ class Mechanism:
 
     def __post_init__(self) -> None:
         require_noise("noise_multiplier", self.noise_multiplier)
+
+    def uses(self, steps: int) -> tuple["Mechanism", int]:
+        """What `steps` steps in a row do to one sample, at most: a mechanism, and how often.
+
+        Of `CyclicPoisson` each part has its turn once in `parts` steps; the part that has come
+        first has had the most, ceil(steps / parts).
+        """
+        match self.sampling:
+            case CyclicPoisson(rate, parts):
+                drawn = Poisson(rate) if rate < 1 else None
+                return Mechanism(self.noise_multiplier, drawn), -(-steps // parts)
+            case _:
+                return self, steps
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class GaussianRelease:
 
     def __post_init__(self) -> None:
         _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
+        _require_no_turns(self.sampling)
 
     @property
     def mechanism(self) -> Mechanism:
@@ -96,6 +110,7 @@ class CountedRelease:
     def __post_init__(self) -> None:
         _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
         require_noise("count_noise", self.count_noise)
+        _require_no_turns(self.sampling)
 
     @property
     def mechanism(self) -> Mechanism:
@@ -103,7 +118,64 @@ class CountedRelease:
         return Mechanism(together(self.noise_multiplier, self.count_noise), self.sampling)
 
 
-Release = GaussianRelease | CountedRelease
+@dataclass(frozen=True)
+class BandedRelease:
+    """One step of a stream of sums of which each part of the data has its turn.
+
+    The noise of a step may be correlated with that of the `bands - 1` steps before: what is
+    released is x_t + sigma C y_t with y = B^-1 z, z standard normal and fresh, and B a banded
+    lower-triangular Toeplitz matrix whose columns have norm 1 at most.
+
+    Guarantees:
+        A stream is the matrix mechanism B x + sigma C z, and B has `bands` bands, at most as
+        many as there are parts: so the rows that one turn of a sample touches are touched by no
+        other turn, and in them B is an isometry at most. Each turn is a Gaussian release of
+        noise multiplier sigma from a Poisson sample, and all turns of the others are noise
+        (arXiv 2306.08153, theorem 4). This holds for adaptive steps, and for both kinds of
+        neighbours. A stream that begins anew in the middle, with no noise of before, only has
+        smaller columns.
+
+    | edge case                          | what it means                                     |
+    |------------------------------------|---------------------------------------------------|
+    | bands = 1                          | independent noise                                 |
+    | noise_multiplier = 0               | nothing is private: epsilon is inf from then on   |
+    | sigma changes within a stream      | of `parts` steps in a row, the least sigma counts |
+    | C changes within a stream          | it cancels out, as ever                           |
+    | bands > sampling.parts             | ValueError: turns of one sample would overlap     |
+
+    Attributes:
+        noise_multiplier: sigma, in units of max_grad_norm; in [0, inf).
+        bands: >= 1.
+        sampling: whose turn it is.
+        max_grad_norm: C, kept for the record; > 0.
+        stream: the number of the stream in its ledger, >= 0: its steps take turns together.
+
+    Raises:
+        ValueError: an attribute is out of its range, or of the wrong kind.
+    """
+
+    noise_multiplier: float
+    bands: int
+    sampling: CyclicPoisson
+    max_grad_norm: float
+    stream: int = 0
+
+    def __post_init__(self) -> None:
+        _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
+        require_whole("bands", self.bands, 1)
+        require_whole("stream", self.stream, 0)
+        cyclic = isinstance(self.sampling, CyclicPoisson)  # pyright: ignore[reportUnnecessaryIsInstance]
+        require(cyclic, "sampling", self.sampling, "CyclicPoisson: other turns have no bound here")
+        fits = self.bands <= self.sampling.parts
+        require(fits, "bands", self.bands, f"at most parts = {self.sampling.parts}")
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """What the accountant is told: the release, with whose turn it is."""
+        return Mechanism(self.noise_multiplier, self.sampling)
+
+
+Release = GaussianRelease | CountedRelease | BandedRelease
 
 
 @dataclass(frozen=True)
@@ -145,6 +217,11 @@ def noise_beside_count(noise_multiplier: float, count_noise: float) -> float:
         found, rise = math.nextafter(found * (1 + rise), math.inf), 2 * rise
     require(found < math.inf, "count_noise", count_noise, wanted)
     return found
+
+
+def _require_no_turns(sampling: Sampling | None) -> None:
+    plain = not isinstance(sampling, CyclicPoisson)
+    require(plain, "sampling", sampling, "of another kind: CyclicPoisson needs a BandedRelease")
 
 
 def _require_noisy_sum(noise_multiplier: float, max_grad_norm: float) -> None:

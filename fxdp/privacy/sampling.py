@@ -10,6 +10,7 @@ chance, the way is None, and nothing is amplified.
 |                           |                                         | replace: PLD              |
 | TruncatedPoisson(q, n, b) | the same, but of more than b a random b | both: PLD                 |
 | FixedSize(n, b)           | a random b of n                         | replace: RDP              |
+| CyclicPoisson(q, parts)   | of one part after another, as Poisson(q) | as Poisson               |
 | None                      | whoever the adversary knows to be there | both: PLD, RDP            |
 """
 
@@ -77,7 +78,40 @@ class FixedSize:
         _require_part("batch_size", self.batch_size, self.num_samples)
 
 
-Sampling = Poisson | TruncatedPoisson | FixedSize
+@dataclass(frozen=True)
+class CyclicPoisson:
+    """The data are split into parts, once; batch t is a Poisson sample of part t mod `parts`.
+
+    So no sample is in two of any `parts` batches in a row, which is what noise of up to as many
+    bands needs (Choquette-Choo et al. 2023, arXiv 2306.08153, section 4): after T batches a
+    sample had at most ceil(T / parts) chances to be drawn. With `rate` = 1 nothing else is
+    said: it describes every way to draw by which no sample is in two of any `parts` batches in
+    a row, a pass over the data in a fixed order again and again among them.
+
+    | edge case                                 | what it means                               |
+    |-------------------------------------------|---------------------------------------------|
+    | parts = 1                                 | Poisson(rate)                               |
+    | rate = 1                                  | nothing is amplified                        |
+    | a batch is left out, or drawn and dropped | not this way to draw: the parts lose step   |
+    | k batches in one release                  | this way with parts / k, where that is whole |
+
+    Attributes:
+        rate: of the samples of a part, in each batch of that part; in (0, 1].
+        parts: >= 1. Which sample is in which is decided without looking at the others.
+
+    Raises:
+        ValueError: an attribute is out of its range.
+    """
+
+    rate: float
+    parts: int
+
+    def __post_init__(self) -> None:
+        require_rate("rate", self.rate)
+        require_whole("parts", self.parts, 1)
+
+
+Sampling = Poisson | TruncatedPoisson | FixedSize | CyclicPoisson
 
 
 def samples_known_to(sampling: Sampling | None) -> int | None:
@@ -85,7 +119,7 @@ def samples_known_to(sampling: Sampling | None) -> int | None:
     match sampling:
         case TruncatedPoisson() | FixedSize():
             return sampling.num_samples
-        case Poisson() | None:
+        case Poisson() | CyclicPoisson() | None:
             return None
 
 

@@ -11,17 +11,22 @@ from typing import Any, TypeVar
 
 from fxdp.privacy.accounting import Accountant, Neighbours
 from fxdp.privacy.arguments import require_one_of, require_whole
-from fxdp.privacy.release import CountedRelease, GaussianRelease, Release, Run
-from fxdp.privacy.sampling import FixedSize, Poisson, Sampling, TruncatedPoisson
+from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release, Run
+from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, Sampling, TruncatedPoisson
 
 VERSION = 1
 SAMPLINGS = {
     "poisson": Poisson,
     "truncated-poisson": TruncatedPoisson,
     "fixed-size": FixedSize,
+    "cyclic-poisson": CyclicPoisson,
 }
-RELEASES = {"gaussian": GaussianRelease, "counted-gaussian": CountedRelease}
-WHOLE = {"num_samples", "max_batch_size", "batch_size"}
+RELEASES = {
+    "gaussian": GaussianRelease,
+    "counted-gaussian": CountedRelease,
+    "banded-gaussian": BandedRelease,
+}
+WHOLE = {"num_samples", "max_batch_size", "batch_size", "parts", "bands", "stream"}
 
 Made = TypeVar("Made")
 

@@ -8,8 +8,9 @@ from fxdp.privacy.accounting import Accountant, Neighbours, epsilon_of_known_bat
 from fxdp.privacy.arguments import require_delta
 from fxdp.privacy.budget import rounded_up
 from fxdp.privacy.ledger import Ledger
-from fxdp.privacy.release import CountedRelease, GaussianRelease, Run
+from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Run
 from fxdp.privacy.sampling import (
+    CyclicPoisson,
     FixedSize,
     Poisson,
     Sampling,
@@ -71,6 +72,9 @@ def _released(runs: Sequence[Run]) -> str:
         if counts
         else ""
     )
+    banded = [r.release.bands for r in runs if isinstance(r.release, BandedRelease)]
+    if max(banded, default=1) > 1:
+        counted += f" {_correlated(max(banded))}"
     return (
         f"{what} sigma lay between {min(sigmas):g} and {max(sigmas):g}, C between "
         f"{min(bounds):g} and {max(bounds):g}.{counted} {' In other steps: '.join(ways)}"
@@ -91,7 +95,19 @@ def _told(run: Run, one_of_many: bool) -> str:
                 f"sum and count are one Gaussian mechanism of noise multiplier "
                 f"{release.mechanism.noise_multiplier:.6g}."
             )
+        case BandedRelease(_, bands):
+            counted = f" {_correlated(bands)}" if bands > 1 else ""
     return f"{steps} {numbers}.{counted} {_drawn(release.sampling)}"
+
+
+def _correlated(bands: int) -> str:
+    return (
+        "The noise of a step was not independent of that of the steps before, so that part of it "
+        "cancels out over the steps: in every coordinate it is sigma C times the inverse of a "
+        f"banded lower-triangular Toeplitz matrix of {bands:,} bands, with columns of norm 1, "
+        "applied to independent standard normal numbers (Choquette-Choo et al. 2023, arXiv "
+        "2306.08153)."
+    )
 
 
 def _drawn(sampling: Sampling | None) -> str:
@@ -114,6 +130,17 @@ def _drawn(sampling: Sampling | None) -> str:
             return (
                 f"Each batch was a random subset of {batch_size:,} of the {num_samples:,} "
                 "samples, drawn without replacement."
+            )
+        case CyclicPoisson(rate, parts) if rate == 1:
+            return (
+                f"No sample was in two of any {parts:,} batches in a row; nothing else is assumed "
+                "about how the batches were drawn."
+            )
+        case CyclicPoisson(rate, parts):
+            return (
+                f"The samples were split into {parts:,} parts once, each sample on its own; the "
+                "parts took turns, and each sample was in each batch of its part's turns with "
+                f"probability {rate:g}, independently of all others (cyclic Poisson sampling)."
             )
 
 
@@ -152,11 +179,19 @@ def _accountant(accountant: Accountant) -> str:
 
 
 def _assumptions(runs: Sequence[Run]) -> str:
-    drawn = any(run.release.sampling is not None for run in runs)
+    ways = [run.release.sampling for run in runs]
+    drawn = any(way is not None and not _in_turns(way) for way in ways)
     sampling = "batches were drawn as described and afresh in each step, and kept secret; "
+    turns = "the parts took turns as described, and no turn was left out; "
+    taken = any(isinstance(way, CyclicPoisson) for way in ways)
     return (
-        f"Assumed are: {sampling if drawn else ''}noise was fresh, and as good as real-valued "
-        "Gaussian noise in spite of floating point; one person's data is one sample; nothing "
-        "else that was made of the data was published, such as losses without noise, or "
-        "hyper-parameters that were chosen by looking at it."
+        f"Assumed are: {sampling if drawn else ''}{turns if taken else ''}noise was fresh, and as "
+        "good as real-valued Gaussian noise in spite of floating point; one person's data is one "
+        "sample; nothing else that was made of the data was published, such as losses without "
+        "noise, or hyper-parameters that were chosen by looking at it."
     )
+
+
+def _in_turns(sampling: Sampling) -> bool:
+    """Whether nothing is drawn by chance: whose turn it is says who is in the batch."""
+    return isinstance(sampling, CyclicPoisson) and sampling.rate == 1

@@ -15,8 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxdp.data import FixedSizeSampler, PoissonSampler, PrivateSampler, TruncatedPoissonSampler
-from fxdp.privacy import FixedSize, Poisson, TruncatedPoisson
+from fxdp.data import (
+    CyclicPoissonSampler,
+    FixedSizeSampler,
+    PoissonSampler,
+    PrivateSampler,
+    TruncatedPoissonSampler,
+    private_loader,
+)
+from fxdp.privacy import CyclicPoisson, FixedSize, Poisson, TruncatedPoisson
 
 STEPS = 4000
 # Of seed 0: two batches of each kind.
@@ -24,6 +31,7 @@ KNOWN = (
     [[2, 9, 11, 13], [0, 2, 3, 5, 6, 7, 8, 10, 12, 14, 15]],
     [[0, 2, 3, 4, 12, 16], [6, 8, 9, 12, 14, 17, 18]],
     [[0, 6, 8, 13, 14, 18], [8, 10, 11, 12, 14, 18]],
+    [[0, 2, 3, 6], [4, 5, 7, 9, 12, 13, 15, 17, 18, 19]],
 )
 
 
@@ -37,6 +45,7 @@ def samplers(steps: int, **options: Any) -> list[PrivateSampler]:
         PoissonSampler(20, 0.3, steps, **options),
         TruncatedPoissonSampler(20, 0.3, 7, steps, **options),
         FixedSizeSampler(20, 6, steps, **options),
+        CyclicPoissonSampler(20, 0.9, 3, steps, **options),
     ]
 
 
@@ -117,6 +126,52 @@ class TestFixedSizeLaw:
         assert (one_after_another * STEPS**0.5).abs().max() < 6
 
 
+class TestCyclicPoissonLaw:
+    def test_parts_take_turns_and_each_is_a_poisson_sample(self) -> None:
+        table = drawn(CyclicPoissonSampler(60, 0.3, 3, 3 * STEPS, seeded(4)))
+        turns = table.view(STEPS, 3, 60)
+        own = turns.any(0)  # whose part it is
+        assert (own.sum(0) == 1).all()
+        rates = turns.mean(0)[own]
+        assert ((rates - 0.3) / (0.21 / STEPS) ** 0.5).abs().max() < 5.5
+        members = turns.transpose(0, 1)[0][:, own[0]].T
+        between = torch.corrcoef(members) - torch.eye(len(members))
+        assert (between * STEPS**0.5).abs().max() < 6
+        one_after_another = torch.corrcoef(torch.cat((members[:, :-1], members[:, 1:])))
+        far = one_after_another[: len(members), len(members) :]
+        assert (far * STEPS**0.5).abs().max() < 6
+
+    def test_everybody_finds_a_part_on_their_own(self) -> None:
+        """1000 indices in 5 parts; and with fewer of them nobody else's part is another."""
+        sampler = CyclicPoissonSampler(1000, 1.0, 5, 5, seeded())
+        batches = list(sampler)
+        assert sorted(sum(batches, [])) == list(range(1000))
+        for batch in batches:
+            assert abs(len(batch) - 200) < 5.5 * 160**0.5
+        fewer = CyclicPoissonSampler(400, 1.0, 5, 5, seeded())
+        assert list(fewer) == [[i for i in batch if i < 400] for batch in batches]
+        again = CyclicPoissonSampler(1000, 1.0, 5, 5, seeded(1))
+        assert list(again) != batches
+        again.load_state_dict(sampler.state_dict() | {"position": 0})  # and so another split
+        assert list(again) == batches
+
+    def test_one_part_is_everybody(self) -> None:
+        found = list(CyclicPoissonSampler(20, 0.3, 1, 50, seeded()))
+        assert found == list(PoissonSampler(20, 0.3, 50, seeded()))
+
+    def test_more_parts_than_samples(self) -> None:
+        batches = list(CyclicPoissonSampler(2, 1.0, 50, 50, seeded()))
+        assert sorted(sum(batches, [])) == [0, 1]
+
+    def test_a_loader_takes_it(self) -> None:
+        data = torch.utils.data.TensorDataset(torch.arange(20))
+        sampler = CyclicPoissonSampler(20, 1.0, 40, 40, seeded())
+        whole = list(CyclicPoissonSampler(20, 1.0, 40, 40, seeded()))
+        found = [x.tolist() for (x,) in private_loader(data, sampler)]
+        assert found == whole
+        assert [] in found
+
+
 @settings(max_examples=100, derandomize=True, deadline=None)
 @given(
     num_samples=st.integers(1, 300),
@@ -133,6 +188,7 @@ def test_a_batch_is_a_function_of_its_number(
         lambda: PoissonSampler(num_samples, rate, 1, seeded(seed)),
         lambda: TruncatedPoissonSampler(num_samples, rate, size, 1, seeded(seed)),
         lambda: FixedSizeSampler(num_samples, size, 1, seeded(seed)),
+        lambda: CyclicPoissonSampler(num_samples, rate, size, 1, seeded(seed)),
     ):
         one, other = make(), make()
         other.batch(0)
@@ -140,18 +196,17 @@ def test_a_batch_is_a_function_of_its_number(
         assert batch == other.batch(step)
         assert batch == sorted(set(batch))
         assert all(type(index) is int and 0 <= index < num_samples for index in batch)
-        if not isinstance(one, PoissonSampler):
+        if not isinstance(one, PoissonSampler | CyclicPoissonSampler):
             assert len(batch) <= size
 
 
 def test_what_a_seed_gives_does_not_change() -> None:
     # Two releases of fxdp must resume each other's runs.
-    poisson, truncated, fixed = (list(sampler) for sampler in samplers(2, generator=seeded()))
-    assert (poisson, truncated, fixed) == KNOWN
+    assert tuple(list(sampler) for sampler in samplers(2, generator=seeded())) == KNOWN
 
 
 @pytest.mark.parametrize("secure", [False, True])
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
 @pytest.mark.parametrize("stop", [0, 1, 9, 10, 17])
 def test_resuming_anywhere_gives_the_batches_that_would_have_followed(
     kind: int, stop: int, secure: bool
@@ -176,8 +231,9 @@ def test_the_sampler_states_its_mechanism() -> None:
         Poisson(0.3),
         TruncatedPoisson(0.3, 20, 7),
         FixedSize(20, 6),
+        CyclicPoisson(0.9, 3),
     ]
-    assert [s.expected_batch_size for s in samplers(1)] == [6, 6, 6]
+    assert [s.expected_batch_size for s in samplers(1)] == [6, 6, 6, 6]
 
 
 def test_secure_batches_differ_from_run_to_run() -> None:
@@ -250,6 +306,7 @@ class TestEdges:
             (PoissonSampler(5, 0.4, 8), "sampling"),
             (PoissonSampler(5, 0.5, 9), "steps"),
             (FixedSizeSampler(5, 2, 8), "sampling"),
+            (CyclicPoissonSampler(5, 0.5, 2, 8), "sampling"),
             (PoissonSampler(5, 0.5, 8, secure=True), "stream"),
         ):
             with pytest.raises(ValueError, match=f"sampler state: {name} is"):
@@ -287,16 +344,20 @@ class TestEdges:
         ("max_batch_size", 6),
         ("batch_size", 0),
         ("batch_size", 6),
+        ("parts", 0),
+        ("parts", 1.5),
     ],
 )
 def test_the_argument_out_of_range_is_named(name: str, value: float) -> None:
     good: dict[str, Any] = {
-        "num_samples": 5, "sample_rate": 0.5, "max_batch_size": 2, "batch_size": 2, "steps": 1
+        "num_samples": 5, "sample_rate": 0.5, "max_batch_size": 2, "batch_size": 2, "steps": 1,
+        "parts": 2,
     }  # fmt: skip
     for kind, names in (
         (PoissonSampler, ("num_samples", "sample_rate", "steps")),
         (TruncatedPoissonSampler, ("num_samples", "sample_rate", "max_batch_size", "steps")),
         (FixedSizeSampler, ("num_samples", "batch_size", "steps")),
+        (CyclicPoissonSampler, ("num_samples", "sample_rate", "parts", "steps")),
     ):
         if name in names:
             with pytest.raises(ValueError, match=f"^{name} must be"):
