@@ -19,12 +19,14 @@ import math
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import dp_accounting
 from dp_accounting import pld, rdp
 
 from fxdp.privacy.arguments import require_delta, require_one_of, require_whole
+from fxdp.privacy.grid import COARSEST, FINEST, distance, interval
 from fxdp.privacy.release import Mechanism
 from fxdp.privacy.sampling import (
     CyclicPoisson,
@@ -38,7 +40,24 @@ from fxdp.privacy.sampling import (
 Accountant = Literal["pld", "rdp"]
 Neighbours = Literal["add-or-remove-one", "replace-one"]
 Tally = Mapping[Mechanism, int]  # how often each mechanism was used
-Composed = pld.PLDAccountant | rdp.RdpAccountant
+NEGLIGIBLE = 1e-6  # a noise multiplier below it counts as none
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What dp-accounting makes of a tally.
+
+    Attributes:
+        tally: mechanisms that were used once or more.
+        neighbours: the relation.
+        account: dp-accounting's; it knows nothing of the tally if `interval` is above COARSEST.
+        interval: of the grid of a PLD; 0 for RDP, which has none.
+    """
+
+    tally: Tally
+    neighbours: Neighbours
+    account: pld.PLDAccountant | rdp.RdpAccountant
+    interval: float
 
 
 def epsilon(
@@ -62,6 +81,7 @@ def epsilon(
     |------------------------------|----------------------------------------------------|
     | steps = 0                    | 0, whatever the noise                              |
     | noise_multiplier = 0         | inf, once steps > 0                                |
+    | ... and below 1e-6           | as if it were 0: epsilon would be above 1e11       |
     | sample_rate = 1 or None      | the Gaussian mechanism: sampling hides nothing     |
     | FixedSize                    | only for "replace-one" by "rdp", else ValueError   |
     | TruncatedPoisson             | only by "pld", else ValueError                     |
@@ -78,10 +98,11 @@ def epsilon(
         steps: how many noisy sums are released, those of empty batches included; >= 0.
         delta: in (0, 1); customarily below one over the number of samples.
         accountant: "pld" composes privacy loss distributions (Doroshenko et al. 2022, arXiv
-            2207.04380): tight; tenths of a second, and minutes where epsilon is in the
-            hundreds. "rdp" composes Renyi divergences (Mironov, Talwar, Zhang 2019, arXiv
-            1908.10530; for FixedSize Wang, Balle, Kasiviswanathan 2019, arXiv 1808.00087):
-            some 10 % larger, and takes milliseconds.
+            2207.04380): tight; tenths of a second. It rounds the losses up to a grid, which is
+            the coarser the larger they are; far in the millions, where there is no grid any
+            more, the bound is that of `epsilon_beyond_grids`. "rdp" composes Renyi divergences
+            (Mironov, Talwar, Zhang 2019, arXiv 1908.10530; for FixedSize Wang, Balle,
+            Kasiviswanathan 2019, arXiv 1808.00087): some 10 % larger, and takes milliseconds.
         neighbours: which data sets are not to be told apart.
         num_samples: size of the data set, for the warning about delta alone; where the way to
             draw knows it, None will do.
@@ -146,7 +167,8 @@ def compose(tally: Tally, accountant: Accountant, neighbours: Neighbours) -> Com
     for mechanism, steps in tally.items():
         of_one, count = mechanism.uses(steps)
         used[of_one] += count
-    return with_more(_fresh(accountant, neighbours), used)
+    grid = _grid(used, accountant, neighbours)
+    return _added(Composed({}, neighbours, _fresh(accountant, neighbours, grid), grid), used)
 
 
 def with_more(account: Composed, more: Tally) -> Composed:
@@ -154,18 +176,34 @@ def with_more(account: Composed, more: Tally) -> Composed:
 
     Without `CyclicPoisson` among them, of which what one sample has of them is to be told.
     """
-    account = copy.deepcopy(account)
-    with _no_report_of_skipped_orders():
-        for mechanism, count in more.items():
-            if count:
-                account.compose(_event(mechanism, account), count)
-    return account
+    accountant = "rdp" if isinstance(account.account, rdp.RdpAccountant) else "pld"
+    total = Counter(account.tally)
+    total.update(more)
+    if _grid(total, accountant, account.neighbours) != account.interval:
+        return compose(total, accountant, account.neighbours)
+    return _added(account, more)
 
 
 def epsilon_of(account: Composed, delta: float) -> float:
     """Epsilon of an account at delta, in nats; inf where something had no noise."""
+    bound = math.inf
+    if account.interval > FINEST:
+        bound = epsilon_beyond_grids(account.tally, delta, account.neighbours)
+    if account.interval > COARSEST:
+        return bound
     with _no_report_of_skipped_orders():
-        return float(account.get_epsilon(delta))
+        return min(bound, float(account.account.get_epsilon(delta)))
+
+
+def epsilon_beyond_grids(tally: Tally, delta: float, neighbours: Neighbours) -> float:
+    """A bound on epsilon without amplification, which needs neither a grid nor a root.
+
+    rho + 2 sqrt(rho log(1 / delta)), of Gaussians that are rho-zCDP together (Bun and Steinke
+    2016, arXiv 1605.02065, proposition 1.3). Against the closed form of `epsilon_of_known_batches`
+    that is little more where epsilon is large, and rounds the right way.
+    """
+    precision = _precision(tally, neighbours)
+    return precision / 2 + math.sqrt(2 * precision * math.log(1 / delta))
 
 
 def epsilon_of_known_batches(tally: Tally, delta: float, neighbours: Neighbours) -> float:
@@ -175,21 +213,48 @@ def epsilon_of_known_batches(tally: Tally, delta: float, neighbours: Neighbours)
     (Balle and Wang 2018, arXiv 1805.06530). A truncated batch that loses a sample may gain
     another, which moves its sum by 2 C for either kind of neighbours.
     """
-    precision = 0.0
-    for mechanism, count in tally.items():
-        if count and mechanism.noise_multiplier == 0:
-            return math.inf
-        truncated = isinstance(mechanism.sampling, TruncatedPoisson)
-        distance = 2.0 if truncated or neighbours == "replace-one" else 1.0
-        precision += count * (distance / mechanism.noise_multiplier) ** 2 if count else 0.0
-    if precision == 0:
-        return 0.0
+    precision = _precision(tally, neighbours)
+    if precision in (0.0, math.inf):
+        return precision
     return float(dp_accounting.get_epsilon_gaussian(1 / math.sqrt(precision), delta))
 
 
-def _event(mechanism: Mechanism, account: Composed) -> dp_accounting.DpEvent:
+def _precision(tally: Tally, neighbours: Neighbours) -> float:
+    """1 / sigma^2 of the Gaussian that all are together, without sampling; inf without noise."""
+    precision = 0.0
+    for mechanism, count in tally.items():
+        if count and mechanism.noise_multiplier < NEGLIGIBLE:
+            return math.inf
+        if count:
+            moved = distance(mechanism, neighbours == "replace-one")
+            precision += count * (moved / mechanism.noise_multiplier) ** 2
+    return precision
+
+
+def _grid(tally: Tally, accountant: Accountant, neighbours: Neighbours) -> float:
+    noisy = {m: count for m, count in tally.items() if count and m.noise_multiplier >= NEGLIGIBLE}
+    return interval(noisy, neighbours == "replace-one") if accountant == "pld" else 0.0
+
+
+def _added(account: Composed, more: Tally) -> Composed:
+    """The account with more mechanisms that its grid is fine for."""
+    total, composed = Counter(account.tally), account.account
+    total.update(more)
+    if account.interval <= COARSEST:
+        composed = copy.deepcopy(composed)
+        with _no_report_of_skipped_orders():
+            for mechanism, count in more.items():
+                if count:
+                    composed.compose(_event(mechanism, composed), count)
+    return replace(account, tally=dict(total), account=composed)
+
+
+def _event(
+    mechanism: Mechanism, account: pld.PLDAccountant | rdp.RdpAccountant
+) -> dp_accounting.DpEvent:
     sigma = mechanism.noise_multiplier
-    if sigma == 0:
+    if sigma < NEGLIGIBLE:
+        # Besides, the square of a number like 1e-160 is 0, and epsilon of RDP would be 0 too.
         return dp_accounting.NonPrivateDpEvent()
     # For REPLACE_ONE the RDP accountant takes noise in units of the distance of two sums, which
     # is 2 C, and the PLD accountant in units of C, like fxdp.
@@ -197,7 +262,7 @@ def _event(mechanism: Mechanism, account: Composed) -> dp_accounting.DpEvent:
     in_its_units = sigma / 2 if replaced and isinstance(account, rdp.RdpAccountant) else sigma
     noise = dp_accounting.GaussianDpEvent(in_its_units)
     match mechanism.sampling:
-        case None:
+        case None | Poisson(1):  # as a mixture of one, dp-accounting needs a thousand times longer
             return noise
         case Poisson(rate):
             return dp_accounting.PoissonSampledDpEvent(rate, noise)
@@ -211,7 +276,9 @@ def _event(mechanism: Mechanism, account: Composed) -> dp_accounting.DpEvent:
             return dp_accounting.SampledWithoutReplacementDpEvent(num_samples, batch_size, noise)
 
 
-def _fresh(accountant: Accountant, neighbours: Neighbours) -> Composed:
+def _fresh(
+    accountant: Accountant, neighbours: Neighbours, grid: float
+) -> pld.PLDAccountant | rdp.RdpAccountant:
     match neighbours:
         case "add-or-remove-one":
             relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -221,7 +288,7 @@ def _fresh(accountant: Accountant, neighbours: Neighbours) -> Composed:
         case "rdp":
             return rdp.RdpAccountant(neighboring_relation=relation)
         case "pld":
-            return pld.PLDAccountant(relation)
+            return pld.PLDAccountant(relation, min(grid, COARSEST))
 
 
 @contextmanager

@@ -76,9 +76,7 @@ def with_opacus(model: nn.Module, loader: DataLoader[Any], sigma: float) -> Lear
     return Learner(module, batches, step, lambda: engine.get_epsilon(DELTA))
 
 
-def both(
-    digits: Digits, seed: int, sigma: float, epochs: int, backend: str
-) -> dict[str, Learner]:
+def both(digits: Digits, seed: int, sigma: float, epochs: int, backend: str) -> dict[str, Learner]:
     """Two networks with the same weights, not trained yet."""
     torch.manual_seed(seed)
     model, data = network(), TensorDataset(digits.x, digits.y)
