@@ -37,6 +37,7 @@ class Learner:
     """A network in training: its batches, and what one of them does to it."""
 
     model: nn.Module
+    optimizer: Any
     loader: Iterable[Any]
     step: Callable[[Tensor, Tensor], object]
     spent: Callable[[], float]
@@ -56,7 +57,7 @@ def with_fxdp(
         private(x, y).backward()
         optimizer.step()
 
-    return Learner(private, batches, step, lambda: private.privacy_spent(DELTA))
+    return Learner(private, optimizer, batches, step, lambda: private.privacy_spent(DELTA))
 
 
 def with_opacus(model: nn.Module, loader: DataLoader[Any], sigma: float) -> Learner:
@@ -73,7 +74,7 @@ def with_opacus(model: nn.Module, loader: DataLoader[Any], sigma: float) -> Lear
         F.cross_entropy(module(x), y).backward()
         optimizer.step()
 
-    return Learner(module, batches, step, lambda: engine.get_epsilon(DELTA))
+    return Learner(module, optimizer, batches, step, lambda: engine.get_epsilon(DELTA))
 
 
 def both(digits: Digits, seed: int, sigma: float, epochs: int, backend: str) -> dict[str, Learner]:
