@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 
 from fxdp.privacy.release import Mechanism
-from fxdp.privacy.sampling import FixedSize, Poisson, Sampling, TruncatedPoisson
+from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, Sampling, TruncatedPoisson
 
 FINEST = 1e-4  # dp-accounting's own choice
 COARSEST = 100.0  # its arithmetic takes the exponential of an interval
@@ -64,7 +64,7 @@ def _excess(a: float) -> float:
 
 def _rate(sampling: Sampling | None) -> float:
     match sampling:
-        case Poisson(rate) | TruncatedPoisson(rate):
+        case Poisson(rate) | TruncatedPoisson(rate) | CyclicPoisson(rate):
             return rate
         case FixedSize(num_samples, batch_size):
             return batch_size / num_samples
