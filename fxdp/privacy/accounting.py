@@ -130,7 +130,7 @@ def as_sampling(sample_rate: float | Sampling | None) -> Sampling | None:
     match sample_rate:
         case None | Poisson() | TruncatedPoisson() | FixedSize() | CyclicPoisson():
             return sample_rate
-        case float() | int() if 0 < sample_rate <= 1:
+        case float() | int() if sample_rate is not True and 0 < sample_rate <= 1:
             return Poisson(sample_rate)
         case _:
             raise ValueError(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from fxdp.privacy.arguments import require, require_delta
+from fxdp.privacy.arguments import require_delta, require_epsilon
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Budget:
     delta: float
 
     def __post_init__(self) -> None:
-        require(0 < self.epsilon <= math.inf, "epsilon", self.epsilon, "in (0, inf]")
+        require_epsilon(self.epsilon)
         require_delta(self.delta)
 
 

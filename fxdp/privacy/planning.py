@@ -12,7 +12,13 @@ from fxdp.privacy.accounting import (
     compose,
     epsilon_of,
 )
-from fxdp.privacy.arguments import require, require_delta, require_whole
+from fxdp.privacy.arguments import (
+    require,
+    require_delta,
+    require_epsilon,
+    require_number,
+    require_whole,
+)
 from fxdp.privacy.release import Mechanism
 from fxdp.privacy.sampling import (
     CyclicPoisson,
@@ -67,7 +73,7 @@ def calibrate(
         ValueError: an argument is out of its range, or epsilon is out of reach; the message
             names the argument.
     """
-    require(epsilon > 0, "epsilon", epsilon, "in (0, inf]")
+    require_epsilon(epsilon)
     sampling = as_sampling(sample_rate)
     require_whole("steps", steps, 0)
     require_delta(delta, num_samples or samples_known_to(sampling))
@@ -133,6 +139,7 @@ def steps_within(
     Raises:
         ValueError: an argument is out of its range; the message names it.
     """
+    require_number("epsilon", epsilon)
     require(0 < epsilon < math.inf, "epsilon", epsilon, "in (0, inf)")
     mechanism = Mechanism(noise_multiplier, as_sampling(sample_rate))
     require_delta(delta, num_samples or samples_known_to(mechanism.sampling))

@@ -15,8 +15,8 @@ from tests.accuracy.result import Row, Run, markdown, spread
 from tests.accuracy.training import BATCH, CLIP, DELTA, both, row, take_turns
 from tests.bench.result import Machine
 
-# What Opacus warns of wherever it is used so: that its noise is of torch's own generator, that
-# its accountant would like other orders; and torch, of hooks whose module's input has no gradient.
+# What is warned of wherever Opacus is used so: that its noise is of torch's own generator, that
+# its accountant would like other orders, and each hook whose module's input has no gradient.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Secure RNG turned off:UserWarning"),
     pytest.mark.filterwarnings("ignore:Optimal order is the:UserWarning"),
