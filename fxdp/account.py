@@ -180,6 +180,6 @@ def as_budget(budget: Any) -> Budget | None:
         case None | Budget():
             return budget
         case (int() | float() as epsilon, int() | float() as delta):
-            return Budget(float(epsilon), float(delta))
+            return Budget(epsilon, delta)
         case _:
             raise TypeError(f"budget must be (epsilon, delta), not {budget!r}")

@@ -22,7 +22,7 @@ from fxdp.following import Following
 from fxdp.inspection import Attempt, Inspector
 from fxdp.logical import Accumulation, Delivered, Piece, summed
 from fxdp.ops import RULES
-from fxdp.options import Scales
+from fxdp.options import Scales, count
 from fxdp.outcome import loss_of
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
@@ -112,6 +112,8 @@ class PrivateModule(nn.Module):
         inputs, mask, size = self._stepper.prepared(args, kwargs, sample_mask)
         if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")
+        if self.microbatch_size is not None:
+            count("microbatch_size", self.microbatch_size)
         self._account.begin()
         if self.microbatch_size or self._logical is not None or self._account.noise:
             return self._in_pieces(inputs, mask)

@@ -234,3 +234,17 @@ def test_pieces_larger_than_a_batch_and_smaller_are_fine(size: int) -> None:
     private(x, y).backward()
     private(x[:0], y[:0]).backward()
     assert private.releases == 2
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "4"])
+def test_a_microbatch_size_that_is_set_later(size: Any) -> None:
+    private = compiled()
+    private.microbatch_size = size
+    with pytest.raises((TypeError, ValueError), match="microbatch_size must be"):
+        private(*DATA[:4])
+    assert private.releases == 0
+
+
+def test_a_budget_of_true() -> None:
+    with pytest.raises(TypeError, match="epsilon must be a number"):
+        compiled(budget=(True, 1e-5))
