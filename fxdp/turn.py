@@ -7,7 +7,7 @@ import torch
 from fxdp.account import Account
 from fxdp.clipping import Adaptive, Clipping
 from fxdp.keystream import SECURE_TERMS, Bits, fresh_key, normals
-from fxdp.options import Scales
+from fxdp.options import Scales, check_scales
 from fxdp.privacy.release import Release, noise_beside_count
 from fxdp.tally import Tally
 
@@ -37,8 +37,10 @@ class Turn:
         With adaptive clipping the noise multiplier is that of sum and count together.
 
         Raises:
-            ValueError: the count alone has less noise than both may have.
+            TypeError, ValueError: a scale is none; or the count alone has less noise than both may
+                have.
         """
+        check_scales(*scales)
         bound, sigma, expected = scales
         if not isinstance(clipping, Adaptive) or sigma == 0:
             return Turn(scales, account.release(sigma, bound), clipping, secure)
