@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fxdp.account import StepError
 from fxdp.clipping import Adaptive
 from fxdp.options import check_scales
 from fxdp.privacy.ledger import Ledger
@@ -21,7 +22,8 @@ class ScaleScheduler:
 
     A factor is a function of the number of releases, times the value that the module had when the
     scheduler was made, as in `torch.optim.lr_scheduler.LambdaLR`. The number is the ledger's, so a
-    run that is resumed goes on where it was, and there is no state to be saved.
+    run that is resumed goes on where it was, and there is no state to be saved: make the scheduler
+    as before, and then load the checkpoint.
 
     Guarantees:
         What is clipped, what is noised and what is recorded have the same scales in every step,
@@ -41,7 +43,8 @@ class ScaleScheduler:
 
     Raises:
         ValueError: `max_grad_norm` is given, and clipping is adaptive already; or a factor gives no
-            valid scale at the number of releases that there are.
+            valid scale at the beginning.
+        StepError: there were releases already, so that the module's values may be scaled ones.
     """
 
     def __init__(
@@ -53,6 +56,11 @@ class ScaleScheduler:
     ) -> None:
         if max_grad_norm is not None and isinstance(private.clipping, Adaptive):
             raise ValueError("max_grad_norm cannot follow a schedule where clipping is adaptive")
+        if private.releases:
+            raise StepError(
+                f"there were {private.releases} releases, and the scales may have been moved "
+                "already: make the scheduler before the first step, and before load_checkpoint"
+            )
         self.private = private
         self._base = (private.max_grad_norm, private.noise_multiplier)
         self._factors = (max_grad_norm, noise_multiplier)

@@ -93,3 +93,18 @@ def test_a_factor_that_gives_no_scale() -> None:
 def test_a_bound_that_moves_by_itself() -> None:
     with pytest.raises(ValueError, match="clipping is adaptive"):
         fxdp.ScaleScheduler(private_of(clipping="adaptive"), max_grad_norm=halved)
+
+
+def test_a_run_that_goes_on() -> None:
+    """Made before the checkpoint is loaded it goes on; after, it would scale what is scaled."""
+    first = private_of()
+    scheduler = fxdp.ScaleScheduler(first, noise_multiplier=halved)
+    first(X).backward()
+    scheduler.step()
+    again = private_of()
+    scheduler = fxdp.ScaleScheduler(again, noise_multiplier=halved)
+    again.load_privacy_state_dict(first.privacy_state_dict())
+    scheduler.step()
+    assert again.noise_multiplier == first.noise_multiplier == 2.0
+    with pytest.raises(fxdp.StepError, match="before load_checkpoint"):
+        fxdp.ScaleScheduler(again, noise_multiplier=halved)
