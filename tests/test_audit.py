@@ -544,3 +544,15 @@ def test_a_report_is_true_only_where_every_test_judged() -> None:
     above = Finding("noise", "x", 1.0, False, 0.5, 0.4, 0.6)
     assert not Audit((*good, above), (), 2, 0.9)
     assert not Finding("canary", "x", 1.0, True, math.nan, math.nan, math.nan).consistent
+
+
+def test_adaptive_clipping() -> None:
+    """The sum has 1 / sqrt(1 - (2 * 0.8)^-2) = 1.28 times the noise of sum and count together."""
+    private = private_of(clipping=fxdp.clipping.Adaptive(unclipped_num_std=0.8))
+    bound = private.max_grad_norm
+    found = fxdp.audit(private, X, Y, releases=60)
+    assert not found.violations, found
+    (level,) = [f for f in found.findings if f.subject == "noise multiplier, all parameters"]
+    assert level.claim == pytest.approx(1.281 * private.noise_multiplier, rel=1e-3)
+    assert private.max_grad_norm == bound
+    assert private.last_norms.shape == (0,)  # as before: nothing was released

@@ -98,7 +98,9 @@ def audit(
         raise ValueError(f"audit needs at least 2 samples to compare, and got {len(batch.present)}")
     bound, sigma = private.max_grad_norm, private.noise_multiplier
     mistake = (1 - confidence) / QUESTIONS
-    claim = claimed(sigma, delta, private.ledger.accountant)
+    # With adaptive clipping the sum, which is what is looked at, has more noise than sum and count.
+    own = private.planned_release(bound, sigma).noise_multiplier
+    claim = claimed(own, delta, private.ledger.accountant)
     with line(), untouched(private, seed):
         run = Releases(private)
         say("releases without noise, for the audit")
@@ -205,8 +207,8 @@ class Trials:
         bound, private = self.canary.bound, self.releases.private
         known = self.known(random_state())
         names = sorted(self.releases.noisy() & known.present.keys())
-        deviation = self.sigma * bound / private.expected_batch_size
-        noise = Noise(names, deviation, self.sigma, 2 * count)
+        own = private.planned_release(bound, self.sigma).noise_multiplier
+        noise = Noise(names, own * bound / private.expected_batch_size, own, 2 * count)
         scores: dict[bool, list[float]] = {True: [], False: []}
         for k in range(count):
             say(f"release {2 * k} of {2 * count}, for the audit")

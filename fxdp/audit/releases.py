@@ -116,13 +116,13 @@ def untouched(private: PrivateModule, seed: int) -> Iterator[None]:
     account, record = private._account, private._stepper.record
     extras, buffers = record.extras, {b: b.clone() for b in private.buffers()}
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    private._account = Account(Ledger())
+    last, private._account = private._last, Account(Ledger())
     try:
         with torch.random.fork_rng(devices), torch.enable_grad():
             seeded(seed)
             yield
     finally:
-        private._account, record.extras = account, extras
+        private._account, private._last, record.extras = account, last, extras
         private.max_grad_norm, private.noise_multiplier = bound, sigma
         put_back(buffers)
 
