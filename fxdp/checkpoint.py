@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxdp import trials
+from fxdp import timings
 from fxdp.account import StepError
 from fxdp.atomic import read, sweep, write
 from fxdp.data import PrivateLoader, PrivateSampler
@@ -96,7 +96,7 @@ def save_checkpoint(
         "privacy": private.privacy_state_dict(),
         "scales": {name: getattr(private, name) for name in SCALES},
         "rng": generator_states(),
-        "code": {"rows": private._stepper.rows, "trials": trials.asked()},
+        "code": {"rows": private._stepper.rows, "times": timings.asked()},
         "devices": devices(private),
         "extra": extra,
     }
@@ -199,7 +199,7 @@ def load_checkpoint(
         setattr(private, name, value)
     if "code" in state:
         private._stepper.rows = state["code"]["rows"]
-        trials.know(state["code"]["trials"])
+        timings.know(state["code"]["times"])
     if "rng" in state:
         set_generator_states(state["rng"])
         reseed_elsewhere(path, state["devices"], devices(private))
@@ -220,9 +220,9 @@ def check(state: dict[str, Any], private: PrivateModule, parts: dict[str, Any]) 
             raise ValueError(f"devices must be names, got {state['devices']!r}")
     if "code" in state:
         rows = state["code"].get("rows")
-        if not isinstance(rows, int | None) or set(state["code"]) != {"rows", "trials"}:
+        if not isinstance(rows, int | None) or set(state["code"]) != {"rows", "times"}:
             raise ValueError(f"code: rows must be a whole number or None, got {rows!r}")
-        trials.check(state["code"]["trials"])
+        timings.check(state["code"]["times"])
     if (optimizer := parts["optimizer"]) is not None:
         check_optimizer(state["optimizer"], optimizer)
     if (scheduler := parts["scheduler"]) is not None:

@@ -2,35 +2,23 @@
 
 Which strategy is fastest depends on shapes and machine in ways that no count of flops tells:
 between the slowest and the fastest for one convolution lie factors of ten, in either direction.
-So each is run on random numbers of the real shapes, once; the results are kept on disk beside
-Inductor's own, by device, shapes and versions.
+So each is run on random numbers of the real shapes, once.
 """
 
 import dataclasses
-import json
-import os
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from hashlib import sha256
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch.utils._python_dispatch import _disable_current_modes
 
-from fxdp import grams, unfolding, weighing
 from fxdp.forms.batch import Strategy, sq_sum, summed
+from fxdp.timings import REPEATS, described, seconds, timed
 
-OPS = [str(m.__file__) for m in (grams, unfolding, weighing)]
-REPEATS = 3
 FRESH = 1 << 24  # numbers; allocators ask the system for so many at a time
-HOPELESS = 3.0  # times the best so far: not worth another run
 
 
 @dataclass(frozen=True)
@@ -62,13 +50,9 @@ def trials(form: Any, strategies: Sequence[Strategy], hint: Callable[[Any], int]
     """
     shapes = [f"{k}={described(v, hint)}" for k, v in vars(form).items()]
     device = next(v.device for v in vars(form).values() if isinstance(v, Tensor))
-    key = f"{type(form).__name__} {' '.join(shapes)} {','.join(strategies)} on {machine(device)}"
-    used().add(key)
-    if (known := stored().get(key)) is None:
-        with _disable_current_modes(), torch.no_grad():
-            known = [asdict(t) for t in run(concrete(form, hint), strategies)]
-        remember(key, known)
-    return [Trial(**t) for t in known]
+    key = f"{type(form).__name__} {' '.join(shapes)} {','.join(strategies)}"
+    found = timed(key, device, lambda: [asdict(t) for t in run(concrete(form, hint), strategies)])
+    return [Trial(**t) for t in found]
 
 
 def run(form: Any, strategies: Sequence[Strategy]) -> list[Trial]:
@@ -93,23 +77,6 @@ def run(form: Any, strategies: Sequence[Strategy]) -> list[Trial]:
             Trial(strategy, False, norm + total, 0),
         ]
     return found
-
-
-def seconds(work: Callable[[], Any], best: float = inf) -> float:
-    """The fastest of some runs; of one, where that is hopeless."""
-    fastest, on_cuda = inf, torch.cuda.is_initialized()
-    # One thread's own time leaves out what other processes take; several share theirs out.
-    alone = torch.get_num_threads() == 1 and not on_cuda
-    clock = time.process_time if alone else time.perf_counter
-    for _ in range(REPEATS):
-        begin = clock()
-        work()
-        if on_cuda:
-            torch.cuda.synchronize()
-        fastest = min(fastest, clock() - begin)
-        if fastest > HOPELESS * best:
-            break
-    return fastest
 
 
 @cache
@@ -140,73 +107,3 @@ def concrete(form: Any, hint: Callable[[Any], int]) -> Any:
         return torch.randint(form.rows, shape, dtype=x.dtype, device=x.device, generator=own)
 
     return dataclasses.replace(form, **{k: real(v) for k, v in vars(form).items()})
-
-
-def described(value: Any, hint: Callable[[Any], int]) -> str:
-    """Shape and dtype of a tensor; other things as they are."""
-    if not isinstance(value, Tensor):
-        return str(value)
-    return f"{value.dtype}{[hint(s) for s in value.shape]}"
-
-
-def machine(device: torch.device) -> str:
-    """What times depend on beside the shapes."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{capability} x{torch.get_num_threads()}, torch {torch.__version__}"
-
-
-@cache
-def store() -> Path:
-    """Where times are kept; another place once what is timed has been rewritten."""
-    here = Path(__file__).parent
-    timed = [here / "trials.py", *(here / "forms").glob("*.py"), *map(Path, OPS)]
-    code = sha256(b"".join(p.read_bytes() for p in sorted(timed))).hexdigest()[:12]
-    return Path(cache_dir()) / f"fxdp-trials-{code}.json"
-
-
-@cache
-def stored() -> dict[str, list[dict[str, Any]]]:
-    """What was timed so far; read once."""
-    with suppress(OSError, ValueError):
-        found = json.loads(store().read_text())
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
-@cache
-def used() -> set[str]:
-    """The keys of all trials that something was chosen by in this process."""
-    return set()
-
-
-def asked() -> dict[str, list[dict[str, Any]]]:
-    """The trials that something was chosen by, in plain types, for a process to choose alike."""
-    return {key: stored()[key] for key in sorted(used())}
-
-
-def check(found: Any) -> None:
-    """Raises ValueError unless `found` is what `asked` gives."""
-    try:
-        for known in found.values():
-            for t in known:
-                Trial(**t)
-    except (AttributeError, TypeError) as error:
-        raise ValueError(f"trials: malformed ({error})") from error
-
-
-def know(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Take the trials of another process for this one's."""
-    stored().update(found)
-    used().update(found)
-
-
-def remember(key: str, found: list[dict[str, Any]]) -> None:
-    """Keep times for this process, and on disk where that can be written."""
-    stored()[key] = found
-    own = store().with_suffix(f".{os.getpid()}")
-    with suppress(OSError):
-        own.parent.mkdir(parents=True, exist_ok=True)
-        own.write_text(json.dumps(stored()))
-        own.replace(store())

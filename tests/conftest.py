@@ -1,7 +1,11 @@
 """Fixtures for all tests."""
 
+from pathlib import Path
+
 import pytest
 import torch
+
+from fxdp import timings
 
 
 @pytest.fixture
@@ -11,3 +15,12 @@ def double():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def own_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's times."""
+    monkeypatch.setattr(timings, "store", lambda: tmp_path / "times.json")
+    timings.stored.cache_clear()
+    yield tmp_path / "times.json"
+    timings.stored.cache_clear()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
-from fxdp import checkpoint, trials
+from fxdp import checkpoint, timings
 from fxdp.data import PoissonSampler
 from fxdp.generators import check_generator_states, generator_states, set_generator_states
 from tests import killed
@@ -328,8 +328,8 @@ class TestLoading:
             ({"rng": generator_states() | {"torch": torch.zeros(3)}}, "rng: no states"),
             ({"rng": generator_states() | {"python": [1, 2]}}, "rng: no states"),
             ({"rng": generator_states() | {"numpy": {}}}, "rng: no states"),
-            ({"code": {"rows": 8, "trials": {"a": [1]}}}, "trials: malformed"),
-            ({"code": {"rows": "8", "trials": {}}}, "code: rows"),
+            ({"code": {"rows": 8, "times": {"a": [1]}}}, "times: malformed"),
+            ({"code": {"rows": "8", "times": {}}}, "code: rows"),
             ({"code": [8]}, "malformed"),
             ({"optimizer": {"state": {}, "param_groups": [1]}}, "malformed"),
             ({"devices": [3]}, "devices must be"),
@@ -411,22 +411,24 @@ def test_generators_come_back() -> None:
 def test_code_is_made_for_the_batch_size_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a resumed run chooses as the other one did, by the same trials, whatever comes first."""
-    monkeypatch.setattr(trials, "stored", lambda found={}: found)  # nothing from the disk
-    monkeypatch.setattr(trials, "remember", lambda key, found: trials.stored().update({key: found}))
-    monkeypatch.setattr(trials, "used", lambda found=set(): found)
+    """So a resumed run chooses as the other one did, by the same times, whatever comes first."""
+    monkeypatch.setattr(timings, "stored", lambda found={}: found)  # nothing from the disk
+    monkeypatch.setattr(
+        timings, "remember", lambda key, found: timings.stored().update({key: found})
+    )
+    monkeypatch.setattr(timings, "used", lambda found=set(): found)
     run, other = Run(), Run()
     run.private(X[:7], Y[:7]).backward()
     run.loader.advance(0)
     run.save(tmp_path / "run.pt")
     found = loaded(tmp_path / "run.pt")["code"]
     assert found["rows"] == 7
-    assert found["trials"]
-    for trial in found["trials"].values():
+    assert found["times"]
+    for trial in found["times"].values():
         trial[0]["seconds"] = 0.0
     changed(tmp_path / "run.pt", code=found)
     other.load(tmp_path / "run.pt")
-    monkeypatch.setattr(trials, "run", None)  # whoever tries anything fails
+    monkeypatch.setattr(timings, "run", None)  # whoever tries anything fails
     other.private(X[:3], Y[:3]).backward()
     tried = [c.trials for c in other.private._stepper.study().choices if c.trials]
     assert tried

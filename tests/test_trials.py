@@ -1,32 +1,23 @@
-"""Ways are timed on the real shapes, once, and the plan goes by the times."""
+"""Ways are timed on the real shapes, and the plan goes by the times."""
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fxdp import trials as timed
+from fxdp import trials as tried
 from fxdp.forms import Conv, Outer, Scatter
 from fxdp.forms.conv import Spec
 from fxdp.trials import trials
 
 OUTER = Outer(torch.randn(4, 6, 3), torch.randn(4, 6, 5))
+# Times are those of this test alone.
+pytestmark = pytest.mark.usefixtures("own_times")
 FORMS: list[Any] = [
     OUTER,
     Conv(torch.randn(4, 1, 2, 8), torch.randn(4, 1, 4, 7), Spec((4, 2, 2), (1,), (0,), (1,), 1)),
     Scatter(torch.randint(9, (4, 6)), torch.randn(4, 6, 3), 9),
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the user's times."""
-    monkeypatch.setattr(timed, "store", lambda: tmp_path / "times.json")
-    timed.stored.cache_clear()
-    yield tmp_path / "times.json"
-    timed.stored.cache_clear()
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: type(f).__name__)
@@ -51,34 +42,9 @@ def test_what_is_kept_beyond_the_form() -> None:
 
 
 def test_memory_that_is_kept_costs_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timed, "fresh", lambda device: 1.0)
+    monkeypatch.setattr(tried, "fresh", lambda device: 1.0)
     found = {t.keep: t.seconds for t in trials(SHORT, ["instantiate"], int)}
     assert found[True] > 4 * 4 * (30 * 50 - 30) > found[False]
-
-
-def test_times_are_remembered(own_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = trials(OUTER, ["instantiate", "ghost"], int)
-    assert own_store.exists()
-    timed.stored.cache_clear()  # as in another process
-
-    def never(*_: Any) -> Any:
-        raise AssertionError("timed twice")
-
-    monkeypatch.setattr(timed, "run", never)
-    assert trials(OUTER, ["instantiate", "ghost"], int) == found
-    with pytest.raises(AssertionError, match="timed twice"):
-        trials(replace(OUTER, a=torch.randn(4, 6, 4)), ["instantiate", "ghost"], int)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"Outer": 3}'])
-def test_a_broken_store_is_no_store(text: str, own_store: Path) -> None:
-    own_store.write_text(text)
-    assert trials(OUTER, ["ghost"], int)
-
-
-def test_a_store_that_cannot_be_written(own_store: Path) -> None:
-    own_store.mkdir()
-    assert trials(OUTER, ["ghost"], int)
 
 
 def test_timing_changes_no_random_numbers() -> None:

@@ -1,0 +1,134 @@
+"""What was timed on this machine, and on disk beside Inductor's own caches.
+
+Times go by what was run, its shapes, device and versions; nothing is timed twice.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch.utils._python_dispatch import _disable_current_modes
+
+# What is timed, beside the forms.
+TIMED = ("timings", "trials", "layout", "chain_rule", "grams", "unfolding", "weighing")
+REPEATS = 3
+HOPELESS = 3.0  # times the best so far: not worth another run
+Times = list[dict[str, Any]]
+
+
+def timed(key: str, device: torch.device, run: Callable[[], Times]) -> Times:
+    """What `run` finds, from an earlier time if there was one.
+
+    Args:
+        key: says what is timed, with its shapes.
+        device: where.
+        run: what it returns holds plain types.
+    """
+    key = f"{key} on {machine(device)}"
+    used().add(key)
+    if (known := stored().get(key)) is None:
+        with _disable_current_modes(), torch.no_grad():
+            known = run()
+        remember(key, known)
+    return known
+
+
+def seconds(work: Callable[[], Any], best: float = inf) -> float:
+    """The fastest of some runs; of one, where that is hopeless."""
+    fastest, on_cuda = inf, torch.cuda.is_initialized()
+    # One thread's own time leaves out what other processes take; several share theirs out.
+    alone = torch.get_num_threads() == 1 and not on_cuda
+    clock = time.process_time if alone else time.perf_counter
+    for _ in range(REPEATS):
+        begin = clock()
+        work()
+        if on_cuda:
+            torch.cuda.synchronize()
+        fastest = min(fastest, clock() - begin)
+        if fastest > HOPELESS * best:
+            break
+    return fastest
+
+
+def described(value: Any, hint: Callable[[Any], int]) -> str:
+    """Shape and dtype of a tensor; other things as they are."""
+    if not isinstance(value, Tensor):
+        return str(value)
+    return f"{value.dtype}{[hint(s) for s in value.shape]}"
+
+
+def machine(device: torch.device) -> str:
+    """What times depend on beside the shapes."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{capability} x{torch.get_num_threads()}, torch {torch.__version__}"
+
+
+@cache
+def store() -> Path:
+    """Where times are kept; another place once what is timed has been rewritten."""
+    here = Path(__file__).parent
+    sources = [*(here / f"{name}.py" for name in TIMED), *(here / "forms").glob("*.py")]
+    code = sha256(b"".join(p.read_bytes() for p in sorted(sources))).hexdigest()[:12]
+    return Path(cache_dir()) / f"fxdp-times-{code}.json"
+
+
+@cache
+def stored() -> dict[str, Times]:
+    """What was timed so far; read once."""
+    with suppress(OSError, ValueError):
+        found = json.loads(store().read_text())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+@cache
+def used() -> set[str]:
+    """The keys of all times that something was chosen by in this process."""
+    return set()
+
+
+def asked() -> dict[str, Times]:
+    """The times that something was chosen by, in plain types, for a process to choose alike."""
+    return {key: stored()[key] for key in sorted(used())}
+
+
+def check(found: Any) -> None:
+    """Raises ValueError unless `found` looks like what `asked` gives."""
+    if not isinstance(found, dict):
+        raise ValueError("times: malformed (no dictionary)")
+    for key, times in found.items():
+        if not isinstance(times, list) or not all(is_time(t) for t in times):
+            raise ValueError(f"times: malformed ({key})")
+
+
+def is_time(entry: Any) -> bool:
+    """Does this hold seconds?"""
+    return isinstance(entry, dict) and isinstance(entry.get("seconds"), float)
+
+
+def know(found: dict[str, Times]) -> None:
+    """Take the times of another process for this one's."""
+    stored().update(found)
+    used().update(found)
+
+
+def remember(key: str, found: Times) -> None:
+    """Keep times for this process, and on disk where that can be written."""
+    stored()[key] = found
+    own = store().with_suffix(f".{os.getpid()}")
+    with suppress(OSError):
+        own.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(json.dumps(stored()))
+        own.replace(store())

@@ -1,0 +1,70 @@
+"""Times are kept, and nothing is timed twice."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fxdp import timings
+from fxdp.timings import Times, timed
+
+CPU = torch.device("cpu")
+
+
+def one() -> Times:
+    return [{"seconds": 0.5}]
+
+
+def never() -> Times:
+    raise AssertionError("timed twice")
+
+
+def test_times_are_remembered(own_times: Path) -> None:
+    assert timed("sum f32[3]", CPU, one) == one()
+    assert own_times.exists()
+    timings.stored.cache_clear()  # as in another process
+    assert timed("sum f32[3]", CPU, never) == one()
+    with pytest.raises(AssertionError, match="timed twice"):
+        timed("sum f32[4]", CPU, never)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"Outer": 3}'])
+def test_a_broken_store_is_no_store(text: str, own_times: Path) -> None:
+    own_times.write_text(text)
+    timings.stored.cache_clear()
+    assert timed("sum f32[3]", CPU, one) == one()
+
+
+def test_a_store_that_cannot_be_written(own_times: Path) -> None:
+    own_times.mkdir()
+    assert timed("sum f32[3]", CPU, one) == one()
+
+
+@pytest.mark.usefixtures("own_times")
+def test_what_was_asked_for_is_told() -> None:
+    """So another process can choose alike."""
+    timings.used.cache_clear()
+    timed("sum f32[3]", CPU, one)
+    (asked,) = [timings.asked()]
+    assert list(asked.values()) == [one()]
+    timings.stored.cache_clear()
+    timings.stored()
+    timings.know(asked)
+    assert timed("sum f32[3]", CPU, never) == one()
+
+
+@pytest.mark.parametrize(
+    "found", [[], {"a": 1}, {"a": [1]}, {"a": [{}]}, {"a": [{"seconds": "1"}]}]
+)
+def test_malformed_times(found: Any) -> None:
+    with pytest.raises(ValueError, match="times: malformed"):
+        timings.check(found)
+
+
+def test_hopeless_work_runs_once() -> None:
+    runs: list[None] = []
+    timings.seconds(lambda: runs.append(None), best=0.0)
+    assert len(runs) == 1
+    timings.seconds(lambda: runs.append(None))
+    assert len(runs) == 1 + timings.REPEATS
