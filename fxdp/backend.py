@@ -30,6 +30,7 @@ from fxdp.clipping import Clipping, Flat
 from fxdp.graph_pass import Pass, Study, copied, hinted, outputs, run, study
 from fxdp.guards import draws_apart, refuse_closed, scalars_stay_tensors
 from fxdp.keystream import SECURE_TERMS
+from fxdp.layout import contiguous_is_faster
 from fxdp.liveness import Peak, peak
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
@@ -119,6 +120,8 @@ def compile_marked(
             decompositions=for_inductor if backend == "inductor" else None,
         )
         record.compilations += 1
+        if settings.plan == "measured" and backend == "inductor":
+            record.study.contiguous = contiguous_is_faster(joint)
         # A view that is kept costs nothing to the partitioner's mind, but Inductor copies some, and
         # fails on one whose strides cannot be ordered without knowing the batch size.
         with draws_apart(joint), functorch_config.patch(recompute_views=True):
@@ -173,7 +176,10 @@ def finish(
     noise = noise_input(graph, record) if is_backward else None
     # The random numbers of a compiled step are those of an eager one, and so is what is rounded to
     # half precision: seeds reproduce runs, and the two can be compared.
-    with inductor_config.patch(fallback_random=True, emulate_precision_casts=True):
+    options: dict[str, Any] = {"fallback_random": True, "emulate_precision_casts": True}
+    if record.study is not None and record.study.contiguous:
+        options["layout_optimization"] = False
+    with inductor_config.patch(options):
         compiled = compile_fx_inner(graph, args, is_backward=is_backward)
     if not settings.check:
         return compiled  # type: ignore[return-value]

@@ -150,6 +150,7 @@ class Study:
         seen: what the certificate says of the placed graph (from `prove`).
         notes: what the user's lines allow, for the certificate.
         peak: how much memory a step takes, once the graph was split.
+        contiguous: whether Inductor is to leave pictures in the layout they come in.
     """
 
     table: Table
@@ -172,6 +173,7 @@ class Study:
     history: dict[str, str] = field(default_factory=lambda: {})
     notes: list[str] = field(default_factory=lambda: [])
     peak: Peak | None = None
+    contiguous: bool = False
 
 
 @dataclass(frozen=True)
