@@ -11,6 +11,7 @@ import sympy
 import torch
 from torch import Tensor
 
+from fxdp.chain_rule import chained
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
 from fxdp.shapes import expr, product
 
@@ -109,28 +110,10 @@ class Conv:
         return out.reshape(n, t, *s.weight).sum(1)
 
     def chain_rule_based(self) -> Tensor:
-        """A convolution of x with g as its kernel (Rochette et al., arXiv:1912.06015, alg. 1-2).
-
-        The channels of a group become an axis of their own, so a 1-d layer is a 2-d
-        convolution and a 2-d layer a 3-d one. In the layer, t carries the stride and k the
-        dilation; here k is the output and t the kernel, so the two change places. Where the
-        layer's stride left inputs over, there is more output than kernel: it is cut off.
-        """
+        """A convolution of x with g as its kernel (`fxdp.chain_rule`)."""
         s, x, g = self.spec, wide(self.x), wide(self.g)
-        n, t = x.shape[:2]
-        nd, groups = len(s.kernel), n * t * s.groups
-        conv = torch.nn.functional.conv2d if nd == 1 else torch.nn.functional.conv3d
-        out = conv(
-            x.reshape(1, groups, x.shape[2] // s.groups, *x.shape[3:]),
-            g.reshape(n * t * g.shape[2], 1, 1, *g.shape[3:]),
-            groups=groups,
-            stride=(1, *s.dilation),
-            dilation=(1, *s.stride),
-            padding=(0, *s.padding),
-        )
-        for axis, k in enumerate(s.kernel):
-            out = out.narrow(3 + axis, 0, k)
-        return out.reshape(n, t, *s.weight).sum(1)
+        run: Any = torch.ops.fxdp.crb_conv if has_ops(x, g) else chained
+        return run(x, g, s.weight, s.stride, s.padding, s.dilation, s.groups)
 
     def by_windows(self) -> Tensor:
         """A matrix product of the gradient with the kernel's windows, for each sample."""
