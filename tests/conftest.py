@@ -20,7 +20,9 @@ def double():
 @pytest.fixture
 def own_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's times."""
+    used: set[str] = set()
     monkeypatch.setattr(timings, "store", lambda: tmp_path / "times.json")
+    monkeypatch.setattr(timings, "used", lambda: used)
     timings.stored.cache_clear()
     yield tmp_path / "times.json"
     timings.stored.cache_clear()

@@ -44,7 +44,6 @@ def test_a_store_that_cannot_be_written(own_times: Path) -> None:
 @pytest.mark.usefixtures("own_times")
 def test_what_was_asked_for_is_told() -> None:
     """So another process can choose alike."""
-    timings.used.cache_clear()
     timed("sum f32[3]", CPU, one)
     (asked,) = [timings.asked()]
     assert list(asked.values()) == [one()]
