@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import ProofError, diagnose
-from fxdp.forms import Form, Reduce
+from fxdp.forms import Form, Reduce, joined
 from fxdp.forms.batch import Batch, all_wide
 from fxdp.forms.each import Each
 from fxdp.graph_pass import Gradient, arguments, placement, study
@@ -106,6 +106,13 @@ def fake_form(taken: Sum) -> Any:
     """The form of a sum on fake tensors: for its kind and its sizes."""
     with torch.no_grad():
         return taken.build(*(value(a) if isinstance(a, Node) else a for a in taken.inputs))
+
+
+def whole(taken: list[Sum], groups: tuple[Any, ...]) -> Any:
+    """The one form of all sums of a parameter, from the values of their inputs."""
+    form = joined([s.build(*group) for s, group in zip(taken, groups, strict=True)])
+    assert form is not None
+    return form
 
 
 def trace_back(gradient: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]]:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxdp.forms.batch import HALVES, all_wide, summed, wide
 from fxdp.graph_pass import Choice, Clipped, Gradient, study
-from fxdp.sums import Sum, fake_form, image, sum_at, value
+from fxdp.sums import image, sum_at, value, whole
 from fxdp.trace import emit_all
 
 
@@ -57,29 +57,16 @@ def clipped_sums(gm: GraphModule, choice: Choice) -> dict[Node, Total]:
     taken = [s for s in (sum_at(gm, n) for n in gradient.sums) if s is not None]
     if each is not None:
         return {taken[0].node: (each_total, (each, factor))}
-    return form_totals(taken, factor)
+
+    def total(factor: Tensor, *groups: Any) -> Tensor:
+        return whole(taken, groups).total(factor)
+
+    return {taken[0].node: (total, (factor, *(s.inputs for s in taken)))}
 
 
 def each_total(each: Tensor, factor: Tensor) -> Tensor:
     """The clipped sum from per-sample gradients that exist: a matrix-vector product."""
     return summed(each, factor)
-
-
-def form_totals(taken: list[Sum], factor: Any) -> dict[Node, Total]:
-    """The clipped sums of the forms, those of a kind joined into one."""
-    kinds: dict[type, list[Sum]] = {}
-    for s in taken:
-        kinds.setdefault(type(fake_form(s)), []).append(s)
-    given: dict[Node, Total] = {}
-    for kind, sums in kinds.items():
-
-        def total(factor: Tensor, *groups: Any, kind: Any = kind, sums: Any = sums) -> Tensor:
-            found = [s.build(*g) for s, g in zip(sums, groups, strict=True)]
-            form = kind.joined(found) if len(found) > 1 else found[0]
-            return form.total(factor)
-
-        given[sums[0].node] = total, (factor, *(s.inputs for s in sums))
-    return given
 
 
 def again(end: Node, node: Node, args: Any, kwargs: Any) -> Node:

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.clipping import Clipping, Flat
-from fxdp.forms import Outer, Scatter
 from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph_pass import Choice, study
 from fxdp.placement import Shard
-from fxdp.sums import Sum, each_image, sum_at
+from fxdp.sums import Sum, each_image, sum_at, whole
 from fxdp.trace import emit, emit_all
 
 FLAT = Flat()
@@ -101,9 +100,9 @@ def measured(gm: GraphModule, end: Node) -> dict[str, Node]:
     ways = [way(gm, choice, end) for choice in here.choices]
     squares: dict[int, Node] = {}
     # torch.vmap, of the strategy "multi", is traced only as what it dispatches to.
-    for whole in (True, False):
-        chosen = [i for i, c in enumerate(here.choices) if is_whole(c) == whole]
-        results = emit_all(end, [ways[i] for i in chosen], composite=whole)
+    for composite in (True, False):
+        chosen = [i for i, c in enumerate(here.choices) if is_composite(c) == composite]
+        results = emit_all(end, [ways[i] for i in chosen], composite=composite)
         for i, (square, each) in zip(chosen, results, strict=True):
             squares[i] = square
             if each is not None:
@@ -111,7 +110,7 @@ def measured(gm: GraphModule, end: Node) -> dict[str, Node]:
     return {c.gradient.parameter: squares[i] for i, c in enumerate(here.choices)}
 
 
-def is_whole(choice: Choice) -> bool:
+def is_composite(choice: Choice) -> bool:
     """May composite ops stay whole where this is traced?"""
     return choice.strategy != "multi" or choice.kind == "general"
 
@@ -127,18 +126,16 @@ def way(gm: GraphModule, choice: Choice, end: Node) -> Way:
     taken = [s for s in sums if s is not None]
     inputs = tuple(s.inputs for s in taken)
     if choice.kind == "general":
-        whole = choice.strategy != "multi"
+        composite = choice.strategy != "multi"
         parts = {
-            s.node: emit(end, one_each(s, choice.strategy), *s.inputs, composite=whole)
+            s.node: emit(end, one_each(s, choice.strategy), *s.inputs, composite=composite)
             for s in taken
         }
         return with_square, (each_image(gm, choice.gradient, parts, end),)
     if choice.strategy != "ghost":
         taken_on = with_square if choice.keep else square_alone
-        return lambda *groups: taken_on(joined(taken, groups).per_sample(choice.strategy)), inputs
-    if choice.kind == "tied":
-        return lambda *groups: (tied_square(forms(taken, groups)), None), inputs
-    return lambda *groups: (joined(taken, groups).sq_norm("ghost"), None), inputs
+        return lambda *groups: taken_on(whole(taken, groups).per_sample(choice.strategy)), inputs
+    return lambda *groups: (whole(taken, groups).sq_norm("ghost"), None), inputs
 
 
 def with_square(each: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,27 +146,6 @@ def with_square(each: Tensor) -> tuple[Tensor, Tensor]:
 def square_alone(each: Tensor) -> tuple[Tensor, None]:
     """The squared norms of per-sample gradients, which go once they are measured."""
     return sq_sum(each), None
-
-
-def forms(taken: list[Sum], groups: tuple[Any, ...]) -> list[Any]:
-    """The forms of some sums, from the values of their inputs."""
-    return [s.build(*group) for s, group in zip(taken, groups, strict=True)]
-
-
-def joined(taken: list[Sum], groups: tuple[Any, ...]) -> Any:
-    """One form for all sums of a parameter, which are of one kind."""
-    found = forms(taken, groups)
-    if len(found) == 1:
-        return found[0]
-    return Outer.joined(found) if isinstance(found[0], Outer) else Scatter.joined(found)
-
-
-def tied_square(found: list[Any]) -> Tensor:
-    """|E + H|^2 = |E|^2 + |H|^2 + 2 <E, H> for an embedding E and a linear head H."""
-    table = Scatter.joined([f for f in found if isinstance(f, Scatter)])
-    head = Outer.joined([f for f in found if isinstance(f, Outer)])
-    square = table.sq_norm("ghost") + head.sq_norm("ghost") + 2 * table.cross(head)
-    return square.clamp(min=0)
 
 
 def one_each(taken: Sum, strategy: Strategy) -> Any:

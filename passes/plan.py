@@ -14,7 +14,7 @@ import torch
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-from fxdp.forms import Outer, Scatter
+from fxdp.forms import Tied, joined
 from fxdp.forms.batch import Strategy
 from fxdp.graph_pass import Choice, Gradient, hinted, study
 from fxdp.shapes import expr
@@ -106,8 +106,6 @@ def choose(
         sizes = {s: total_extra(merged, s) for s in offered} if how == "fixed" else costs
         strategy = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, sizes[s]))
     wanted: Strategy = strategy if strategy in offered else "instantiate"
-    if kind == "tied" and wanted != "ghost":
-        kind = "general"
     return Choice(gradient, kind, wanted, costs)
 
 
@@ -167,14 +165,10 @@ def together(gm: GraphModule, gradient: Gradient, forms: list[Any]) -> tuple[Kin
         return "one", forms
     if not same_layout(gradient):
         return "general", forms
-    kinds = {type(f) for f in forms}
-    if kinds == {Outer}:
-        return "joined", [Outer.joined(forms)]
-    if kinds == {Scatter}:
-        return "joined", [Scatter.joined(forms)]
-    if kinds == {Outer, Scatter}:
-        return "tied", forms
-    return "general", forms
+    whole = joined(forms)
+    if whole is None:
+        return "general", forms
+    return "tied" if isinstance(whole, Tied) else "joined", [whole]
 
 
 def total_cost(forms: list[Any], strategy: Strategy) -> sympy.Expr:

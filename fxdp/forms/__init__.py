@@ -13,7 +13,8 @@ from fxdp.forms.conv import Conv
 from fxdp.forms.outer import Outer
 from fxdp.forms.reduce import Reduce
 from fxdp.forms.scatter import Scatter
+from fxdp.forms.tied import Tied, joined
 
 Form = Outer | Conv | Scatter | Reduce
 
-__all__ = ["Conv", "Form", "Outer", "Reduce", "Scatter"]
+__all__ = ["Conv", "Form", "Outer", "Reduce", "Scatter", "Tied", "joined"]

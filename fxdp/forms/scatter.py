@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, sq_sum, weighed, wide
-from fxdp.forms.outer import Outer
 from fxdp.shapes import expr
 
 
@@ -53,16 +52,6 @@ class Scatter:
             return sq_sum(g)
         same = self.ids.unsqueeze(1) == self.ids.unsqueeze(2)
         return (g @ g.transpose(-2, -1)).masked_fill(~same, 0).flatten(1).sum(1).clamp(min=0)
-
-    def cross(self, head: Outer) -> Tensor:
-        """[N] inner products with the gradient of a linear head over the same table.
-
-        `head` sums z[n, s, v] * h[n, s, d]. Then the product with this sum is
-        sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s]): no table is needed for it.
-        """
-        z, h, g = wide(head.a), wide(head.b), wide(self.g)
-        at = self.ids.unsqueeze(1).expand(-1, z.shape[1], -1)
-        return (z.gather(2, at) * (h @ g.transpose(-2, -1))).flatten(1).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[rows, d], the sum with sample n counted factor[n] times."""

@@ -118,8 +118,16 @@ def test_conv() -> None:
 
 
 def test_crb() -> None:
-    """Stride and dilation swap places: the outputs' gradients are the kernel."""
+    """One op on a CPU."""
     run = conv(strategy="crb")
+    assert shape(run, run.study.each["weight"]) == "[N, 4, 1, 2]"
+    assert "crb_conv(" in run.texts["measure"]
+
+
+def test_crb_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stride and dilation swap places: the outputs' gradients are the kernel."""
+    monkeypatch.setattr("fxdp.forms.conv.has_ops", lambda *_: False)
+    run = conv.__wrapped__(strategy="crb")  # not the one that was kept
     assert shape(run, run.study.each["weight"]) == "[N, 4, 1, 2]"
     assert cut(run.texts["measure"], "N * 2", "conv2d(") == block("""
         mul = N * 2
