@@ -27,8 +27,9 @@ from torch.fx import GraphModule, Node
 from fxdp import facts, released
 from fxdp.check import Checked, coarsest
 from fxdp.clipping import Clipping, Flat
+from fxdp.draws import draws_apart, refuse_second_draws
 from fxdp.graph_pass import Pass, Study, copied, hinted, outputs, run, study
-from fxdp.guards import draws_apart, refuse_closed, scalars_stay_tensors
+from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.keystream import SECURE_TERMS
 from fxdp.layout import contiguous_is_faster
 from fxdp.liveness import Peak, peak
@@ -40,6 +41,8 @@ from fxdp.shapes import expr
 
 aten = torch.ops.aten
 EXTRA = "fxdp_extra"
+# The random numbers of a compiled step are those of an eager one: seeds reproduce runs.
+RANDOM = {"fallback_random": True}
 Backend = Literal["inductor", "eager"]
 
 
@@ -101,7 +104,8 @@ def compile_marked(
         ProofError: the graph cannot be proven.
     """
     backend = usable(settings.backend)
-    for_inductor = select_decomp_table() | FOR_INDUCTOR | released.FOR_INDUCTOR
+    with inductor_config.patch(RANDOM):
+        for_inductor = select_decomp_table() | FOR_INDUCTOR | released.FOR_INDUCTOR
     refuse_closed(gm)
     scalars_stay_tensors(gm)
 
@@ -130,6 +134,7 @@ def compile_marked(
             )
         if len(facts.draws(back)) != len(facts.draws(joint)):
             raise AssertionError("noise was lost or merged when the graph was split")
+        refuse_second_draws(forward, back)
         study(joint).peak = predicted(joint, forward, back, num_fwd_outputs)
         hide_extras(back)
         return forward, back
@@ -174,9 +179,8 @@ def finish(
         return eager
     say(f"generating code for the {'backward' if is_backward else 'forward'} half")
     noise = noise_input(graph, record) if is_backward else None
-    # The random numbers of a compiled step are those of an eager one, and so is what is rounded to
-    # half precision: seeds reproduce runs, and the two can be compared.
-    options: dict[str, Any] = {"fallback_random": True, "emulate_precision_casts": True}
+    # What is rounded to half precision is what an eager step rounds, so that they can be compared.
+    options: dict[str, Any] = {**RANDOM, "emulate_precision_casts": True}
     if record.study is not None and record.study.contiguous:
         options["layout_optimization"] = False
     with inductor_config.patch(options):

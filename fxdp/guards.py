@@ -20,8 +20,7 @@ import sympy
 import torch
 from torch import SymInt, Tensor
 from torch._dynamo.symbolic_convert import TensorifyState
-from torch._functorch import compile_utils
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator
 from torch._subclasses import FakeTensor
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, ShapeGuard, uninteresting_files
@@ -213,20 +212,3 @@ def users_lines() -> Iterator[None]:
         yield
     finally:
         dull -= added
-
-
-@contextlib.contextmanager
-def draws_apart(gm: GraphModule) -> Iterator[None]:
-    """While common subexpressions are looked for: no two random ops of a graph are one.
-
-    torch goes by a list of random ops, in which some are missing: two calls of `randn_like` or
-    `exponential_` on one tensor would give the same numbers.
-    """
-    before = list(compile_utils.rand_ops)
-    targets = [n.target for n in gm.graph.nodes if isinstance(n.target, OpOverload)]
-    random = [t for t in targets if torch.Tag.nondeterministic_seeded in t.tags]
-    compile_utils.rand_ops += [t.overloadpacket for t in random]
-    try:
-        yield
-    finally:
-        compile_utils.rand_ops[:] = before

@@ -87,6 +87,11 @@ def store() -> Path:
 @cache
 def stored() -> dict[str, Times]:
     """What was timed so far; read once."""
+    return on_disk()
+
+
+def on_disk() -> dict[str, Times]:
+    """What this and other processes have kept."""
     with suppress(OSError, ValueError):
         found = json.loads(store().read_text())
         return found if isinstance(found, dict) else {}
@@ -130,5 +135,5 @@ def remember(key: str, found: Times) -> None:
     own = store().with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         own.parent.mkdir(parents=True, exist_ok=True)
-        own.write_text(json.dumps(stored()))
+        own.write_text(json.dumps(on_disk() | stored()))
         own.replace(store())

@@ -13,8 +13,8 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import GraphModule, Interpreter, Node, traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fxdp.draws import draws_apart
 from fxdp.graph_pass import study
-from fxdp.guards import draws_apart
 from fxdp.shapes import expr
 from fxdp.sums import value
 from fxdp.trace import emit

@@ -26,6 +26,7 @@ LAYERS = (
         "progress",
         "recurrent",
         "chain_rule",
+        "draws",
         "tally",
         "timings",
         "unfolding",

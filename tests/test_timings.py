@@ -1,5 +1,6 @@
 """Times are kept, and nothing is timed twice."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ def test_times_are_remembered(own_times: Path) -> None:
     assert timed("sum f32[3]", CPU, never) == one()
     with pytest.raises(AssertionError, match="timed twice"):
         timed("sum f32[4]", CPU, never)
+
+
+def test_what_another_process_keeps_meanwhile_stays(own_times: Path) -> None:
+    timed("sum f32[3]", CPU, one)
+    own_times.write_text(json.dumps({"theirs": [{"seconds": 2.0}]}))
+    timed("sum f32[4]", CPU, one)
+    assert len(json.loads(own_times.read_text())) == 3
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"Outer": 3}'])
