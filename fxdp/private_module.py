@@ -21,6 +21,7 @@ from fxdp.clipping import Clipping
 from fxdp.following import Following
 from fxdp.inspection import Attempt, Inspector
 from fxdp.logical import Accumulation, Delivered, Piece, summed
+from fxdp.lot import Lot
 from fxdp.ops import RULES
 from fxdp.options import Scales, count
 from fxdp.outcome import loss_of
@@ -30,7 +31,6 @@ from fxdp.privacy.statement import statement
 from fxdp.report import Report, report
 from fxdp.stepper import Stepper
 from fxdp.tally import Tally
-from fxdp.turn import Turn
 
 
 class PrivateModule(nn.Module):
@@ -117,19 +117,19 @@ class PrivateModule(nn.Module):
         self._account.begin()
         if self.microbatch_size or self._logical is not None or self._account.noise:
             return self._in_pieces(inputs, mask)
-        turn = self._turn()
-        out = self._stepper.captured(self._stepper.step, inputs, mask, turn.scales)
+        lot = self._lot()
+        out = self._stepper.captured(self._stepper.step, inputs, mask, lot.scales)
 
         def done() -> None:
-            self._see(turn, mask)
-            self._finish(turn)
+            self._see(lot, mask)
+            self._finish(lot)
 
-        self._account.watch(loss_of(out), turn.release, done)
+        self._account.watch(loss_of(out), lot.release, done)
         return self._stepper.without_padding(out, size) if size < SMALLEST else out
 
-    def _turn(self) -> Turn:
+    def _lot(self) -> Lot:
         """A logical batch at the scales of now."""
-        return Turn.of(self._scales, self.clipping, self._stepper.settings.secure, self._account)
+        return Lot.of(self._scales, self.clipping, self._stepper.settings.secure, self._account)
 
     @property
     def _scales(self) -> Scales:
@@ -143,17 +143,17 @@ class PrivateModule(nn.Module):
     def planned_release(self, max_grad_norm: float, noise_multiplier: float) -> Release:
         """What a step at these scales would be recorded as."""
         scales = (max_grad_norm, noise_multiplier, self.expected_batch_size)
-        return Turn.of(scales, self.clipping, False, self._account).release
+        return Lot.of(scales, self.clipping, False, self._account).release
 
-    def _see(self, turn: Turn, mask: Tensor) -> None:
+    def _see(self, lot: Lot, mask: Tensor) -> None:
         """Take up the norms of samples whose backward pass is over."""
         extras = self._stepper.record.extras
-        turn.tally.add(extras["norms"], extras["finite"], mask)
+        lot.tally.add(extras["norms"], extras["finite"], mask)
 
-    def _finish(self, turn: Turn) -> None:
+    def _finish(self, lot: Lot) -> None:
         """What follows a release that was recorded."""
-        self._last = turn.tally
-        if (bound := turn.next_bound()) != turn.scales[0]:
+        self._last = lot.tally
+        if (bound := lot.next_bound()) != lot.scales[0]:
             self.max_grad_norm = bound
 
     def _in_pieces(self, inputs: Inputs, mask: Tensor) -> Tensor:
@@ -162,17 +162,17 @@ class PrivateModule(nn.Module):
         if batch is not None:
             batch.begin()
             return batch.loss(summed(batch.step, inputs, mask, max(size, 1), 0.0))
-        turn = self._turn()
-        step, following = self._piece(turn), self._following(turn)
+        lot = self._lot()
+        step, following = self._piece(lot), self._following(lot)
         found = summed(step, inputs, mask, size, following.sigma)
         deliver = following.ready(found.gradients)
         loss: Any = Delivered.apply(found.loss, deliver, *step.trained)
-        self._account.watch(loss, turn.release, lambda: self._finish(turn))
+        self._account.watch(loss, lot.release, lambda: self._finish(lot))
         return loss
 
-    def _piece(self, turn: Turn) -> Piece:
+    def _piece(self, lot: Lot) -> Piece:
         """How a piece of a logical batch is run."""
-        here, (bound, _, expected) = self._stepper, turn.scales
+        here, (bound, _, expected) = self._stepper, lot.scales
 
         def run(inputs: Inputs, mask: Tensor, sigma: float) -> Tensor:
             return loss_of(here.captured(here.step, inputs, mask, (bound, sigma, expected)))
@@ -181,12 +181,12 @@ class PrivateModule(nn.Module):
             return any(c.public is not None for c in here.study().clipped)
 
         trained = [p for p in self.parameters() if p.requires_grad]
-        return Piece(run, trained, has_public, lambda mask: self._see(turn, mask))
+        return Piece(run, trained, has_public, lambda mask: self._see(lot, mask))
 
-    def _following(self, turn: Turn) -> Following:
+    def _following(self, lot: Lot) -> Following:
         """How the noise of a batch goes on from that of the steps before."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return Following.of(self._account.noise, self._stepper, trained, turn.scales)
+        return Following.of(self._account.noise, self._stepper, trained, lot.scales)
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -209,19 +209,19 @@ class PrivateModule(nn.Module):
             raise StepError("a logical batch has begun already: they cannot be nested")
         if self._stepper.settings.reduction:
             raise StepError("with loss_reduction the loss is made outside, and cannot be taken up")
-        turn = self._turn()
-        following = self._following(turn)
-        batch = Accumulation(self._piece(turn), following.sigma)
+        lot = self._lot()
+        following = self._following(lot)
+        batch = Accumulation(self._piece(lot), following.sigma)
         self._logical = batch
         try:
             yield
         finally:
             self._logical = None
         batch.begin()
-        self._account.ask(turn.release)
+        self._account.ask(lot.release)
         gradients = following.added(batch.finished(), batch.tangent)
-        self._account.count(turn.release)
-        self._finish(turn)
+        self._account.count(lot.release)
+        self._finish(lot)
         for p, gradient in zip(batch.step.trained, gradients, strict=True):
             if gradient is not None:
                 p.grad = gradient if p.grad is None else p.grad + gradient

@@ -42,7 +42,7 @@ LAYERS = (
     ("backend", "check", "capture", "certificate", "report"),
     ("options", "privacy", "correlated"),
     ("account", "data"),
-    ("logical", "pipeline", "turn"),
+    ("logical", "pipeline", "lot"),
     ("stepper",),
     ("following", "inspection"),
     ("private_module",),

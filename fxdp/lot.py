@@ -1,4 +1,7 @@
-"""One logical batch: at which scales it is worked on, and what its release moves."""
+"""One logical batch: at which scales it is worked on, and what its release moves.
+
+A lot, as Abadi et al. (arXiv:1607.00133, section 3.1) call it.
+"""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +16,7 @@ from fxdp.tally import Tally
 
 
 @dataclass(frozen=True)
-class Turn:
+class Lot:
     """The scales of a logical batch, from its first sample to its release.
 
     Attributes:
@@ -31,8 +34,8 @@ class Turn:
     tally: Tally = field(default_factory=Tally)
 
     @staticmethod
-    def of(scales: Scales, clipping: Clipping, secure: bool, account: Account) -> "Turn":
-        """A turn at the module's scales.
+    def of(scales: Scales, clipping: Clipping, secure: bool, account: Account) -> "Lot":
+        """A lot at the module's scales.
 
         With adaptive clipping the noise multiplier is that of sum and count together.
 
@@ -43,11 +46,11 @@ class Turn:
         check_scales(*scales)
         bound, sigma, expected = scales
         if not isinstance(clipping, Adaptive) or sigma == 0:
-            return Turn(scales, account.release(sigma, bound), clipping, secure)
+            return Lot(scales, account.release(sigma, bound), clipping, secure)
         count_noise = clipping.count_noise(expected)
         own = noise_beside_count(sigma, count_noise)
         release = account.release(own, bound, count_noise)
-        return Turn((bound, own, expected), release, clipping, secure)
+        return Lot((bound, own, expected), release, clipping, secure)
 
     def next_bound(self) -> float:
         """The clip bound after the release, by a count with noise of its own."""
