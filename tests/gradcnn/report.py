@@ -68,7 +68,7 @@ def heading(title: str, scaled: str) -> str:
         title,
         f"scaled: {scaled}" if scaled else "at the paper's size",
         f"seconds for {BATCHES} batches, best of the rounds; +- one standard deviation of all",
-        "no DP is plain PyTorch, not compiled; auto has no memory budget, as crb and multi have none",
+        "no DP is plain PyTorch, not compiled; auto has no memory budget, as the others have none",
         "paper: P100, PyTorch 1.1. Its multi replicates the model and its naive runs it once for",
         "each sample; ours are vmap and a loop over the samples, inside one backward pass",
     ))  # fmt: skip
