@@ -24,6 +24,8 @@ TIMED = ("timings", "trials", "layout", "chain_rule", "grams", "unfolding", "wei
 REPEATS = 3
 HOPELESS = 3.0  # times the best so far: not worth another run
 Times = list[dict[str, Any]]
+# What is known of one time: of a form's strategy, and of a layout.
+ENTRIES = ({"strategy", "keep", "seconds", "kept"}, {"channels_last", "seconds"})
 
 
 def timed(key: str, device: torch.device, run: Callable[[], Times]) -> Times:
@@ -119,8 +121,10 @@ def check(found: Any) -> None:
 
 
 def is_time(entry: Any) -> bool:
-    """Does this hold seconds?"""
-    return isinstance(entry, dict) and isinstance(entry.get("seconds"), float)
+    """Is this an entry that `timed` may have kept?"""
+    if not isinstance(entry, dict) or set(entry) not in ENTRIES:
+        return False
+    return isinstance(entry["seconds"], float)
 
 
 def know(found: dict[str, Times]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fxdp
 from fxdp import layout
 from fxdp.layout import contiguous_is_faster, measured
-from fxdp.timings import Times
+from fxdp.timings import Times, check
 
 pytestmark = pytest.mark.usefixtures("own_times")
 torch.manual_seed(0)
@@ -75,6 +75,7 @@ def test_both_ways_are_timed(dtype: torch.dtype) -> None:
     found += measured(aten.convolution_backward.default, [*g, [True, False, False]], int)
     assert [t["channels_last"] for t in found] == [False, True] * 2
     assert all(t["seconds"] > 0 for t in found)
+    check({"layout": found})
     assert torch.equal(torch.rand(3), wanted)  # nobody's random numbers were used
 
 

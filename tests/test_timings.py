@@ -1,6 +1,7 @@
 """Times are kept, and nothing is timed twice."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from fxdp import timings
 from fxdp.timings import Times, timed
+from fxdp.trials import Trial
 
 CPU = torch.device("cpu")
 
@@ -62,11 +64,19 @@ def test_what_was_asked_for_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "found", [[], {"a": 1}, {"a": [1]}, {"a": [{}]}, {"a": [{"seconds": "1"}]}]
+    "found", [[], {"a": 1}, {"a": [1]}, {"a": [{}]}, {"a": [{"seconds": 1.0}]}]
 )
 def test_malformed_times(found: Any) -> None:
     with pytest.raises(ValueError, match="times: malformed"):
         timings.check(found)
+
+
+def test_what_is_kept_can_be_told_to_another_process() -> None:
+    """Both kinds of time, as those who take them write them."""
+    timings.check({"form": [asdict(Trial("ghost", False, 0.5, 0))]})
+    timings.check({"layout": [{"channels_last": True, "seconds": 0.5}]})
+    with pytest.raises(ValueError, match="malformed"):
+        timings.check({"layout": [{"channels_last": True, "seconds": "0.5"}]})
 
 
 def test_hopeless_work_runs_once() -> None:
