@@ -18,7 +18,7 @@ def draws_apart(gm: GraphModule) -> Iterator[None]:
     `exponential_` on one tensor would give the same numbers.
     """
     before = list(compile_utils.rand_ops)
-    compile_utils.rand_ops += [op.overloadpacket for op in draws(gm).values()]
+    compile_utils.rand_ops += [op.overloadpacket for op in random_ops(gm).values()]
     try:
         yield
     finally:
@@ -31,7 +31,7 @@ def refuse_second_draws(forward: GraphModule, back: GraphModule) -> None:
     Raises:
         ValueError: so a mask of dropout would not be the one that the loss was worked out with.
     """
-    if both := sorted(draws(forward).keys() & draws(back).keys()):
+    if both := sorted(random_ops(forward).keys() & random_ops(back).keys()):
         raise ValueError(
             f"torch._functorch.config.activation_memory_budget="
             f"{functorch_config.activation_memory_budget:g} makes torch draw {', '.join(both)} a "
@@ -39,7 +39,7 @@ def refuse_second_draws(forward: GraphModule, back: GraphModule) -> None:
         )
 
 
-def draws(gm: GraphModule) -> dict[str, OpOverload]:
+def random_ops(gm: GraphModule) -> dict[str, OpOverload]:
     """The ops of a graph that draw, by the names of their nodes."""
     ops = {n.name: n.target for n in gm.graph.nodes if isinstance(n.target, OpOverload)}
     return {k: op for k, op in ops.items() if torch.Tag.nondeterministic_seeded in op.tags}
