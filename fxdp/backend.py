@@ -28,7 +28,7 @@ from fxdp import facts, released
 from fxdp.check import Checked, coarsest
 from fxdp.clipping import Clipping, Flat
 from fxdp.draws import draws_apart, refuse_second_draws
-from fxdp.graph_pass import Pass, Study, copied, hinted, outputs, run, study
+from fxdp.graph_pass import Pass, Study, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.keystream import SECURE_TERMS
 from fxdp.layout import contiguous_is_faster
@@ -37,7 +37,6 @@ from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.progress import line, say
 from fxdp.rules import Table
-from fxdp.shapes import expr
 
 aten = torch.ops.aten
 EXTRA = "fxdp_extra"
@@ -192,11 +191,7 @@ def finish(
 
 def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:
     """How much memory a step takes, at the batch size at hand."""
-
-    def size(number: Any) -> int:
-        return int(hinted(joint, expr(number)))
-
-    n = study(joint).size
+    size, n = at_hand(joint), study(joint).size
     assert n is not None
     return peak(forward, back, outputs, size(n.meta["val"]), size)
 

@@ -20,6 +20,7 @@ from fxdp.liveness import Peak
 from fxdp.placement import Placement
 from fxdp.progress import say
 from fxdp.rules import Table
+from fxdp.shapes import expr
 from fxdp.trials import Trial
 
 NO_SOURCE = object()
@@ -201,6 +202,11 @@ def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
     env = size.meta["val"].node.shape_env
     hint = getattr(env, "optimization_hint", None) or env.size_hint  # torch 2.11 has the second
     return float(hint(cost))
+
+
+def at_hand(gm: GraphModule) -> Callable[[Any], int]:
+    """What a symbolic size is, for the sizes that the model was captured with."""
+    return lambda size: int(hinted(gm, expr(size)))
 
 
 def arguments(node: Node) -> tuple[Any, ...]:

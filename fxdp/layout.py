@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.graph_pass import hinted
-from fxdp.shapes import expr
+from fxdp.graph_pass import at_hand
 from fxdp.timings import Times, described, seconds, timed
 
 aten = torch.ops.aten
@@ -30,12 +29,9 @@ def contiguous_is_faster(gm: GraphModule) -> bool:
     Channels last, what goes in and what comes out counts as copied once.
     """
 
-    def size(number: Any) -> int:
-        return int(hinted(gm, expr(number)))
-
     nodes = [n for n in gm.graph.nodes if n.target in CONVOLUTIONS and is_picture(n.args[0])]
     spent = {False: 0.0, True: 0.0}
-    for time in (time for node in nodes for time in both(node, size)):
+    for time in (time for node in nodes for time in both(node, at_hand(gm))):
         spent[time["channels_last"]] += time["seconds"]
     return spent[False] < spent[True]
 

@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.forms import Tied, joined
 from fxdp.forms.batch import Strategy
-from fxdp.graph_pass import Choice, Gradient, hinted, study
+from fxdp.graph_pass import Choice, Gradient, at_hand, hinted, study
 from fxdp.shapes import expr
 from fxdp.sums import fake_form, is_partial, sum_at, value
 from fxdp.trials import Trial, trials
@@ -99,7 +99,7 @@ def choose(
             }
             doubted = doubtful(small or known)
             if len(doubted) > 1:
-                ways = trials(merged[0], doubted, lambda s: int(hinted(gm, expr(s))))
+                ways = trials(merged[0], doubted, at_hand(gm))
                 best = min(ways, key=lambda t: t.seconds)
                 return Choice(gradient, kind, best.strategy, costs, best.keep, tuple(ways))
             return Choice(gradient, kind, doubted[0], costs)
