@@ -36,6 +36,7 @@ from fxdp.liveness import Peak, peak
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.progress import line, say
+from fxdp.recomputing import recompute_forward
 from fxdp.rules import Table
 
 aten = torch.ops.aten
@@ -43,6 +44,7 @@ EXTRA = "fxdp_extra"
 # The random numbers of a compiled step are those of an eager one: seeds reproduce runs.
 RANDOM = {"fallback_random": True}
 Backend = Literal["inductor", "eager"]
+Checkpoint = Literal["never", "except_last", "always"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Settings:
         clipping: how a sample's gradient is brought to a bounded norm.
         reduction: how the user's own loss of the model's output puts rows together, if any.
         secure: whether noise is made of several terms, from keys of the system's entropy.
+        checkpoint: which pieces of a batch work their activations out again.
         inspect: also return the per-sample gradients, for `per_sample_grads`.
     """
 
@@ -71,6 +74,7 @@ class Settings:
     reduction: str = ""
     secure: bool = False
     clipping: Clipping = field(default_factory=Flat)
+    checkpoint: Checkpoint = "never"
 
 
 @dataclass
@@ -125,6 +129,8 @@ def compile_marked(
         record.compilations += 1
         if settings.plan == "measured" and backend == "inductor":
             record.study.contiguous = contiguous_is_faster(joint)
+        if settings.checkpoint == "always":
+            recompute_forward(joint, num_fwd_outputs)
         # A view that is kept costs nothing to the partitioner's mind, but Inductor copies some, and
         # fails on one whose strides cannot be ordered without knowing the batch size.
         with draws_apart(joint), functorch_config.patch(recompute_views=True):

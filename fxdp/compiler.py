@@ -42,6 +42,7 @@ def compile(  # noqa: A001 - torch.compile's name
     accountant: Accountant = "pld",
     neighbours: Neighbours = "add-or-remove-one",
     microbatch_size: int | None = None,
+    checkpoint: str = "never",
     secure: bool = False,
     noise: BandMF | None = None,
 ) -> PrivateModule:
@@ -82,6 +83,9 @@ def compile(  # noqa: A001 - torch.compile's name
         microbatch_size: samples that are worked on at a time, forward and backward, at least 1;
             batches of any size are cut into pieces of this one, the last one padded, and what is
             released is the same. A model's results beside its loss are left out then.
+        checkpoint: "always" works activations out a second time in the backward pass, which takes
+            time for memory; "except_last" does so in all pieces of a batch but the last, and so
+            has that one's memory; what is released is the same, with the same dropout masks.
         secure: draw the noise from the system's entropy, in float64, and as a sum of four normal
             numbers, against attacks on floating point (`fxdp.keystream`). It cannot be repeated
             by a seed, and takes some eight times as long to make.
@@ -98,7 +102,7 @@ def compile(  # noqa: A001 - torch.compile's name
     check_parameters(model)
     scales, settings = checked_options(
         max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules, plan,
-        memory_budget, loss_reduction, clipping, secure,
+        memory_budget, loss_reduction, clipping, secure, checkpoint,
     )  # fmt: skip
     if loss_reduction is not None and loss_fn is not None:
         raise ValueError("loss_fn puts the loss into the graph: leave loss_reduction out")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from fxdp.account import StepError
 from fxdp.capture import SMALLEST, Inputs
 
-# Runs the compiled step: arguments, mask and noise multiplier to loss.
-Run = Callable[[Inputs, Tensor, float], Tensor]
+# Runs the compiled step: arguments, mask, noise multiplier, whether none follows, to loss.
+Run = Callable[[Inputs, Tensor, float, bool], Tensor]
 Gradients = list[Tensor | None]
 
 
@@ -39,9 +39,11 @@ class Piece:
     has_public: Callable[[], bool]
     seen: Callable[[Tensor], None]
 
-    def __call__(self, inputs: Inputs, mask: Tensor, sigma: float) -> tuple[Tensor, Gradients]:
+    def __call__(
+        self, inputs: Inputs, mask: Tensor, sigma: float, last: bool = True
+    ) -> tuple[Tensor, Gradients]:
         """The loss of a piece, and its gradients."""
-        loss = self.run(inputs, mask, sigma)
+        loss = self.run(inputs, mask, sigma, last)
         gradients: Gradients = [*torch.autograd.grad(loss, self.trained, allow_unused=True)]
         self.seen(mask)
         return loss.detach(), gradients
@@ -86,13 +88,13 @@ def summed(step: Piece, inputs: Inputs, mask: Tensor, size: int, sigma: float) -
     total: Gradients = [None] * len(step.trained)
     loss, weight = torch.zeros((), device=mask.device), int(mask.sum())
     for k, (own, part) in enumerate(parts, start=1):
-        mean, gradients = step(own, part, sigma if k == len(parts) else 0.0)
+        last = k == len(parts)
+        mean, gradients = step(own, part, sigma if last else 0.0, last)
         loss = loss + mean * (int(part.sum()) / max(weight, 1))
         total = added(total, gradients)
-    last = parts[-1]
     if len(parts) > 1 and step.has_public():
-        total = added(total, step.public(*last), 1 - len(parts))
-    return Sum(loss, total, last)
+        total = added(total, step.public(*parts[-1]), 1 - len(parts))
+    return Sum(loss, total, parts[-1])
 
 
 def added(one: Gradients, other: Gradients, scale: float = 1.0) -> Gradients:

@@ -3,7 +3,7 @@
 import math
 from typing import Any, get_args
 
-from fxdp.backend import Backend, Settings
+from fxdp.backend import Backend, Checkpoint, Settings
 from fxdp.clipping import Adaptive, Automatic, Clipping, Normalize, as_clipping
 from fxdp.forms.batch import Strategy
 from fxdp.ops import RULES
@@ -27,6 +27,7 @@ def checked_options(
     loss_reduction: str | None = None,
     clipping: str | Clipping = "flat",
     secure: bool = False,
+    checkpoint: str = "never",
 ) -> tuple[Scales, Settings]:
     """What both doors are told, checked.
 
@@ -38,6 +39,7 @@ def checked_options(
     one_of("strategy", strategy, STRATEGIES)
     one_of("backend", backend, get_args(Backend))
     one_of("plan", plan, PLANS)
+    one_of("checkpoint", checkpoint, get_args(Checkpoint))
     if memory_budget is not None:
         number("memory_budget", memory_budget)
     if loss_reduction is not None:
@@ -54,6 +56,7 @@ def checked_options(
     settings = Settings(
         strategy, backend, rules, plan=plan, memory_budget=memory_budget,  # type: ignore[arg-type]
         reduction=loss_reduction or "", clipping=as_clipping(clipping), secure=secure,
+        checkpoint=checkpoint,  # type: ignore[arg-type]
     )  # fmt: skip
     return (float(scales[0]), float(scales[1]), float(scales[2])), settings
 

@@ -174,8 +174,9 @@ class PrivateModule(nn.Module):
         """How a piece of a logical batch is run."""
         here, (bound, _, expected) = self._stepper, lot.scales
 
-        def run(inputs: Inputs, mask: Tensor, sigma: float) -> Tensor:
-            return loss_of(here.captured(here.step, inputs, mask, (bound, sigma, expected)))
+        def run(inputs: Inputs, mask: Tensor, sigma: float, last: bool) -> Tensor:
+            step = here.step if last else here.earlier
+            return loss_of(here.captured(step, inputs, mask, (bound, sigma, expected)))
 
         def has_public() -> bool:
             return any(c.public is not None for c in here.study().clipped)

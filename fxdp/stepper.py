@@ -7,6 +7,7 @@ captured for each size.
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class Stepper:
     Attributes:
         record: what compilation and steps leave behind.
         step: the compiled step.
+        earlier: the same for pieces of a batch that others follow, which may keep less.
         dynamic: whether sizes that change between steps become symbols.
         rows: the batch size that code is made for, and is best at; the first step's, if None.
         key: of the last step with noise; a secret.
@@ -57,7 +59,9 @@ class Stepper:
         self.dynamic = True
         self.rows: int | None = None
         self.key = no_key()
-        self.step = self.another(settings, self.record)
+        self.step = self.earlier = self.another(settings, self.record)
+        if settings.checkpoint == "except_last":
+            self.earlier = self.another(replace(settings, checkpoint="always"), self.record)
 
     def another(
         self, settings: Settings, record: Record, passes: tuple[Pass, ...] = PASSES
@@ -110,7 +114,7 @@ class Stepper:
         # Without noise nothing is drawn, and torch's generator stays as it is.
         key = fresh_key(self.settings.secure) if scales[1] > 0 else no_key()
         self.key = key if scales[1] > 0 else self.key
-        if self.rows is None and step is self.step:
+        if self.rows is None and step in (self.step, self.earlier):
             self.rows = inputs.size
         leaves: list[Any] = []
         for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):

@@ -44,6 +44,8 @@ class Scores(nn.Module):
         ("strategy", None, ValueError),
         ("backend", "tensorrt", ValueError),
         ("plan", "fastest", ValueError),
+        ("checkpoint", "sometimes", ValueError),
+        ("checkpoint", True, ValueError),
         ("memory_budget", -1, ValueError),
         ("memory_budget", "1 GB", TypeError),
     ],

@@ -36,7 +36,7 @@ LAYERS = (
     ("rules",),
     ("forms",),
     ("ops", "trials"),
-    ("graph_pass", "trace", "sums", "facts", "guards", "fix", "dataless", "layout"),
+    ("graph_pass", "trace", "sums", "facts", "guards", "fix", "dataless", "layout", "recomputing"),
     ("faults", "fingerprint", "placing"),
     ("passes",),
     ("backend", "check", "capture", "certificate", "report"),
