@@ -6,13 +6,14 @@ import sympy
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from fxdp.forms.batch import NORMS_ALONE
 from fxdp.graph_pass import Choice, Study
 from fxdp.liveness import Peak
 from fxdp.shapes import shape_of, show
 from fxdp.sums import value
 
 # The strategies that differ in what they cost by this model; the others cost what the first does.
-SHOWN = ("instantiate", "ghost")
+SHOWN = ("instantiate", "ghost", "segments")
 
 
 @dataclass(frozen=True)
@@ -92,5 +93,5 @@ def row(study: Study, choice: Choice) -> Row:
         seconds[t.strategy] = min(t.seconds, seconds.get(t.strategy, t.seconds))
     return Row(
         choice.gradient.parameter, shape, len(choice.gradient.sums), choice.kind,
-        choice.strategy, choice.keep and choice.strategy != "ghost", costs, seconds,
+        choice.strategy, choice.keep and choice.strategy not in NORMS_ALONE, costs, seconds,
     )  # fmt: skip

@@ -26,6 +26,7 @@ LAYERS = (
         "progress",
         "recurrent",
         "chain_rule",
+        "segments",
         "draws",
         "tally",
         "timings",

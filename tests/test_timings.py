@@ -1,6 +1,7 @@
 """Times are kept, and nothing is timed twice."""
 
 import json
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,18 @@ def test_what_is_kept_can_be_told_to_another_process() -> None:
 
 
 def test_hopeless_work_runs_once() -> None:
+    """If a run takes long enough to matter; a quick one may only have been the first."""
     runs: list[None] = []
-    timings.seconds(lambda: runs.append(None), best=0.0)
+
+    def work(rounds: int) -> None:
+        runs.append(None)
+        end = time.process_time() + rounds * timings.QUICK
+        while time.process_time() < end:
+            pass
+
+    timings.seconds(lambda: work(2), best=0.0)
     assert len(runs) == 1
-    timings.seconds(lambda: runs.append(None))
+    timings.seconds(lambda: work(0), best=0.0)
     assert len(runs) == 1 + timings.REPEATS
+    timings.seconds(lambda: work(2))
+    assert len(runs) == 1 + 2 * timings.REPEATS

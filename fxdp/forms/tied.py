@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import sympy
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, sq_sum, weighed, wide
+from fxdp.forms.batch import NORMS_ALONE, Strategy, sq_sum, weighed, wide
 from fxdp.forms.outer import Outer
 from fxdp.forms.scatter import Scatter
 
@@ -29,7 +29,7 @@ class Tied:
     h: Tensor
     ids: Tensor
     g: Tensor
-    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost")
+    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost", "segments")
 
     @property
     def rows(self) -> int:
@@ -50,10 +50,10 @@ class Tied:
 
     def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
         """[N] squared norms, |E + H|^2 = |E|^2 + |H|^2 + 2 <E, H>."""
-        if strategy != "ghost" or self.g.is_complex():
+        if strategy not in NORMS_ALONE or self.g.is_complex():
             return sq_sum(self.per_sample())
-        square = self.table.sq_norm("ghost") + self.head.sq_norm("ghost") + 2 * self.cross()
-        return square.clamp(min=0)
+        table, head = self.table.sq_norm(strategy), self.head.sq_norm("ghost")
+        return (table + head + 2 * self.cross()).clamp(min=0)
 
     def cross(self) -> Tensor:
         """[N] inner products of the two: sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s])."""
@@ -69,11 +69,12 @@ class Tied:
     def extra(self, strategy: Strategy) -> sympy.Expr:
         """Numbers that the norms need beside the form."""
         table = self.table.extra(strategy)
-        return table + self.head.extra(strategy) if strategy == "ghost" else table
+        return table + self.head.extra("ghost") if strategy in NORMS_ALONE else table
 
     def cost(self, strategy: Strategy) -> sympy.Expr:
         """Flops and bytes of both."""
-        return self.head.cost(strategy) + self.table.cost(strategy)
+        head = self.head.cost("ghost" if strategy in NORMS_ALONE else strategy)
+        return head + self.table.cost(strategy)
 
 
 def joined(forms: list[Any]) -> Any | None:
