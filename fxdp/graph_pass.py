@@ -146,7 +146,7 @@ class Study:
         finite: the node bool [N] that tells whose loss and gradient are finite.
         clipped: from `clip`.
         readable: the graph before `lower`, for people.
-        history: the printed graph after each pass.
+        history: the names of the passes that ran.
         joint: the graph that the proof places, also where it fails (from `prove`).
         seen: what the certificate says of the placed graph (from `prove`).
         notes: what the user's lines allow, for the certificate.
@@ -171,7 +171,7 @@ class Study:
     readable: GraphModule | None = None
     joint: GraphModule | None = None
     seen: "Seen | None" = None
-    history: dict[str, str] = field(default_factory=lambda: {})
+    history: list[str] = field(default_factory=lambda: [])
     notes: list[str] = field(default_factory=lambda: [])
     peak: Peak | None = None
     contiguous: bool = False
@@ -265,7 +265,7 @@ def run(gm: GraphModule, passes: tuple[Pass, ...], **options: Any) -> GraphModul
         gm.graph.lint()
         gm.recompile()
         _check(gm, step.gives, f"{step.name} gives")
-        study(gm).history[step.name] = gm.print_readable(print_output=False)
+        study(gm).history.append(step.name)
     return gm
 
 

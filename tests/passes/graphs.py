@@ -38,9 +38,14 @@ class Run:
     texts: dict[str, str]
 
 
-def captured(gm: GraphModule) -> GraphModule:
-    """The graph as AOTAutograd made it."""
-    return gm
+def seen(name: str, texts: dict[str, str]) -> Pass:
+    """A pass that only keeps the graph as text."""
+
+    def look(gm: GraphModule) -> GraphModule:
+        texts[name] = gm.print_readable(print_output=False)
+        return gm
+
+    return Pass(look)
 
 
 def passed(
@@ -53,13 +58,16 @@ def passed(
 ) -> Run:
     """Run the passes up to one on a model's graph, and nothing after."""
     kept: list[GraphModule] = []
+    texts: dict[str, str] = {}
 
     def stop(gm: GraphModule) -> GraphModule:
         kept.append(gm)
         raise Proven
 
     record = Record()
-    passes = (Pass(captured), *PASSES[: NAMES.index(last) + 1], Pass(stop))
+    before = PASSES[: NAMES.index(last) + 1]
+    watched = (p for own in before for p in (own, seen(own.name, texts)))
+    passes = (seen("captured", texts), *watched, Pass(stop))
     step = compiled_step(
         model, loss, Settings(strategy, "eager", **{"plan": "model"} | how), record, passes
     )
@@ -72,8 +80,7 @@ def passed(
     except Proven:
         assert record.study is not None
         names = record.study.names
-        texts = {k: normal(v, names) for k, v in record.study.history.items()}
-        return Run(kept[0], record.study, texts)
+        return Run(kept[0], record.study, {k: normal(v, names) for k, v in texts.items()})
     raise AssertionError("the passes did not run")
 
 
