@@ -275,7 +275,7 @@ class TestBrokenNoise:
         true = module.summed
 
         def summed(step: Any, inputs: Any, mask: Any, size: int, sigma: float) -> Any:
-            noisy = replace(step, run=lambda inputs, mask, _: step.run(inputs, mask, sigma))
+            noisy = replace(step, run=lambda x, mask, _, last: step.run(x, mask, sigma, last))
             return true(noisy, inputs, mask, size, sigma)
 
         monkeypatch.setattr(module, "summed", summed)
