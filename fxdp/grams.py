@@ -22,26 +22,46 @@ def spans(size: int, most: int) -> list[tuple[int, int]]:
     return [(size * k // count, size * (k + 1) // count) for k in range(count)]
 
 
-@define("ghost_outer")
-def ghost_outer(a: Tensor, b: Tensor) -> Tensor:
-    """[N] squared norms of sum_t a[n, t] b[n, t]^T, from a [N, t, i] and b [N, t, o]."""
-    out = a.new_zeros(len(a))
+@define("ghost_outers")
+def ghost_outers(a: Tensor, others: list[Tensor]) -> Tensor:
+    """[k, N] squared norms of sum_t a[n, t] b[n, t]^T, from a [N, t, i], for k tensors b [N, t, o],
+    at least one.
+
+    The Gram matrix of `a` is worked out once for all of them.
+    """
+    out = a.new_zeros(len(others), len(a))
     length = a.shape[1]
     rows = spans(length, ROWS)
     for first, last in spans(len(a), max(1, CACHED // max(1, length * ROWS))):
-        x, y = a[first:last], b[first:last]
+        own, rest = out[:, first:last], [b[first:last] for b in others]
         for start, stop in rows:
-            out[first:last] += products(x, y, start, stop, start, stop)
+            own += products(a[first:last], rest, start, stop, start, stop)
             if start:  # both halves of what is off the diagonal
-                out[first:last] += 2 * products(x, y, start, stop, 0, start)
+                own += 2 * products(a[first:last], rest, start, stop, 0, start)
     return out
 
 
-def products(a: Tensor, b: Tensor, start: int, stop: int, left: int, right: int) -> Tensor:
-    """[N] sums of (a_t . a_s)(b_t . b_s) over rows t and columns s."""
-    both = torch.bmm(a[:, start:stop], a[:, left:right].transpose(1, 2))
-    both.mul_(torch.bmm(b[:, start:stop], b[:, left:right].transpose(1, 2)))
-    return both.flatten(1).sum(1)
+def products(
+    a: Tensor, others: list[Tensor], start: int, stop: int, left: int, right: int
+) -> Tensor:
+    """[k, N] sums of (a_t . a_s)(b_t . b_s) over rows t and columns s."""
+
+    def gram(x: Tensor) -> Tensor:
+        return torch.bmm(x[:, start:stop], x[:, left:right].transpose(1, 2))
+
+    common = gram(a)
+    return torch.stack([gram(b).mul_(common).flatten(1).sum(1) for b in others])
+
+
+@fake("ghost_outers")
+def _(a: Tensor, others: list[Tensor]) -> Tensor:
+    return a.new_empty(len(others), a.shape[0])
+
+
+@define("ghost_outer")
+def ghost_outer(a: Tensor, b: Tensor) -> Tensor:
+    """[N] squared norms of sum_t a[n, t] b[n, t]^T, from a [N, t, i] and b [N, t, o]."""
+    return ghost_outers(a, [b])[0]
 
 
 @fake("ghost_outer")

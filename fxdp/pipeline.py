@@ -20,6 +20,7 @@ from fxdp.passes.measure import measure
 from fxdp.passes.noise import noise
 from fxdp.passes.plan import plan
 from fxdp.passes.prove import prove
+from fxdp.passes.share import share
 from fxdp.passes.tidy import tidy
 
 PASSES: tuple[Pass, ...] = (
@@ -35,6 +36,8 @@ PASSES: tuple[Pass, ...] = (
     Pass(plan, needs=(facts.explained,)),
     # Emit squared norms and clip factors.
     Pass(measure),
+    # One Gram matrix for all norms that it is in.
+    Pass(share),
     # Re-weight every sum by the factors.
     Pass(clip),
     # Add noise, once for each parameter, and put the result in the gradient's place.

@@ -37,6 +37,8 @@ def weigh_one(x: Tensor, y: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
 def weighed_outer(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
     """[i, o] from a [N, t, i], b [N, t, o] and factor [N]."""
     a, b = weigh_one(a, b, factor)
+    if max(a, b, key=Tensor.numel).transpose(0, 1).is_contiguous():  # steps first: no copy of it
+        a, b = a.transpose(0, 1), b.transpose(0, 1)
     return a.flatten(0, 1).T @ b.flatten(0, 1)
 
 

@@ -16,6 +16,15 @@ def test_pieces_add_up(n: int, t: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(torch.ops.fxdp.ghost_outer(a, b), wanted)
 
 
+def test_one_matrix_for_several_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, each as if it were alone."""
+    monkeypatch.setattr(grams, "ROWS", 3)
+    a, *others = (torch.randn(4, 7, k, dtype=torch.double) for k in (3, 5, 2, 3))
+    found = torch.ops.fxdp.ghost_outers(a, others)
+    wanted = torch.stack([torch.ops.fxdp.ghost_outer(b, a) for b in others])
+    torch.testing.assert_close(found, wanted)
+
+
 def test_operands_may_be_views() -> None:
     a, b = torch.randn(9, 4, 5, dtype=torch.double), torch.randn(6, 5, 9, dtype=torch.double)
     a, b = a.permute(1, 0, 2), b.permute(1, 2, 0)[:4]  # no operand is contiguous

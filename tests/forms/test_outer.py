@@ -60,3 +60,10 @@ def test_norms_of_halves_are_worked_out_wide() -> None:
     assert form.sq_norm("ghost").dtype == torch.float32
     assert form.sq_norm("ghost").isfinite().all()
     close(form.sq_norm("ghost"), loop(Outer(form.a.float(), form.b.float())).square().sum((1, 2)))
+
+
+def test_positions_may_come_first() -> None:
+    """As a recurrent layer has them: then no operand is copied, and the sum is the same."""
+    a, b = drawn(1, 5, 3, 4).transpose(0, 1), drawn(2, 5, 3, 6).transpose(0, 1)
+    hold(Outer(a, b), loop(Outer(a, b)))
+    hold(Outer(a, b.contiguous()), loop(Outer(a, b)))
