@@ -34,6 +34,17 @@ class Gates(nn.Module):
         return self.x(x) + self.h(x[..., :2])
 
 
+class Steps(nn.Module):
+    """A recurrent layer: weights for its input and its state, behind the gradient of its gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0])
+
+
 def run_of(model: nn.Module, last: str = "share") -> Run:
     x = torch.zeros(4, 5, 3)
     return passed(model, sum_square, x, torch.zeros(4), last=last, strategy="ghost")
@@ -69,11 +80,13 @@ def test_nothing_in_common() -> None:
 
 
 def test_the_norms_are_the_same() -> None:
+    """Of one query, key and value, of a recurrent layer, and of two layers that are added."""
     torch.manual_seed(0)
-    y = torch.zeros(4)
-    for model in (Heads(), Gates(), nn.Sequential(Heads(), nn.Linear(4, 3), Heads())):
-        x = torch.randn(4, 5, 3, dtype=torch.double)
-        compare(model.double(), x, y, loss_fn=sum_square, strategy="ghost")
+    model = nn.Sequential(Heads(), nn.Linear(4, 3), Steps(), Gates()).double()
+    x, y = torch.randn(4, 5, 3, dtype=torch.double), torch.zeros(4)
+    private = compare(model, x, y, loss_fn=sum_square, strategy="ghost", each=False)
+    found = private.graph_module.graph.find_nodes(op="call_function", target=GHOSTS)
+    assert sorted(len(node.args[1]) for node in found) == [2, 2, 3]
 
 
 def test_what_is_worth_most_goes_first() -> None:
