@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxdp.graph_pass import outputs
 from fxdp.passes.share import best, norms, numbered
 from tests.oracle import compare
 from tests.passes.graphs import Run, block, cut, made, passed, sequence, sum_square
@@ -117,7 +118,7 @@ def test_equal_values_have_equal_numbers() -> None:
 
     gm = made(function, torch.zeros(2, 2))
     number = numbered(gm.graph)
-    found = [number[n] for n in gm.graph.output_node().args[0]]
+    found = [number[n] for n in outputs(gm)]
     assert found[0] == found[1]
     assert len(set(found)) == len(found) - 1
 
