@@ -35,16 +35,17 @@ def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Te
     steps, n, size = len(x), *h.shape
     states, gates = x.new_empty(steps, n, size), x.new_empty(steps, n, 4 * size)
     cells, turned = x.new_empty(steps, 2, n, size), w.t().contiguous()
-    for t in range(steps):
-        torch.addmm(x[t], h, turned, out=gates[t])
-        i, f, g, o = gates[t].chunk(4, 1)
-        torch.sigmoid_(gates[t, :, : 2 * size])
-        torch.tanh_(g)
-        torch.sigmoid_(o)
-        cell, squashed = cells[t]
+    # All views of all steps at once: one at a time they would take a tenth of the layer's time.
+    views = (gates, gates[..., : 2 * size], *gates.chunk(4, 2), *cells.unbind(1), states)
+    for given, *step in zip(x, *views, strict=True):
+        row, i_and_f, i, f, g, o, cell, squashed, state = step
+        torch.addmm(given, h, turned, out=row)
+        i_and_f.sigmoid_()
+        g.tanh_()
+        o.sigmoid_()
         torch.mul(f, c, out=cell).addcmul_(i, g)
         torch.tanh(cell, out=squashed)
-        h, c = torch.mul(o, squashed, out=states[t]), cell
+        h, c = torch.mul(o, squashed, out=state), cell
     return states, c.clone(), gates, cells
 
 
@@ -62,18 +63,20 @@ def lstm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of what the gates get, of the first state, and of the first cell."""
     steps, n, size = g_states.shape
-    opened, g_h, g_c = g_states.new_empty(steps, n, 4 * size), torch.zeros_like(g_last), g_last + 0
-    for t in reversed(range(steps)):
-        i, f, g, o = gates[t].chunk(4, 1)
-        to_i, to_f, to_g, to_o = opened[t].chunk(4, 1)
-        squashed, before = cells[t, 1], cells[t - 1, 0] if t else c
-        g_h = g_h + g_states[t]
+    opened = g_states.new_empty(steps, n, 4 * size)
+    g_h, g_c = torch.zeros_like(g_last), g_last + 0
+    after, squashes = cells.unbind(1)
+    views = (g_states, opened, *opened.chunk(4, 2), *gates.chunk(4, 2), squashes)
+    before = (c, *after[:-1])
+    for *step, cell in reversed([*zip(*views, before, strict=True)]):
+        given, row, to_i, to_f, to_g, to_o, i, f, g, o, squashed = step
+        g_h = g_h + given
         g_c.add_(aten.tanh_backward(g_h * o, squashed))
         aten.sigmoid_backward.grad_input(g_h * squashed, o, grad_input=to_o)
         aten.sigmoid_backward.grad_input(g_c * g, i, grad_input=to_i)
-        aten.sigmoid_backward.grad_input(g_c * before, f, grad_input=to_f)
+        aten.sigmoid_backward.grad_input(g_c * cell, f, grad_input=to_f)
         aten.tanh_backward.grad_input(g_c * i, g, grad_input=to_g)
-        g_h, g_c = opened[t] @ w, g_c.mul_(f)
+        g_h, g_c = row @ w, g_c.mul_(f)
     return opened, g_h, g_c
 
 
