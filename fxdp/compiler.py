@@ -66,7 +66,7 @@ def compile(  # noqa: A001 - torch.compile's name
         clipping: "flat", "automatic" (AUTO-S), "normalize", "per-layer" or a value of
             `fxdp.clipping`; C is the sensitivity in all of them.
         strategy: "auto", or how all per-sample norms are found: "instantiate", "unfold", "ghost",
-            "segments", "crb", "naive" or "multi"; equal in result.
+            "crb", "naive" or "multi"; equal in result.
         backend: "inductor" or "eager".
         plan: how "auto" chooses for each parameter: "measured" times on this machine what
             cannot be predicted, "model" predicts, "fixed" takes what is smaller (2 T^2 or p d).

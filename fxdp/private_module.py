@@ -51,6 +51,7 @@ class PrivateModule(nn.Module):
         empty batch                  noise alone is released; the loss is 0
         one sample                   as any batch
         a norm of 0                  factor 1
+        positions that cancel        their norm is rounded up, never down
         a norm inf or NaN            that sample adds nothing, and is counted
         an infinite loss             that sample adds nothing, and is counted
         a row masked out             that row adds nothing, to loss and gradient

@@ -6,14 +6,13 @@ import sympy
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from fxdp.forms.batch import NORMS_ALONE
 from fxdp.graph_pass import Choice, Study
 from fxdp.liveness import Peak
 from fxdp.shapes import shape_of, show
 from fxdp.sums import value
 
 # The strategies that differ in what they cost by this model; the others cost what the first does.
-SHOWN = ("instantiate", "ghost", "segments")
+SHOWN = ("instantiate", "ghost")
 
 
 @dataclass(frozen=True)
@@ -93,5 +92,5 @@ def row(study: Study, choice: Choice) -> Row:
         seconds[t.strategy] = min(t.seconds, seconds.get(t.strategy, t.seconds))
     return Row(
         choice.gradient.parameter, shape, len(choice.gradient.sums), choice.kind,
-        choice.strategy, choice.keep and choice.strategy not in NORMS_ALONE, costs, seconds,
+        choice.strategy, choice.keep and choice.strategy != "ghost", costs, seconds,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.clipping import Clipping, Flat
-from fxdp.forms.batch import NORMS_ALONE, Strategy, sq_sum
+from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph_pass import Choice, study
 from fxdp.placement import Shard
 from fxdp.sums import Sum, each_image, sum_at, whole
@@ -132,10 +132,10 @@ def way(gm: GraphModule, choice: Choice, end: Node) -> Way:
             for s in taken
         }
         return with_square, (each_image(gm, choice.gradient, parts, end),)
-    if choice.strategy not in NORMS_ALONE:
+    if choice.strategy != "ghost":
         taken_on = with_square if choice.keep else square_alone
         return lambda *groups: taken_on(whole(taken, groups).per_sample(choice.strategy)), inputs
-    return lambda *groups: (whole(taken, groups).sq_norm(choice.strategy), None), inputs
+    return lambda *groups: (whole(taken, groups).sq_norm("ghost"), None), inputs
 
 
 def with_square(each: Tensor) -> tuple[Tensor, Tensor]:

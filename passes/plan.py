@@ -15,15 +15,15 @@ from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from fxdp.forms import Tied, joined
-from fxdp.forms.batch import NORMS_ALONE, Strategy
+from fxdp.forms.batch import Strategy
 from fxdp.graph_pass import Choice, Gradient, at_hand, hinted, study
 from fxdp.shapes import expr
 from fxdp.sums import fake_form, is_partial, sum_at, value
 from fxdp.trials import Trial, trials
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-# These differ in kind; what the others cost, no count of flops tells.
-MODELLED = ("instantiate", *NORMS_ALONE)
+# These two differ in kind; what the others cost, no count of flops tells.
+MODELLED = ("instantiate", "ghost")
 # Costs this many times the least are believed; below, the machine is asked.
 DOUBT = 8.0
 # The share of a step's tensors that per-sample gradients may take up beside them.
@@ -83,7 +83,7 @@ def choose(
     kind, merged = together(gm, gradient, forms)
     offered: list[Strategy] = [s for s in STRATEGIES if all(s in f.strategies for f in merged)]
     if kind == "general":
-        offered = [s for s in offered if s not in NORMS_ALONE]
+        offered = [s for s in offered if s != "ghost"]
     if any(value(s).is_complex() for s in gradient.sums):
         offered = ["instantiate"]
     costs: dict[Strategy, sympy.Expr] = {s: total_cost(merged, s) for s in offered}

@@ -1,10 +1,16 @@
 """Ghost norms in pieces are those of the whole matrices."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from fxdp import grams
-from fxdp.grams import spans
+from fxdp.forms import Conv, Outer, Tied
+from fxdp.forms.conv import Spec
+from fxdp.grams import pairs, products, spans
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
@@ -39,3 +45,66 @@ def test_spans(size: int, most: int) -> None:
     assert [k for start, stop in found for k in range(start, stop)] == list(range(size))
     lengths = [stop - start for start, stop in found]
     assert not lengths or (max(lengths) <= most and max(lengths) - min(lengths) <= 1)
+
+
+def cancelling(spread: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Positions of which one half undoes the other, but for a part of them: [64, T, i], [.., o]."""
+    g = torch.Generator().manual_seed(0)
+    sign = torch.ones(100, 1)
+    sign[50:] = -1
+    a = torch.rand(64, 1, 30, generator=g) + spread * torch.randn(64, 100, 30, generator=g)
+    return a.to(dtype), (torch.rand(64, 1, 5, generator=g) * sign).to(dtype)
+
+
+def norms_of(form: Any) -> Tensor:
+    """[N], worked out for each sample in float64."""
+    wide = {
+        k: v.double()
+        for k, v in vars(form).items()
+        if isinstance(v, Tensor) and v.is_floating_point()
+    }
+    return replace(form, **wide).sq_norm("instantiate").sqrt()
+
+
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5, 0.0])
+@pytest.mark.parametrize("kind", ["op", "functions", "windows", "tied"])
+def test_no_norm_is_less_than_it_is(kind: str, spread: float) -> None:
+    """Whatever cancels. Nor is it more by much, as a share of what cancels."""
+    a, b = cancelling(spread, torch.float32)
+    form: Any = Outer(a, b)
+    if kind == "functions":
+        form = Outer(a.unsqueeze(1), b.unsqueeze(1))
+    if kind == "windows":
+        spec = Spec((5, 30, 1), (1,), (0,), (1,), 1)
+        form = Conv(a.transpose(1, 2).unsqueeze(1), b.transpose(1, 2).unsqueeze(1), spec)
+    if kind == "tied":  # the lookup undoes the head, whose rows are the ids
+        z = torch.nn.functional.one_hot(torch.arange(100) % 7, 9).float().expand(64, -1, -1)
+        form = Tied(z, a, (torch.arange(100) % 7).expand(64, -1), -a.roll(7, 1))
+    found, true = form.sq_norm("ghost").sqrt().double(), norms_of(form)
+    assert (found >= true * (1 - 1e-6)).all()
+    gross = a.norm(dim=-1) * (b if kind != "tied" else 2 * torch.ones_like(b)).norm(dim=-1)
+    assert (found <= true * (1 + 1e-6) + 2e-3 * gross.sum(-1)).all()
+
+
+def test_the_slack_is_more_than_any_error() -> None:
+    """Of operands that are made to cancel, in many shapes: three times as much as is found."""
+    found = 0.0
+    for seed in range(60):
+        g = torch.Generator().manual_seed(seed)
+        t, i, o = (int(torch.randint(2, most, (), generator=g)) for most in (200, 1500, 600))
+        sign = 1.0 - 2.0 * (torch.randperm(t, generator=g) < t // 2).float()
+        spread = 10.0 ** (-6 * float(torch.rand((), generator=g)))
+        a = torch.rand(2, 1, i, generator=g) + spread * torch.randn(2, t, i, generator=g)
+        b = torch.rand(2, 1, o, generator=g) * sign.view(1, t, 1)
+        square, gross = products(pairs(a, 0, t, 0, t), pairs(b, 0, t, 0, t))
+        error = (square.double() - norms_of(Outer(a, b)).square()).abs() / gross.double().square()
+        found = max(found, float(error.max()) / 2**-24)
+    assert 0.5 < found < grams.SLACK / 2
+
+
+def test_coarse_products_need_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch.set_float32_matmul_precision("high") products are rounded to 11 bits."""
+    fine = grams.slack(torch.float32)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert grams.slack(torch.float32) == fine * 2**13
+    assert grams.slack(torch.float64) == grams.SLACK * 2**-53

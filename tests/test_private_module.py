@@ -147,6 +147,24 @@ def test_a_gradient_that_is_not_finite_adds_nothing(junk: float, strategy: str):
     same(got, wanted(model, [0, 1, 3, 4, 5]))
 
 
+@pytest.mark.parametrize("strategy", ["ghost", "instantiate"])
+def test_positions_that_cancel_are_clipped(strategy: str):
+    """A hundred times the bound is left of them, which a ghost norm in float32 took for 0."""
+    g, sign = torch.Generator().manual_seed(0), torch.ones(100, 1)
+    sign[50:] = -1
+    x = torch.rand(8, 1, 30, generator=g) + 1e-3 * torch.randn(8, 100, 30, generator=g)
+    y = torch.rand(8, 1, 5, generator=g) * sign
+    model = nn.Linear(30, 5, bias=False)
+    private = private_of(
+        model, loss_fn=lambda out, y: (out * y).sum((1, 2)), strategy=strategy,
+        max_grad_norm=1e-3, expected_batch_size=1.0,
+    )  # fmt: skip
+    for i in range(len(x)):
+        assert x[i].T.double().mm(y[i].double()).norm() > 10e-3
+        moved = released(private, x[i : i + 1], y[i : i + 1])["weight"].norm()
+        assert moved <= private.sensitivity * (1 + 1e-6)
+
+
 def test_norm_zero_has_factor_one():
     model = nn.Linear(D, 1, bias=False)
     private = private_of(model, loss_fn=lambda out, y: out[:, 0] * y)

@@ -33,12 +33,12 @@ def test_a_sample_that_is_infinite_is_alone_in_that() -> None:
 
 
 def test_it_does_not_cancel() -> None:
-    """Where a ghost norm is the small difference of large products, this one is exact."""
+    """What is added up first is not the small difference of large products."""
     one = torch.tensor([1.0, 1e-4], dtype=torch.float32)
     g = torch.stack([1e4 * one, -1e4 * one, one]).unsqueeze(0)
     ids = torch.zeros(1, 3, dtype=torch.long)
     want = one.double().square().sum()
-    found = Scatter(ids, g, 5).sq_norm("segments").double()
+    found = Scatter(ids, g, 5).sq_norm("ghost").double()
     torch.testing.assert_close(found, want.unsqueeze(0), rtol=1e-6, atol=0)
 
 
@@ -48,7 +48,7 @@ def test_without_the_op(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     form = Scatter(torch.arange(3 * length).reshape(3, length) % 3, drawn(1, 3, length, 2), 3)
 
     def norms() -> Tensor:
-        return form.sq_norm("segments")
+        return form.sq_norm("ghost")
 
     with_op = norms()
     monkeypatch.setattr("fxdp.forms.scatter.has_ops", lambda *_: False)

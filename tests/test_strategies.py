@@ -45,7 +45,7 @@ def test_every_strategy_releases_the_same(strategy: str) -> None:
         expected_batch_size=BATCH, strategy=strategy, backend="eager",
     )  # fmt: skip
     private(x, y).backward()
-    torch.testing.assert_close(private._stepper.record.extras["norms"], norms, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(private._stepper.record.extras["norms"], norms, rtol=5e-5, atol=1e-6)
     for name, clipped in clipped_sum(each, BOUND, BATCH).items():
         got = model.get_parameter(name).grad
         assert got is not None

@@ -10,9 +10,7 @@ from torch.utils import _pytree as pytree
 from fxdp.placement import Shard
 from fxdp.shapes import expr, quotient
 
-Strategy = Literal["instantiate", "unfold", "crb", "ghost", "segments", "naive", "multi"]
-# Ways to a norm that make no per-sample gradient.
-NORMS_ALONE: tuple[Strategy, ...] = ("ghost", "segments")
+Strategy = Literal["instantiate", "unfold", "crb", "ghost", "naive", "multi"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxdp.chain_rule import chained
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
+from fxdp.grams import ghost
 from fxdp.shapes import expr, product
 
 WEIGHT_ONLY = [False, True, False]
@@ -155,11 +156,8 @@ class Conv:
             return sq_sum(self.per_sample(strategy))
         exact = self.exact()
         if exact.has_windows and exact.x.shape[1] == 1:
-            return torch.ops.fxdp.ghost_conv(*exact.folded()).clamp(min=0)
-        x, g = exact.unfolded()
-        return (
-            ((x @ x.transpose(-2, -1)) * (g @ g.transpose(-2, -1))).flatten(1).sum(1).clamp(min=0)
-        )
+            return torch.ops.fxdp.ghost_conv(*exact.folded())
+        return ghost(*exact.unfolded()).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[D, C / G, *k], the sum with sample n counted factor[n] times."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
+from fxdp.grams import ghost
 from fxdp.shapes import expr, product
 
 
@@ -75,11 +76,8 @@ class Outer:
             squares = squares.square()
             return squares.unsqueeze(-1).flatten(1).sum(1)
         if a.dim() == 3 and has_ops(a, b):
-            squares = torch.ops.fxdp.ghost_outer(a, b)
-        else:
-            squares = ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).flatten(1).sum(1)
-        # Rounding can leave a sum of products a little below 0.
-        return squares.clamp(min=0)
+            return torch.ops.fxdp.ghost_outer(a, b)
+        return ghost(a, b).unsqueeze(-1).flatten(1).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""

@@ -10,7 +10,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import NORMS_ALONE, Strategy, has_ops, sq_sum, weighed, wide
+from fxdp.forms.batch import Strategy, has_ops, sq_sum, weighed, wide
 from fxdp.segments import added_up
 from fxdp.shapes import expr
 
@@ -28,7 +28,7 @@ class Scatter:
     ids: Tensor
     g: Tensor
     rows: int
-    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost", "segments")
+    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost")
 
     @staticmethod
     def joined(forms: "list[Scatter]") -> "Scatter":
@@ -45,22 +45,17 @@ class Scatter:
         return table.scatter_add(1, self.ids.unsqueeze(-1).expand_as(g), g)
 
     def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
-        """[N] squared norms.
-
-        The ghost norm adds the products of all pairs of rows with equal ids; segments, the
-        squares of what has one id.
+        """[N] squared norms; the ghost norm is that of a table with a row for each id of the
+        sample (`fxdp.segments`).
         """
-        if strategy not in NORMS_ALONE or self.g.is_complex():
+        if strategy != "ghost" or self.g.is_complex():
             return sq_sum(self.per_sample())
         g = wide(self.g)
         if g.shape[1] == 1:
             return sq_sum(g)
-        if strategy == "segments":
-            if has_ops(g):
-                return torch.ops.fxdp.segment_squares(self.ids, g)
-            return sq_sum(added_up(self.ids, g))
-        same = self.ids.unsqueeze(1) == self.ids.unsqueeze(2)
-        return (g @ g.transpose(-2, -1)).masked_fill(~same, 0).flatten(1).sum(1).clamp(min=0)
+        if has_ops(g):
+            return torch.ops.fxdp.segment_squares(self.ids, g)
+        return sq_sum(added_up(self.ids, g))
 
     def total(self, factor: Tensor) -> Tensor:
         """[rows, d], the sum with sample n counted factor[n] times."""
@@ -70,15 +65,11 @@ class Scatter:
     def extra(self, strategy: Strategy) -> sympy.Expr:
         """Numbers that the norms need beside the form."""
         n, t, d = (expr(s) for s in self.g.shape)
-        if strategy in NORMS_ALONE:
-            return n * t * (t if strategy == "ghost" else d)
-        return n * expr(self.rows) * d
+        return n * d * (t if strategy == "ghost" else expr(self.rows))
 
     def cost(self, strategy: Strategy) -> sympy.Expr:
-        """Flops and bytes: T x T products, or a table for each sample, of T rows or of all."""
+        """Flops and bytes: a table for each sample, of T rows behind a sort, or of all."""
         n, t, d = (expr(s) for s in self.g.shape)
-        if strategy == "segments":
-            return n * t * (24 * d + 400)  # sorting costs as much as some numbers
         if strategy == "ghost":
-            return n * (2 * t * t * d + 6 * t * t)
+            return n * t * (24 * d + 400)
         return n * (12 * expr(self.rows) * d + 4 * t * d)

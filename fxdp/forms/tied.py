@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import sympy
+import torch
 from torch import Tensor
 
-from fxdp.forms.batch import NORMS_ALONE, Strategy, sq_sum, weighed, wide
+from fxdp.forms.batch import Strategy, sq_sum, weighed, wide
 from fxdp.forms.outer import Outer
 from fxdp.forms.scatter import Scatter
+from fxdp.grams import slack
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Tied:
     h: Tensor
     ids: Tensor
     g: Tensor
-    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost", "segments")
+    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost")
 
     @property
     def rows(self) -> int:
@@ -50,16 +52,21 @@ class Tied:
 
     def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
         """[N] squared norms, |E + H|^2 = |E|^2 + |H|^2 + 2 <E, H>."""
-        if strategy not in NORMS_ALONE or self.g.is_complex():
+        if strategy != "ghost" or self.g.is_complex():
             return sq_sum(self.per_sample())
-        table, head = self.table.sq_norm(strategy), self.head.sq_norm("ghost")
+        table, head = self.table.sq_norm("ghost"), self.head.sq_norm("ghost")
         return (table + head + 2 * self.cross()).clamp(min=0)
 
     def cross(self) -> Tensor:
-        """[N] inner products of the two: sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s])."""
+        """[N] inner products of the two: sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s]).
+
+        Rounded up, as ghost norms are.
+        """
         z, h, g = wide(self.z), wide(self.h), wide(self.g)
-        at = self.ids.unsqueeze(1).expand(-1, z.shape[1], -1)
-        return (z.gather(2, at) * (h @ g.transpose(-2, -1))).flatten(1).sum(1)
+        at = z.gather(2, self.ids.unsqueeze(1).expand(-1, z.shape[1], -1))
+        lengths = [torch.linalg.vector_norm(x, dim=-1) for x in (h, g)]
+        gross = at.abs() * lengths[0].unsqueeze(2) * lengths[1].unsqueeze(1)
+        return (at * (h @ g.transpose(-2, -1)) + slack(z.dtype) * gross).flatten(1).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[v, d], the sum with sample n counted factor[n] times."""
@@ -69,12 +76,11 @@ class Tied:
     def extra(self, strategy: Strategy) -> sympy.Expr:
         """Numbers that the norms need beside the form."""
         table = self.table.extra(strategy)
-        return table + self.head.extra("ghost") if strategy in NORMS_ALONE else table
+        return table + self.head.extra(strategy) if strategy == "ghost" else table
 
     def cost(self, strategy: Strategy) -> sympy.Expr:
         """Flops and bytes of both."""
-        head = self.head.cost("ghost" if strategy in NORMS_ALONE else strategy)
-        return head + self.table.cost(strategy)
+        return self.head.cost(strategy) + self.table.cost(strategy)
 
 
 def joined(forms: list[Any]) -> Any | None:
