@@ -31,7 +31,8 @@ def added_up(ids: Tensor, g: Tensor) -> Tensor:
 @define("segment_squares")
 def segment_squares(ids: Tensor, g: Tensor) -> Tensor:
     """[N] squared norms of the tables that g [N, T, d] makes when added up at ids [N, T]."""
-    return torch.linalg.vector_norm(added_up(ids, g).flatten(1), dim=1).square()
+    rows = torch.linalg.vector_norm(added_up(ids, g), dim=2)
+    return torch.linalg.vector_norm(rows, dim=1).square()
 
 
 @fake("segment_squares")

@@ -102,10 +102,11 @@ def muted(x: Tensor, factor: Tensor) -> Tensor:
 
 def sq_sum(each: Tensor) -> Tensor:
     """Squared norms [N] of [N, ...]."""
-    if each.is_complex():
-        each = torch.view_as_real(each.resolve_conj())
     each = torch.view_as_real(each.resolve_conj()) if each.is_complex() else each
-    # One pass, where the square of every number would be written out.
-    each = each if each.is_floating_point() else each.double()
-    flat = wide(each).flatten(1) if each.dim() > 1 else wide(each).unsqueeze(1)
-    return torch.linalg.vector_norm(flat, dim=1).square()
+    each = wide(each if each.is_floating_point() else each.double())
+    # Not the sum of squares, each of which would be written out. And row by row: in float32 a norm
+    # of 50 million numbers at once comes out 0.4 % too small.
+    if each.dim() > 2:
+        each = torch.linalg.vector_norm(each, dim=list(range(2, each.dim())))
+    each = each if each.dim() > 1 else each.unsqueeze(1)
+    return torch.linalg.vector_norm(each, dim=1).square()

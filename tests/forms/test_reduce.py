@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxdp.forms import Reduce
-from fxdp.forms.batch import Batch
+from fxdp.forms.batch import Batch, sq_sum
 from fxdp.placement import Shard
 from tests.forms.loops import DTYPES, QUICK, drawn, hold, silent
 
@@ -36,3 +36,10 @@ def test_batches_are_taken_apart(n: int, outer: int, inner: int, dim: int) -> No
     assert torch.equal(batch.kept(), wanted)
     assert torch.equal(batch.samples_first(), wanted.movedim(dim + 1, 1))
     assert torch.equal(batch.positions(), wanted.movedim(dim + 1, 1).movedim(1, -2))
+
+
+def test_norms_of_many_numbers() -> None:
+    """Three million of one sample: summed up at once in float32, their norm is too small."""
+    each = drawn(0, 1, 3000, 1000, dtype=torch.float32)
+    want = each.double().square().sum().sqrt()
+    assert abs(float(sq_sum(each).sqrt().double() / want - 1)) < 1e-6

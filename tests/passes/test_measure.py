@@ -94,9 +94,9 @@ def test_instantiate() -> None:
     run = sequence(strategy="instantiate")
     assert cut(run.texts["measure"], "einsum(", "square(") == block("""
         einsum = einsum('nti,nto->nio', [^movedim, ^movedim])
-        flatten = flatten(einsum, 1)
-        linalg_vector_norm = linalg_vector_norm(flatten, 2, [1])
-        square = square(linalg_vector_norm)
+        linalg_vector_norm = linalg_vector_norm(einsum, 2, [2])
+        linalg_vector_norm_2 = linalg_vector_norm(linalg_vector_norm, 2, [1])
+        square = square(linalg_vector_norm_2)
     """)
     assert shape(run, run.study.each["weight"]) == "[N, 2, 3]"
 
