@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._inductor.pattern_matcher import stable_topological_sort
-from torch._ops import OpOverload
+from torch._ops import OperatorBase, OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -84,8 +84,8 @@ def numbered(graph: Graph) -> dict[Node, int]:
 
 
 def repeats(node: Node) -> bool:
-    """Would a node give the same value once more?"""
+    """Would a node give the same value once more? No, unless its op is known to."""
     target = node.target
     if not isinstance(target, OpOverload):
-        return True
+        return not isinstance(target, OperatorBase)  # getitem, or a sum of sizes
     return not target._schema.is_mutable and torch.Tag.nondeterministic_seeded not in target.tags

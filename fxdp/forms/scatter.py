@@ -71,5 +71,5 @@ class Scatter:
         """Flops and bytes: a table for each sample, of T rows behind a sort, or of all."""
         n, t, d = (expr(s) for s in self.g.shape)
         if strategy == "ghost":
-            return n * t * (24 * d + 400)
+            return n * t * (24 * d + 400)  # sorting a position costs as much as some numbers
         return n * (12 * expr(self.rows) * d + 4 * t * d)

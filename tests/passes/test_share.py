@@ -1,9 +1,11 @@
 """One Gram matrix for all norms that it is in."""
 
+import operator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Graph
 
 from fxdp.graph_pass import outputs
 from fxdp.passes.share import best, norms, numbered
@@ -120,6 +122,19 @@ def test_equal_values_have_equal_numbers() -> None:
     found = [number[n] for n in outputs(gm)]
     assert found[0] == found[1]
     assert len(set(found)) == len(found) - 1
+
+
+def test_what_holds_a_graph_is_not_looked_into() -> None:
+    """It may draw: two calls of `cond` are two values."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    first, second = (
+        graph.call_function(torch.ops.higher_order.cond, (True, x, x, (x,))) for _ in range(2)
+    )
+    sizes = [graph.call_function(operator.add, (1, 2)) for _ in range(2)]
+    number = numbered(graph)
+    assert number[first] != number[second]
+    assert number[sizes[0]] == number[sizes[1]]
 
 
 def test_each_norm_is_that_of_its_own() -> None:
