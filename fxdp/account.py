@@ -3,6 +3,7 @@
 The step itself counts: what releases a gradient asks the ledger before, and tells it after.
 """
 
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from fxdp.correlated import Correlation
+from fxdp.delivery import Gradients
+from fxdp.errors import StepError
 from fxdp.privacy.accounting import check_supported
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
@@ -20,26 +23,24 @@ from fxdp.privacy.sampling import CyclicPoisson, Sampling
 VERSION = 2  # of the state
 
 
-class StepError(RuntimeError):
-    """Steps that do not follow one another: nothing was released, and nothing was counted."""
-
-
 @dataclass
 class Account:
     """The releases of one module.
 
     Guarantees:
-        Each backward pass through a watched loss is one release: it is checked before anything
-        is computed, and recorded once it is computed and before it reaches a parameter.
+        What releases does so in `released`: it is checked before anything is computed, and
+        recorded once it is computed and before it reaches a parameter; one at a time, whatever
+        the threads.
 
     ================================  ==========================================
     case                              what happens
     ================================  ==========================================
     the budget does not allow it      BudgetExhausted; no gradient, no record
     the backward pass fails           no gradient, no record
+    interrupted                       the same before the record; after it, a
+                                      release that was counted
     a loss without a backward pass    no record; an error at the next step if it
                                       is still there
-    retain_graph, for a second pass   RuntimeError of torch's; no record
     ================================  ==========================================
 
     Attributes:
@@ -54,6 +55,7 @@ class Account:
     budget: Budget | None = None
     noise: Correlation | None = None
     _open: "weakref.ref[Tensor] | None" = field(default=None, repr=False)
+    _lock: Any = field(default_factory=threading.RLock, repr=False)
 
     def __post_init__(self) -> None:
         check_supported(self.sampling, self.ledger.accountant, self.ledger.neighbours)
@@ -79,25 +81,28 @@ class Account:
                 "it, or delete the loss, before the next step"
             )
 
-    def watch(self, loss: Tensor, release: Release, then: Callable[[], None]) -> None:
-        """Check and record the release that a loss's backward pass is.
+    def watch(self, loss: Tensor) -> None:
+        """Know of a loss that waits for its backward pass."""
+        self._open = weakref.ref(loss)
+
+    def released(
+        self, release: Release, work: Callable[[], Gradients], then: Callable[[], None]
+    ) -> Gradients:
+        """The gradients that `work` makes, as one release.
 
         Args:
             then: called once it is recorded.
 
         Raises:
-            BudgetExhausted: in that pass.
+            BudgetExhausted: it would exceed the budget.
         """
-        if loss.grad_fn is None:
-            return
-
-        def done(*_: object) -> None:
-            self.count(release)
+        with self._lock:
+            self._open = None
+            self.ask(release)
+            gradients = work()
+            self.ledger.record(release)
             then()
-
-        loss.grad_fn.register_prehook(lambda _: self.ask(release))
-        loss.grad_fn.register_hook(done)
-        self._open = weakref.ref(loss)
+        return gradients
 
     def release(
         self, noise_multiplier: float, max_grad_norm: float, count_noise: float | None = None
@@ -118,11 +123,6 @@ class Account:
         """
         if self.budget is not None:
             self.ledger.check(release, self.budget)
-
-    def count(self, release: Release) -> None:
-        """Record a release that has happened."""
-        self.ledger.record(release)
-        self._open = None
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger in plain types; what was spent must not be lost with the process. And the

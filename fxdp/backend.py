@@ -27,7 +27,9 @@ from torch.fx import GraphModule, Node
 from fxdp import facts, released
 from fxdp.check import Checked, coarsest
 from fxdp.clipping import Clipping, Flat
+from fxdp.delivery import Ran, run_apart
 from fxdp.draws import draws_apart, refuse_second_draws
+from fxdp.errors import NotCompiled
 from fxdp.graph_pass import Pass, Study, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.keystream import SECURE_TERMS
@@ -38,6 +40,7 @@ from fxdp.ops.kernels import symbolic_kernels
 from fxdp.progress import line, say
 from fxdp.recomputing import recompute_forward
 from fxdp.rules import Table
+from fxdp.run_key import RunKey
 
 aten = torch.ops.aten
 EXTRA = "fxdp_extra"
@@ -86,12 +89,27 @@ class Record:
         compilations: how many graphs were compiled.
         extras: what the last backward returned beside gradients: norms, per-sample gradients.
         fallbacks: what compiled code got wrong, for the certificate.
+        ran: the step that ran last, until somebody takes it.
+        keys: of the noise; they number the parameters, too.
     """
 
     study: Study | None = None
     compilations: int = 0
     extras: dict[str, Tensor] = field(default_factory=lambda: {})
     fallbacks: list[str] = field(default_factory=lambda: [])
+    ran: Ran | None = None
+    keys: RunKey = field(default_factory=RunKey)
+
+    def taken(self) -> Ran:
+        """The step that has just run, once.
+
+        Raises:
+            NotCompiled: none has: torch ran something else.
+        """
+        ran, self.ran = self.ran, None
+        if ran is None:
+            raise NotCompiled
+        return ran
 
 
 def compile_marked(
@@ -102,6 +120,9 @@ def compile_marked(
     record: Record,
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph whose inputs and loss carry fxdp's marks.
+
+    What is returned gives the graph's outputs without gradients, and leaves in `record.ran` what
+    is to be differentiated.
 
     Raises:
         ProofError: the graph cannot be proven.
@@ -124,6 +145,7 @@ def compile_marked(
             memory_budget=settings.memory_budget,
             clipping=settings.clipping,
             terms=SECURE_TERMS if settings.secure else 1,
+            number=record.keys.number,
             decompositions=for_inductor if backend == "inductor" else None,
         )
         record.compilations += 1
@@ -167,7 +189,14 @@ def compile_marked(
         decompositions=DECOMPOSITIONS,
     )
     with line(), symbolic_kernels():
-        return compiler(gm, example_inputs)
+        compiled = compiler(gm, example_inputs)
+
+    def apart(*args: Any) -> list[Any]:
+        record.ran = None
+        outputs, record.ran = run_apart(compiled, args)
+        return outputs
+
+    return apart
 
 
 def finish(

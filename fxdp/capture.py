@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import eval_frame, exc
+from torch._dynamo.convert_frame import compile_lock
+from torch._dynamo.eval_frame import OptimizeContext
 from torch._dynamo.exc import Unsupported, UserError
 from torch.fx.experimental import _config
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
@@ -30,6 +33,7 @@ from fxdp.diagnostic import (
     ProofError,
     is_library,
 )
+from fxdp.errors import NotCompiled
 from fxdp.fix import advised
 from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
@@ -137,12 +141,12 @@ def sample_axis(key: str, leaf: Any, wanted: int | None, alone: bool) -> int | N
             f"argument {key!r} holds a {type(leaf).__name__}; samples must come as tensors "
             "(torch.as_tensor makes one)"
         )
-    if wanted is None:
-        return None
     if leaf.requires_grad:
         raise ValueError(
             f"argument {key!r} requires a gradient, which would leave without noise: detach it"
         )
+    if wanted is None:
+        return None
     if leaf.dim() == 0 or not -leaf.dim() <= wanted < leaf.dim():
         raise ValueError(
             f"argument {key!r} of shape {tuple(leaf.shape)} has no axis {wanted} for its samples: "
@@ -191,7 +195,7 @@ class Step(nn.Module):
                 leaf = torch.ops.fxdp.samples(leaf, dim)
             marked.append(leaf)
         args, kwargs = pytree.tree_unflatten(marked, spec)
-        loss, others = local_loss(self.fxdp_model, self.loss_fn, args, kwargs)
+        loss, others = local_loss(self.fxdp_model, self.loss_fn, args, kwargs, self.reduction)
         check_loss(loss, "loss_fn" if self.loss_fn is not None else "the model")
         return torch.ops.fxdp.release(loss, *scales, mask, self.reduction), others
 
@@ -213,9 +217,14 @@ def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None, reduction: st
 
 
 def local_loss(
-    model: nn.Module, loss_fn: Callable[..., Any] | None, args: Any, kwargs: Any
+    model: nn.Module, loss_fn: Callable[..., Any] | None, args: Any, kwargs: Any, reduction: str
 ) -> tuple[Any, Any]:
-    """The loss of a step, and what the model returned beside it, cut off from gradients."""
+    """The loss of a step, and what the model returned beside it, cut off from gradients.
+
+    Raises:
+        NoLoss: with a reduction, something beside the output has a gradient, which a loss that is
+            made outside might want.
+    """
     if loss_fn is not None:
         if TARGET in kwargs:
             kwargs = dict(kwargs)
@@ -231,10 +240,27 @@ def local_loss(
         loss = named.pop("loss", None)
         # Other objects (a cache of keys and values) hold tensors that no mark could reach.
         named = {k: v for k, v in named.items() if isinstance(v, Tensor | tuple | list | dict)}
+        check_alone(named, reduction)
         return loss, pytree.tree_map_only(Tensor, shown, named)
     if isinstance(out, list | tuple) and len(out) > 0:
+        check_alone(out[1:], reduction)
         return out[0], pytree.tree_map_only(Tensor, shown, tuple(out[1:]))
     return out, None
+
+
+def check_alone(others: Any, reduction: str) -> None:
+    """With a reduction, the output must be the one result that has a gradient.
+
+    Raises:
+        NoLoss: it is not.
+    """
+    for leaf in pytree.tree_leaves(others) if reduction else ():
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise NoLoss(
+                "with loss_reduction one output of the model is released, and it returned several "
+                "that require a gradient: make the loss of them in the model or in a loss_fn, or "
+                "join them to one output, or detach all but the first"
+            )
 
 
 def check_loss(loss: Any, source: str) -> None:
@@ -269,6 +295,44 @@ def logging_functions() -> set[Any]:
     """What writes to a log, and may be left out of a captured step."""
     names = ("debug", "info", "warning", "error", "warning_once", "info_once", "warning_advice")
     return {getattr(logging.Logger, name) for name in names if hasattr(logging.Logger, name)}
+
+
+Captures = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+class Captured:
+    """What torch calls for a frame that it has no code for, within settings.
+
+    The settings are global, so they are entered while something is captured and at no other time,
+    by one thread at a time.
+    """
+
+    def __init__(self, convert: Callable[..., Any], within: Captures) -> None:
+        self._torchdynamo_orig_backend = convert  # by which torch tells whose code it is
+        self.within = within
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with compile_lock, self.within():
+            return self._torchdynamo_orig_backend(*args, **kwargs)
+
+
+def captured_within(
+    step: nn.Module, backend: Callable[..., Any], within: Captures
+) -> Callable[..., Any]:
+    """`torch.compile(step, backend=backend, fullgraph=True)`, captured within settings."""
+    context: Any = torch._dynamo.optimize(backend, nopython=True)
+    if isinstance(context, OptimizeContext):  # else torch is told not to compile
+        context.callback = Captured(context.callback, within)
+    return context(step)
+
+
+def unsafe_stance() -> bool:
+    """Is torch told to run what it has compiled without looking whether it fits?"""
+    return bool(getattr(_stance_now(), "skip_guard_eval_unsafe", False))
+
+
+def _stance_now() -> Any:
+    return eval_frame._stance
 
 
 @contextlib.contextmanager
@@ -316,7 +380,21 @@ def capture_errors(model: nn.Module) -> Iterator[None]:
     except (Unsupported, UserError) as error:
         name, why = trouble(str(error))
         raise CaptureError(captured(name, error, why)) from None
+    except NOT_COMPILED as error:
+        raise NotCompiled(first_line(error)) from None
+    except RuntimeError as error:
+        if str(error).startswith(STANCE):
+            raise NotCompiled(first_line(error)) from None
+        raise
 
+
+# What torch raises where it would have to compile and may not; some are not in every release.
+NOT_COMPILED: tuple[type[Exception], ...] = tuple(
+    getattr(exc, name)
+    for name in ("RecompileError", "FailOnRecompileLimitHit", "RecompileLimitExceeded")
+    if hasattr(exc, name)
+)
+STANCE = "Detected recompile when torch.compile stance"
 
 # How torch writes an exception that the model raised while it was captured.
 RAISED = re.compile(r"raised exception (\w+)\((.*)\)$", re.MULTILINE)

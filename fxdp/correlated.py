@@ -143,13 +143,11 @@ class Correlation:
         strategy: the matrix.
         shapes: of the parameters, by name.
         past: the last y, newest first, at most bands - 1; never changed in place.
-        numbers: the parameters, as the steps count them for their noise; None before the first.
     """
 
     strategy: BandMF
     shapes: Mapping[str, torch.Size]
     past: tuple[Values, ...] = field(default=(), repr=False)
-    numbers: tuple[str, ...] | None = field(default=None, repr=False)
 
     @property
     def fresh(self) -> float:

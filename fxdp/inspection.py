@@ -14,9 +14,8 @@ from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.options import Scales
-from fxdp.outcome import loss_of
 from fxdp.pipeline import PROOF, Proven, stop
-from fxdp.stepper import Stepper
+from fxdp.stepper import Compiled, Stepper
 
 Arguments = tuple[Any, ...]
 
@@ -41,7 +40,7 @@ class Inspector:
 
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
-        self._each: tuple[Any, Record] | None = None  # a step that returns per-sample gradients
+        self._each: Compiled | None = None  # a step that returns per-sample gradients
 
     def norms(self, args: Arguments, kwargs: dict[str, Any], scales: Scales) -> Tensor:
         """[N] gradient norms, one a sample."""
@@ -54,23 +53,23 @@ class Inspector:
         """{parameter: [N, *shape]} gradients, one a sample."""
         if self._each is None:
             settings = Settings("instantiate", "eager", self.stepper.settings.table, inspect=True)
-            record = Record()
-            self._each = self.stepper.another(settings, record), record
-        step, record = self._each
-        self._run(step, args, kwargs, scales)
-        size = self.stepper.gathered(args, kwargs).size
-        return {k: v[:size] for k, v in record.extras.items() if k not in ("norms", "finite")}
+            self._each = self.stepper.another(settings, Record())
+        self._run(self._each, args, kwargs, scales)
+        size, found = self.stepper.gathered(args, kwargs).size, self._each.record.extras
+        return {k: v[:size] for k, v in found.items() if k not in ("norms", "finite")}
 
-    def _run(self, step: Any, args: Arguments, kwargs: dict[str, Any], scales: Scales) -> None:
+    def _run(self, step: Compiled, args: Arguments, kwargs: dict[str, Any], scales: Scales) -> None:
         """Run a step and its backward pass without noise, for what it returns beside."""
         inputs, mask, _ = self.stepper.prepared(args, kwargs, None)
         if self.stepper.settings.reduction:
             raise TypeError("norms need a loss: compile with loss_fn= in place of loss_reduction=")
         bound, _, expected = scales
-        with torch.random.fork_rng(), torch.enable_grad():
-            loss = loss_of(self.stepper.captured(step, inputs, mask, (bound, 0.0, expected)))
-            trained = [p for p in self.stepper.model.parameters() if p.requires_grad]
-            torch.autograd.grad(loss, trained, allow_unused=True)
+        before = self.stepper.state()
+        try:
+            with torch.random.fork_rng(), torch.enable_grad():
+                self.stepper.captured(step, inputs, mask, (bound, 0.0, expected))[1].gradients()
+        finally:
+            before.put_back()
 
     def proven(self, args: Arguments, kwargs: dict[str, Any]) -> Certificate:
         """The certificate of a step on these arguments.
@@ -100,5 +99,5 @@ class Inspector:
     def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
         """Run the proof; the record holds the study also where it fails."""
         step = self.stepper.another(self.stepper.settings, record, (*PROOF, Pass(stop)))
-        with contextlib.suppress(Proven):
+        with contextlib.suppress(Proven), torch.enable_grad():
             self.stepper.captured(step, inputs, mask, (1.0, 0.0, 1.0))

@@ -8,19 +8,19 @@ Letters: N samples of the logical batch, m of a piece.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fxdp.account import StepError
 from fxdp.capture import SMALLEST, Inputs
+from fxdp.delivery import Gradients, Ran, delivered
+from fxdp.errors import StepError
+from fxdp.state import State
 
-# Runs the compiled step: arguments, mask, noise multiplier, whether none follows, to loss.
-Run = Callable[[Inputs, Tensor, float, bool], Tensor]
-Gradients = list[Tensor | None]
+# Runs the compiled step: arguments, mask, noise multiplier, whether none follows.
+Run = Callable[[Inputs, Tensor, float, bool], Ran]
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,33 @@ class Piece:
 
     Attributes:
         run: the compiled step.
-        trained: the parameters.
         has_public: whether gradients have terms without samples, which every piece repeats.
         seen: told of the mask of each piece whose backward pass is over.
+        before: the state of the model when the logical batch began.
     """
 
     run: Run
-    trained: Sequence[nn.Parameter]
     has_public: Callable[[], bool]
     seen: Callable[[Tensor], None]
+    before: State
 
     def __call__(
         self, inputs: Inputs, mask: Tensor, sigma: float, last: bool = True
     ) -> tuple[Tensor, Gradients]:
-        """The loss of a piece, and its gradients."""
-        loss = self.run(inputs, mask, sigma, last)
-        gradients: Gradients = [*torch.autograd.grad(loss, self.trained, allow_unused=True)]
+        """The loss of a piece, and its gradients; from the state before the batch."""
+        self.before.put_back()
+        ran = self.run(inputs, mask, sigma, last)
+        gradients = ran.gradients()
         self.seen(mask)
-        return loss.detach(), gradients
+        return ran.value.detach(), gradients
 
-    def public(self, inputs: Inputs, mask: Tensor) -> Gradients:
-        """The terms without samples: the gradients of a piece that is all padding."""
-        return self(inputs, torch.zeros_like(mask), 0.0)[1]
+    def without_samples(self, inputs: Inputs, mask: Tensor, sigma: float) -> Gradients:
+        """What a piece of padding alone gives: noise, and the terms without samples. The model's
+        state stays as the samples left it."""
+        after = self.before.now()
+        gradients = self(inputs, torch.zeros_like(mask), sigma)[1]
+        after.put_back()
+        return gradients
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def summed(step: Piece, inputs: Inputs, mask: Tensor, size: int, sigma: float) -
         sigma: the noise multiplier; 0 for clipped sums alone.
     """
     parts = list(pieces(inputs, mask, size))
-    total: Gradients = [None] * len(step.trained)
+    total: Gradients = {}
     loss, weight = torch.zeros((), device=mask.device), int(mask.sum())
     for k, (own, part) in enumerate(parts, start=1):
         last = k == len(parts)
@@ -93,35 +98,22 @@ def summed(step: Piece, inputs: Inputs, mask: Tensor, size: int, sigma: float) -
         loss = loss + mean * (int(part.sum()) / max(weight, 1))
         total = added(total, gradients)
     if len(parts) > 1 and step.has_public():
-        total = added(total, step.public(*parts[-1]), 1 - len(parts))
+        total = added(total, step.without_samples(*parts[-1], 0.0), 1 - len(parts))
     return Sum(loss, total, parts[-1])
 
 
 def added(one: Gradients, other: Gradients, scale: float = 1.0) -> Gradients:
     """one + scale * other, where there is something to add."""
-    pairs = zip(one, other, strict=True)
-    return [a if b is None else b * scale if a is None else a.add(b, alpha=scale) for a, b in pairs]
-
-
-class Delivered(torch.autograd.Function):
-    """A loss whose backward pass hands out gradients that are there already, once."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, deliver: Callable[[Tensor], Gradients], *_: Any) -> Tensor:
-        ctx.deliver = deliver
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
-        deliver, ctx.deliver = ctx.deliver, None
-        if deliver is None:
-            raise StepError("this loss had its backward pass: a second one would release again")
-        return None, None, *deliver(tangents[0])
+    total = dict(one)
+    for leaf, b in other.items():
+        a = total.get(leaf)
+        total[leaf] = a.add(b, alpha=scale) if a is not None else b if scale == 1 else b * scale
+    return total
 
 
 def scaled(gradients: Gradients, tangent: Tensor) -> Gradients:
     """Gradients times what arrives at the loss: the user's constant."""
-    return [None if g is None else g * tangent.to(g.dtype) for g in gradients]
+    return {leaf: g * tangent.to(g.dtype) for leaf, g in gradients.items()}
 
 
 @dataclass
@@ -135,6 +127,7 @@ class Accumulation:
     losses that are scaled differently   StepError: one noise cannot fit both
     no call at all                       StepError: there is nothing to release
     an exception                         nothing is released, nothing is counted
+    state that the model writes          is written once, from that before the batch
     ===================================  ===========================================
 
     Attributes:
@@ -144,7 +137,7 @@ class Accumulation:
 
     step: Piece
     sigma: float
-    gradients: Gradients | None = None
+    gradients: Gradients = field(default_factory=lambda: {})
     tangent: float | None = None
     calls: int = 0
     last: tuple[Inputs, Tensor] | None = None
@@ -165,21 +158,19 @@ class Accumulation:
     def loss(self, found: Sum) -> Tensor:
         """The loss of one call, whose backward pass adds its clipped sums here."""
 
-        def take(tangent: Tensor) -> Gradients:
+        def take(tangent: Tensor) -> Mapping[Tensor, Tensor]:
             scale = float(tangent)
             if self.tangent not in (None, scale):
                 raise StepError(
                     f"the losses of one logical batch were scaled by {self.tangent:g} and "
                     f"{scale:g} before backward(): scale all of them by the same number"
                 )
-            nothing: Gradients = [None] * len(found.gradients)
             self.tangent, self._open = scale, None
-            self.gradients = added(self.gradients or nothing, found.gradients)
+            self.gradients = added(self.gradients, found.gradients)
             self.calls, self.last = self.calls + 1, found.last
-            return nothing
+            return {}
 
-        loss = Delivered.apply(found.loss, take, *self.step.trained)
-        assert isinstance(loss, Tensor)
+        loss = delivered(found.loss, take, list(found.gradients))
         self._open = weakref.ref(loss)
         return loss
 
@@ -190,11 +181,11 @@ class Accumulation:
             StepError: there is nothing to release, or a loss waits.
         """
         self.begin()
-        if self.gradients is None or self.last is None or self.tangent is None:
+        if self.last is None or self.tangent is None:
             raise StepError("this logical batch is over, and no loss in it had a backward pass")
         inputs, mask = self.last
-        noise = self.step(inputs, torch.zeros_like(mask), self.sigma)[1]
-        total = added(self.gradients, noise)
+        total = added(self.gradients, self.step.without_samples(inputs, mask, self.sigma))
         if self.step.has_public():  # once in every call, and once with the noise
-            total = added(total, self.step.public(inputs, mask), -self.calls)
-        return [None if g is None else g * self.tangent for g in total]
+            nothing = self.step.without_samples(inputs, mask, 0.0)
+            total = added(total, nothing, -self.calls)
+        return {leaf: g * self.tangent for leaf, g in total.items()}

@@ -3,13 +3,15 @@
 A lot, as Abadi et al. (arXiv:1607.00133, section 3.1) call it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from fxdp.account import Account
 from fxdp.clipping import Adaptive, Clipping
-from fxdp.keystream import SECURE_TERMS, Bits, fresh_key, normals
+from fxdp.keystream import SECURE_TERMS, Bits, normals
 from fxdp.options import Scales, check_scales
 from fxdp.privacy.release import Release, noise_beside_count
 from fxdp.tally import Tally
@@ -52,14 +54,18 @@ class Lot:
         release = account.release(own, bound, count_noise)
         return Lot((bound, own, expected), release, clipping, secure)
 
-    def next_bound(self) -> float:
-        """The clip bound after the release, by a count with noise of its own."""
+    def next_bound(self, key: Callable[[], Tensor]) -> float:
+        """The clip bound after the release, by a count with noise of its own.
+
+        Args:
+            key: gives the key of that noise.
+        """
         bound, sigma, expected = self.scales
         if not isinstance(self.clipping, Adaptive):
             return bound
         count = self.tally.unclipped(bound)
         if sigma > 0:
             terms = SECURE_TERMS if self.secure else 1
-            bits = Bits.of(fresh_key(self.secure), 0, terms, torch.float64)
-            count += self.clipping.count_noise(expected) * float(normals(bits.next(1))[0, 0])
+            drawn, _ = normals(Bits.of(key(), 0, terms, torch.float64).next(1))
+            count += self.clipping.count_noise(expected) * float(drawn[0, 0])
         return self.clipping.next_bound(bound, count, expected)

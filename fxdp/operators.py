@@ -2,8 +2,9 @@
 
 `samples`, `release` and `shown` are marks: they say which axis of an input holds the samples,
 where the loss leaves the model, with everything the release needs, and what else the caller
-gets to see. `seed` is the gradient of `release`. They compute nothing that a compiled graph
-keeps: `localize` and `lower` replace them. `loop_outer`, `loop_conv` and `replicas_conv` are
+gets to see. `seed` is the gradient of `release`. They compute nothing, and no compiled graph
+has them: `localize` and `lower` replace them. So where one is called with numbers, torch runs the
+captured program itself, and not what fxdp made of it: they raise. `loop_outer`, `loop_conv` and `replicas_conv` are
 behind the strategies "naive" and "multi"; the convolutions are those whose groups hold the
 batch. `matrix_exp` has a backward pass in one piece.
 """
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor
 
 from fxdp.definition import define, fake
+from fxdp.errors import NotCompiled
 
 
 @torch.library.custom_op("fxdp::samples", mutates_args=())
 def samples(x: Tensor, dim: int) -> Tensor:
     """x, whose axis `dim` holds the samples."""
-    return x.clone()
+    raise NotCompiled
 
 
 @samples.register_fake
@@ -30,7 +32,7 @@ def _(x: Tensor, dim: int) -> Tensor:
 @torch.library.custom_op("fxdp::shown", mutates_args=())
 def shown(x: Tensor) -> Tensor:
     """x, which the caller gets to see; whatever else leaves the graph is kept by the model."""
-    return x.clone()
+    raise NotCompiled
 
 
 @shown.register_fake
@@ -54,7 +56,7 @@ def release(
         mask: [N] bool, False for rows that are padding.
         reduction: "mean" or "sum", how the user's loss puts those of the rows together.
     """
-    return loss.clone() if reduction else loss.mean()
+    raise NotCompiled
 
 
 @release.register_fake
@@ -72,9 +74,7 @@ def seed(tangent: Tensor, loss: Tensor, mask: Tensor, reduction: str = "") -> Te
     Of the losses themselves: ones. Of a model's output, with a reduction: what arrived there,
     times the number of rows that a mean divided it by.
     """
-    if not reduction:
-        return torch.ones_like(loss)
-    return tangent * mask.sum() if reduction == "mean" else tangent.clone()
+    raise NotCompiled
 
 
 @seed.register_fake

@@ -11,6 +11,13 @@ def loss_of(out: Any) -> Tensor:
     return out.loss if isinstance(out, Outcome) else out[0] if isinstance(out, tuple) else out
 
 
+def with_loss(out: Any, loss: Tensor) -> Any:
+    """What a step returned, with another loss in it."""
+    if isinstance(out, Outcome):
+        return Outcome.of(loss, {k: v for k, v in out.items() if k != "loss"})
+    return (loss, *out[1:]) if isinstance(out, tuple) else loss
+
+
 class Outcome(dict[str, Any]):
     """The outputs of a model beside its loss, by name; and the loss."""
 

@@ -1,15 +1,15 @@
 """The pipeline, and a step of a model with it inside."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule
 
 from fxdp import facts
 from fxdp.backend import Record, Settings, compile_marked
-from fxdp.capture import own_step
+from fxdp.capture import capture_settings, captured_within
 from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Pass
 from fxdp.passes.clip import clip
@@ -51,18 +51,22 @@ PROOF = PASSES[:4]
 
 
 def compiled_step(
-    model: nn.Module,
-    loss_fn: Callable[..., Any] | None,
+    step: nn.Module,
     settings: Settings,
     record: Record,
+    capturing: Callable[[], AbstractContextManager[None]] = capture_settings,
     passes: tuple[Pass, ...] = PASSES,
 ) -> Callable[..., Any]:
-    """A step of the model as torch.compile makes it, with passes inside."""
+    """A step of a model (`fxdp.capture.own_step`) as torch compiles it, with passes inside.
+
+    Args:
+        capturing: what is entered while torch captures the step.
+    """
 
     def fxdp(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
         return compile_marked(gm, example_inputs, passes, settings, record)
 
-    return torch.compile(own_step(model, loss_fn, settings.reduction), backend=fxdp, fullgraph=True)
+    return captured_within(step, fxdp, capturing)
 
 
 class Proven(ProofError):

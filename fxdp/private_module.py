@@ -2,14 +2,16 @@
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
 
-from fxdp.account import Account, StepError
+from fxdp.account import Account
 from fxdp.backend import Settings
 from fxdp.capture import (
     SMALLEST,
@@ -18,13 +20,15 @@ from fxdp.capture import (
 )
 from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Clipping
+from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
+from fxdp.errors import StepError
 from fxdp.following import Following
 from fxdp.inspection import Attempt, Inspector
-from fxdp.logical import Accumulation, Delivered, Piece, summed
+from fxdp.logical import Accumulation, Piece, scaled, summed
 from fxdp.lot import Lot
 from fxdp.ops import RULES
 from fxdp.options import Scales, count
-from fxdp.outcome import loss_of
+from fxdp.outcome import with_loss
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
@@ -40,7 +44,9 @@ class PrivateModule(nn.Module):
 
     Guarantees:
         - After `loss.backward()`, what was added to each `p.grad` is the clipped, noised sum of
-          `fxdp.compile`, and was made from one noise draw.
+          `fxdp.compile`, and was made from one noise draw; in whatever mode the model's layers
+          are, and whatever torch is set to. Or an error was raised, and nothing was added and
+          nothing counted.
         - The released sum changes by at most `sensitivity` in L2 norm when one sample is added
           or removed.
         - Nothing is released where capture, proof or the check of compiled code fails.
@@ -91,12 +97,15 @@ class PrivateModule(nn.Module):
         self.microbatch_size = microbatch_size
         self._logical: Accumulation | None = None
         self._last = Tally()
+        self._unprotected = 0  # how many `fxdp.unprotected` are around
+        self.__dict__["_lock"] = threading.RLock()
 
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """One step's loss, the mean of the samples' own losses, 0-d.
 
         With a model that returns a loss among other things, those come along without gradients.
-        In eval mode, or without gradients, the model runs as it is.
+        Without gradients (torch.no_grad, torch.inference_mode) the model runs as it is; with them
+        this is a private step, in training mode and in eval mode. See `fxdp.unprotected`.
 
         Args:
             *args, **kwargs: the model's arguments, and the target last where there is a loss_fn.
@@ -108,8 +117,16 @@ class PrivateModule(nn.Module):
             StepError: the loss of the step before still waits for its backward pass.
             BudgetExhausted: in `loss.backward()`, if the release would exceed the budget.
         """
-        if not self.training or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return without_gradients(self._stepper.plain(args, kwargs))
+        if self._unprotected:
             return self._stepper.plain(args, kwargs)
+        refuse_transforms()
+        with self._lock:
+            return self._step(args, kwargs, sample_mask)
+
+    def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any], sample_mask: Any) -> Any:
+        """What `forward` does with gradients."""
         inputs, mask, size = self._stepper.prepared(args, kwargs, sample_mask)
         if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")
@@ -119,14 +136,29 @@ class PrivateModule(nn.Module):
         if self.microbatch_size or self._logical is not None or self._account.noise:
             return self._in_pieces(inputs, mask)
         lot = self._lot()
-        out = self._stepper.captured(self._stepper.step, inputs, mask, lot.scales)
+        step = self._stepper.step
+        out, ran = self._stepper.captured(step, inputs, mask, lot.scales, self.releases)
 
-        def done() -> None:
-            self._see(lot, mask)
-            self._finish(lot)
+        def work(tangent: Tensor) -> Gradients:
+            return self._released(lot, lambda: self._differentiated(ran, tangent, lot, mask))
 
-        self._account.watch(loss_of(out), lot.release, done)
+        loss = delivered(ran.value, work, ran.leaves)
+        self._account.watch(loss)
+        out = with_loss(out, loss)
         return self._stepper.without_padding(out, size) if size < SMALLEST else out
+
+    def _differentiated(self, ran: Ran, tangent: Tensor, lot: Lot, mask: Tensor) -> Gradients:
+        """The gradients of a step that has run."""
+        record = self._stepper.record
+        record.extras = {}
+        gradients = ran.gradients(tangent)
+        lot.tally.add(record.extras["norms"], record.extras["finite"], mask)
+        return gradients
+
+    def _released(self, lot: Lot, work: Callable[[], Gradients]) -> Gradients:
+        """The gradients that `work` makes, released and counted."""
+        with self._lock:
+            return self._account.released(lot.release, work, lambda: self._finish(lot))
 
     def _lot(self) -> Lot:
         """A logical batch at the scales of now."""
@@ -154,7 +186,7 @@ class PrivateModule(nn.Module):
     def _finish(self, lot: Lot) -> None:
         """What follows a release that was recorded."""
         self._last = lot.tally
-        if (bound := lot.next_bound()) != lot.scales[0]:
+        if (bound := lot.next_bound(self._next_key)) != lot.scales[0]:
             self.max_grad_norm = bound
 
     def _in_pieces(self, inputs: Inputs, mask: Tensor) -> Tensor:
@@ -166,29 +198,36 @@ class PrivateModule(nn.Module):
         lot = self._lot()
         step, following = self._piece(lot), self._following(lot)
         found = summed(step, inputs, mask, size, following.sigma)
-        deliver = following.ready(found.gradients)
-        loss: Any = Delivered.apply(found.loss, deliver, *step.trained)
-        self._account.watch(loss, lot.release, lambda: self._finish(lot))
+        add = following.adding()
+
+        def work(tangent: Tensor) -> Gradients:
+            return self._released(lot, lambda: scaled(add(found.gradients, 1.0), tangent))
+
+        loss = delivered(found.loss, work, list(found.gradients))
+        self._account.watch(loss)
         return loss
 
     def _piece(self, lot: Lot) -> Piece:
         """How a piece of a logical batch is run."""
         here, (bound, _, expected) = self._stepper, lot.scales
 
-        def run(inputs: Inputs, mask: Tensor, sigma: float, last: bool) -> Tensor:
-            step = here.step if last else here.earlier
-            return loss_of(here.captured(step, inputs, mask, (bound, sigma, expected)))
+        def run(inputs: Inputs, mask: Tensor, sigma: float, last: bool) -> Ran:
+            step, scales = here.step if last else here.earlier, (bound, sigma, expected)
+            return here.captured(step, inputs, mask, scales, self.releases)[1]
 
         def has_public() -> bool:
             return any(c.public is not None for c in here.study().clipped)
 
-        trained = [p for p in self.parameters() if p.requires_grad]
-        return Piece(run, trained, has_public, lambda mask: self._see(lot, mask))
+        return Piece(run, has_public, lambda mask: self._see(lot, mask), here.state())
 
     def _following(self, lot: Lot) -> Following:
         """How the noise of a batch goes on from that of the steps before."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         return Following.of(self._account.noise, self._stepper, trained, lot.scales)
+
+    def _next_key(self) -> Tensor:
+        """The key of noise beside the sum of gradients."""
+        return self._stepper.keys.next(self.releases)
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -220,12 +259,12 @@ class PrivateModule(nn.Module):
         finally:
             self._logical = None
         batch.begin()
-        self._account.ask(lot.release)
-        gradients = following.added(batch.finished(), batch.tangent)
-        self._account.count(lot.release)
-        self._finish(lot)
-        for p, gradient in zip(batch.step.trained, gradients, strict=True):
-            if gradient is not None:
+
+        def work() -> Gradients:
+            return following.adding()(batch.finished(), batch.tangent or 0.0)
+
+        with torch.no_grad():
+            for p, gradient in self._released(lot, work).items():
                 p.grad = gradient if p.grad is None else p.grad + gradient
 
     def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -332,7 +371,7 @@ class PrivateModule(nn.Module):
         return self._inspector.attempt(args, kwargs)
 
     def train(self, mode: bool = True) -> "PrivateModule":
-        """Training mode releases private gradients; eval mode is the model as it is."""
+        """The mode of the model's layers; steps with gradients are private in both."""
         self._model.train(mode)
         self.training = mode
         return self
@@ -357,3 +396,10 @@ class PrivateModule(nn.Module):
             f"max_grad_norm={self.max_grad_norm}, noise_multiplier={self.noise_multiplier}, "
             f"expected_batch_size={self.expected_batch_size}"
         )
+
+
+def without_gradients(out: Any) -> Any:
+    """What a model returned, with no way back to its parameters."""
+    return pytree.tree_map_only(
+        Tensor, lambda x: x.detach() if x.requires_grad else x, out
+    )

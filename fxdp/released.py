@@ -8,6 +8,7 @@ whose inner loop is compiled; the graph on its own calls the other. They compute
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -18,47 +19,76 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxdp.definition import define, fake
-from fxdp.keystream import Bits, normals
+from fxdp.keystream import GROUP, HALF, Bits, normals, secret_of
 
 BLOCK = 1 << 17  # numbers that the processor's cache holds, with room for as many more
-Blend = Callable[[Tensor, Tensor, Tensor, Tensor], Any]
+Blend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 
 
-def blend(part: Tensor, bits: Tensor, scale: Tensor, factor: Tensor) -> tuple[()]:
-    """part [2, half] becomes (part + scale xi) * factor; in place."""
-    part.add_(normals(bits).mul_(scale)).mul_(factor)
+def blend(
+    first: Tensor, second: Tensor, bits: Tensor, scale: Tensor, factor: Tensor
+) -> tuple[()]:
+    """The halves [g, h] of groups become (half + scale xi) * factor; in place.
+
+    As two tensors, so that one loop writes both: the length of a pair is worked out once.
+    """
+    for half, drawn in zip((first, second), normals(bits), strict=True):
+        half.add_(drawn * scale).mul_(factor)
     return ()
 
 
-def blocks(flat: Tensor) -> Iterator[Tensor]:
-    """Pieces [2, half] of a flat tensor; a last number alone is [1, 1]."""
-    even = len(flat) - len(flat) % 2
-    for start in range(0, even, BLOCK):
-        yield flat[start : min(start + BLOCK, even)].view(2, -1)
-    if even < len(flat):
-        yield flat[even:].view(1, 1)
+def blocks(flat: Tensor, start: int) -> Iterator[Tensor]:
+    """Pieces of a flat tensor whose first element is number `start` of the parameter: [g, 2, h]
+    where whole groups are, and less than a group before and after."""
+    head = min(-start % GROUP, len(flat))
+    tail = (len(flat) - head) % GROUP
+    if head:
+        yield flat[:head]
+    for first in range(head, len(flat) - tail, BLOCK):
+        yield flat[first : min(first + BLOCK, len(flat) - tail)].view(-1, 2, HALF)
+    if tail:
+        yield flat[len(flat) - tail :]
 
 
 def add_noise(
-    flat: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, bits: Callable[[], Bits],
-    blend: Blend,
+    flat: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, bits: Callable[[int], Bits],
+    blend: Blend, start: int = 0,
 ) -> None:  # fmt: skip
-    """flat becomes (flat + scale xi) / expected * tangent; in place."""
+    """flat becomes (flat + scale xi) / expected * tangent; in place.
+
+    Args:
+        bits: those of the parameter from a group on.
+        start: which element of the parameter is the first of `flat`.
+    """
     factor = float(tangent) / float(expected)
     if float(scale) == 0:
         flat.mul_(factor)
         return
-    source = bits()
+    source, done = bits(start // GROUP), start
     numbers = (scale.double(), torch.tensor(factor, dtype=torch.float64, device=flat.device))
-    room = source.room(min(BLOCK, len(flat) + 1) // 2)
-    for part in blocks(flat):
-        drawn = source.next(part.shape[1], room).to(part.device)
-        if len(part) == 2:
-            blend(part, drawn, *numbers)
+    room = source.room(min(BLOCK, len(flat) + GROUP - 1) // GROUP)
+    for part in blocks(flat, start):
+        if part.dim() == 3:
+            drawn = source.next(len(part), room).to(part.device)
+            blend(part[:, 0], part[:, 1], drawn, *numbers)
         else:
-            both = part.expand(2, 1).clone()
-            blend(both, drawn, *numbers)
-            part.copy_(both[:1])
+            group, place = flat.new_zeros(1, 2, HALF), done % GROUP
+            group.view(-1)[place : place + len(part)] = part
+            blend(group[:, 0], group[:, 1], source.next(1, room).to(part.device), *numbers)
+            part.copy_(group.view(-1)[place : place + len(part)])
+        done += part.numel()
+
+
+def add_device_noise(
+    out: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, key: Tensor, draw: int
+) -> None:
+    """The same with the device's own generator, seeded by key and number: no generator of the
+    process has a part in it. In place; without a wait for the device."""
+    told = sha256(secret_of(key) + draw.to_bytes(8)).digest()
+    source = torch.Generator(out.device).manual_seed(int.from_bytes(told[:8]) >> 1)
+    drawn = torch.empty_like(out).normal_(generator=source)
+    factor = (tangent.double() / expected.double()).to(out.device, out.dtype)
+    out.add_(drawn.mul_(scale.to(out.device, out.dtype))).mul_(factor)
 
 
 @define("released")
@@ -76,8 +106,11 @@ def released(
         terms: how many normal numbers each one of the noise is made of.
     """
     out = total.clone(memory_format=torch.contiguous_format)
-    bits = functools.partial(Bits.of, key, draw, terms, out.dtype)
-    add_noise(out.view(-1), scale, expected, tangent, bits, blend)
+    if out.device.type != "cpu" and terms == 1:
+        add_device_noise(out, scale, expected, tangent, key, draw)
+    else:
+        bits = functools.partial(Bits.of, key, draw, terms, out.dtype)
+        add_noise(out.view(-1), scale, expected, tangent, bits, blend)
     return out if public is None else out.add_(public, alpha=float(tangent))
 
 
@@ -95,9 +128,12 @@ def release_(
     key: Tensor, draw: int, terms: int,
 ) -> None:  # fmt: skip
     """The same, in place of a contiguous total."""
-    bits = functools.partial(Bits.of, key, draw, terms, total.dtype)
-    loop = compiled(total.dtype, terms) if total.device.type == "cpu" else blend
-    add_noise(total.view(-1), scale, expected, tangent, bits, loop)
+    if total.device.type != "cpu" and terms == 1:
+        add_device_noise(total, scale, expected, tangent, key, draw)
+    else:
+        bits = functools.partial(Bits.of, key, draw, terms, total.dtype)
+        loop = compiled(total.dtype, terms) if total.device.type == "cpu" else blend
+        add_noise(total.view(-1), scale, expected, tangent, bits, loop)
     if public is not None:
         total.add_(public, alpha=float(tangent))
 
@@ -136,22 +172,24 @@ def compiled(dtype: torch.dtype, terms: int) -> Blend:
     """
     bits = Bits.of(torch.ones(2, dtype=torch.int64), 0, terms, dtype)
     ends = torch.tensor([0, -1, torch.iinfo(bits.dtype).min, torch.iinfo(bits.dtype).max])
-    sample = bits.next(BLOCK // 2)
-    sample[..., :4] = ends.to(bits.dtype)
-    part = torch.linspace(-1, 1, BLOCK, dtype=dtype).view(2, -1)
+    groups = BLOCK // GROUP
+    sample = bits.next(groups)
+    sample[0, ..., :4] = ends.to(bits.dtype)
+    part = torch.linspace(-1, 1, BLOCK, dtype=dtype).view(groups, 2, HALF)
     numbers = (torch.tensor(0.7, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64))
     pure: Any = torch.func.functionalize(blend)
-    graph = make_fx(pure, select_decomp_table(), "symbolic")(part.clone(), sample, *numbers)
+    given = (part[:, 0], part[:, 1], sample, *numbers)
+    graph = make_fx(pure, select_decomp_table(), "symbolic")(*given)
     fakes = [n.meta["val"] for n in graph.graph.find_nodes(op="placeholder")]
     kernel: Any = compile_fx_inner(graph, fakes)
 
     def fast(*args: Tensor) -> None:
         kernel(list(args))
 
-    for half in (1, 5, BLOCK // 2):
-        want, got = part[:, :half].clone(), part[:, :half].clone()
-        blend(want, sample[..., :half].contiguous(), *numbers)
-        fast(got, sample[..., :half].contiguous(), *numbers)
+    for few in (1, 5, groups):
+        want, got = part[:few].clone(), part[:few].clone()
+        blend(want[:, 0], want[:, 1], sample[:few], *numbers)
+        fast(got[:, 0], got[:, 1], sample[:few], *numbers)
         if not torch.allclose(got, want, rtol=1e-4, atol=1e-5):
             warnings.warn(
                 "fxdp: the compiled loop of the noise differs from its graph, which runs in its "

@@ -5,9 +5,10 @@ too small for torch.compile are padded, and a model that cannot be captured with
 captured for each size.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,15 +24,29 @@ from fxdp.capture import (
     capture_errors,
     capture_settings,
     gather,
+    own_step,
+    unsafe_stance,
 )
+from fxdp.delivery import Ran, refuse_transforms
 from fxdp.diagnostic import ProofError
+from fxdp.errors import NotCompiled
 from fxdp.graph_pass import Pass, Study
-from fxdp.keystream import fresh_key, no_key
+from fxdp.keystream import no_key
 from fxdp.options import Scales, check_scales
 from fxdp.outcome import Outcome
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.placement import Shard
 from fxdp.progress import line, say
+from fxdp.run_key import RunKey
+from fxdp.state import State
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A step, and what its compilations and runs leave behind."""
+
+    call: Callable[..., Any]
+    record: Record
 
 
 class Stepper:
@@ -44,6 +59,7 @@ class Stepper:
         dynamic: whether sizes that change between steps become symbols.
         rows: the batch size that code is made for, and is best at; the first step's, if None.
         key: of the last step with noise; a secret.
+        keys: of all of them, with the numbers of the parameters.
     """
 
     def __init__(
@@ -55,7 +71,9 @@ class Stepper:
     ) -> None:
         self.model, self.loss_fn = model, loss_fn
         self.settings, self.batch_dims = settings, batch_dims
-        self.record = Record()
+        self.keys = RunKey(settings.secure)
+        self.keys.know(name for name, _ in model.named_parameters())
+        self.record = Record(keys=self.keys)
         self.dynamic = True
         self.rows: int | None = None
         self.key = no_key()
@@ -65,9 +83,19 @@ class Stepper:
 
     def another(
         self, settings: Settings, record: Record, passes: tuple[Pass, ...] = PASSES
-    ) -> Callable[..., Any]:
+    ) -> Compiled:
         """Another step of the same model."""
-        return compiled_step(self.model, self.loss_fn, settings, record, passes)
+        step = own_step(self.model, self.loss_fn, settings.reduction)
+        return Compiled(compiled_step(step, settings, record, self.capturing, passes), record)
+
+    def capturing(self) -> contextlib.AbstractContextManager[None]:
+        """What is set while torch captures a step, and at no other time."""
+        return capture_settings(self.dynamic)
+
+    def state(self) -> State:
+        """What the model, and a loss that is a module, may write to."""
+        parts = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
+        return State.of(nn.ModuleList(parts))
 
     def gathered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """The arguments of a step, flattened and checked.
@@ -107,12 +135,26 @@ class Stepper:
             inputs = inputs.resized(SMALLEST)
         return inputs, mask, size
 
-    def captured(self, step: Any, inputs: Inputs, mask: Tensor, scales: Scales) -> Any:
-        """Run a compiled step on checked inputs."""
+    def captured(
+        self, step: Compiled, inputs: Inputs, mask: Tensor, scales: Scales, released: int = 0
+    ) -> tuple[Any, Ran]:
+        """Run a compiled step on checked inputs.
+
+        Args:
+            released: how many releases the ledger knows of.
+
+        Returns:
+            What the step returns, a loss or output first, without gradients; and the step, to be
+            differentiated.
+
+        Raises:
+            NotCompiled: torch ran something else.
+        """
         check_scales(*scales)
+        refuse_transforms()
         numbers = [torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales]
-        # Without noise nothing is drawn, and torch's generator stays as it is.
-        key = fresh_key(self.settings.secure) if scales[1] > 0 else no_key()
+        # Without noise nothing is drawn, and no number is used up.
+        key = self.keys.next(released) if scales[1] > 0 else no_key()
         self.key = key if scales[1] > 0 else self.key
         if self.rows is None and step in (self.step, self.earlier):
             self.rows = inputs.size
@@ -125,9 +167,11 @@ class Stepper:
         mask = mask.detach()
         torch._dynamo.mark_dynamic(mask, 0, hint_override=self.rows)
         given = ((*numbers, key), mask, tuple(leaves), inputs.dims, inputs.spec)
-        call = functools.partial(step, *given)
-        loss, others = self.traced(call)
-        return loss if others is None else Outcome.of(loss, others)
+        if unsafe_stance():
+            raise NotCompiled("a stance without guards may run the graph of another batch")
+        step.record.ran, step.record.extras = None, {}
+        loss, others = self.traced(functools.partial(step.call, *given))
+        return loss if others is None else Outcome.of(loss, others), step.record.taken()
 
     def without_padding(self, out: Any, size: int) -> Any:
         """What a model returned beside its loss, with the rows of the first `size` samples."""
@@ -160,13 +204,13 @@ class Stepper:
             if not compiled_before:
                 say("capturing the model")
             try:
-                with capture_settings(self.dynamic), capture_errors(self.model):
+                with capture_errors(self.model):
                     return call()
             except ProofError as error:
                 if isinstance(error, Proven) or not (self.dynamic and compiled_before):
                     raise
             self.dynamic = False
-            with capture_settings(self.dynamic), capture_errors(self.model):
+            with capture_errors(self.model):
                 return call()
 
     def study(self) -> Study:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.facts import NOISE
-from fxdp.forms.batch import has_ops
 from fxdp.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
 from fxdp.sums import value
 from fxdp.trace import emit, emit_all
@@ -20,15 +19,17 @@ from fxdp.trace import emit, emit_all
 SEED = torch.ops.fxdp.seed.default
 
 
-def noise(gm: GraphModule, inspect_each: bool = False, terms: int = 1) -> GraphModule:
+def noise(
+    gm: GraphModule, number: Callable[[str], int], inspect_each: bool = False, terms: int = 1
+) -> GraphModule:
     """Make the outputs private.
 
     The norms become one more output, for checks and reports, with a name for a descriptor;
     with `inspect_each` so do the per-sample gradients.
 
     Args:
-        terms: normal numbers that each one of the noise is made of. With several they come from
-            the key on every device; one comes from torch's generator where that is no CPU.
+        number: the noise number of a parameter, by its name; no two have one.
+        terms: normal numbers that each one of the noise is made of.
     """
     here, end = study(gm), gm.graph.output_node()
     assert here.mark is not None
@@ -40,7 +41,10 @@ def noise(gm: GraphModule, inspect_each: bool = False, terms: int = 1) -> GraphM
     first = end.prev
     gradients = emit_all(
         end,
-        [release(c, tangents[0], here.mark, draw, terms) for draw, c in enumerate(here.clipped)],
+        [
+            release(c, tangents[0], here.mark, number(c.gradient.parameter), terms)
+            for c in here.clipped
+        ],
     )
     while first.next is not end:
         first = first.next
@@ -92,12 +96,8 @@ def release(
                 key: Tensor, public: Tensor | None) -> Tensor:  # fmt: skip
         # An infinite bound without noise is plain training: 0 times infinity is 0 here.
         scale = (sigma * bound).masked_fill(sigma == 0, 0).to(total.dtype)
-        if has_ops(total) or terms > 1:
-            rest = (scale, expected, tangent, public, key, draw, terms)
-            return torch.ops.fxdp.released(total, *rest).to(dtype)
-        out = (total + scale * torch.randn_like(total)) / expected.to(total.dtype)
-        out = out if public is None else out + public
-        return (out * tangent.to(total.dtype)).to(dtype)
+        rest = (scale, expected, tangent, public, key, draw, terms)
+        return torch.ops.fxdp.released(total, *rest).to(dtype)
 
     scales = (mark.bound, mark.sigma, mark.expected, mark.key)
     return private, (clipped.total, tangent, *scales, clipped.public)

@@ -1,0 +1,139 @@
+"""Where a compiled step meets autograd: its backward pass happens once, and hands out what it made.
+
+The compiled step runs on shadows of the parameters (other leaves over the same memory), so that its
+gradients come here and nowhere else: a hook on a parameter sees what was released, and never a part
+of it without its noise. What the caller differentiates is `Delivered`, of which the parameters are
+the inputs.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdp.errors import NotCompiled, StepError
+
+Gradients = Mapping[Tensor, Tensor]  # by the tensor that they are the gradients of
+Work = Callable[[Tensor], Gradients]
+LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A compiled step that has run forward.
+
+    Attributes:
+        value: what is differentiated: a loss, or a model's output [N, ...].
+        shadows: what it was made of.
+        leaves: the parameters that those stand for.
+    """
+
+    value: Tensor
+    shadows: Sequence[Tensor]
+    leaves: Sequence[Tensor]
+
+    def gradients(self, tangent: Tensor | None = None) -> dict[Tensor, Tensor]:
+        """Run the backward pass. A parameter that has no part in it is left out."""
+        if tangent is None:
+            tangent = torch.ones_like(self.value)
+        found = torch.autograd.grad(self.value, self.shadows, tangent, allow_unused=True)
+        gradients: dict[Tensor, Tensor] = {}
+        for leaf, gradient in zip(self.leaves, found, strict=True):
+            if gradient is not None:
+                gradients[leaf] = gradients[leaf] + gradient if leaf in gradients else gradient
+        return gradients
+
+
+def run_apart(compiled: Callable[..., Any], args: Sequence[Any]) -> tuple[list[Any], Ran]:
+    """Run a compiled forward half on shadows.
+
+    Returns:
+        Its outputs, all without gradients; and what is to be differentiated.
+
+    Raises:
+        NotCompiled: not one output has a gradient, as one of a private step's has.
+    """
+    leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+    shadows = [a.detach().requires_grad_() for a in leaves]
+    rest = iter(shadows)
+    given = [next(rest) if isinstance(a, Tensor) and a.requires_grad else a for a in args]
+    outputs = list(compiled(*given))
+    values = [out for out in outputs if isinstance(out, Tensor) and out.requires_grad]
+    if len(values) != 1:
+        raise NotCompiled(f"{len(values)} results have gradients")
+    ran = Ran(values[0], shadows, leaves)
+    return [out.detach() if out is values[0] else out for out in outputs], ran
+
+
+class Once:
+    """What a backward pass does, once.
+
+    ===============================================  ======================================
+    case                                             what happens
+    ===============================================  ======================================
+    a second pass, whatever torch's settings         StepError
+    after a pass that failed                         StepError: its buffers are gone
+    two threads                                      one of them gets a StepError
+    is_grads_batched, vmap, jacrev, fake tensors,    StepError: one release has one gradient
+    compiled autograd
+    ===============================================  ======================================
+    """
+
+    def __init__(self, work: Work) -> None:
+        self._work: Work | None = work
+
+    def __call__(self, tangent: Tensor) -> Gradients:
+        refuse_transforms(tangent)
+        with LOCK:
+            work, self._work = self._work, None
+        if work is None:
+            raise StepError(
+                "this loss had its backward pass: a second one would release again. Compute the "
+                "loss once more, or add up losses before one backward pass"
+            )
+        return work(tangent)
+
+
+def refuse_transforms(value: Tensor | None = None) -> None:
+    """Refuse to run inside a transform of torch's, which would run a release many times, or none.
+
+    Raises:
+        StepError: torch.func, is_grads_batched, compiled autograd or a fake mode is at work.
+    """
+    strange = value is not None and type(value) is not Tensor
+    if strange or torch._C._functorch.peek_interpreter_stack() is not None:
+        raise StepError(
+            "a private step cannot run inside torch.func (vmap, grad, jacrev, functional_call with "
+            "transforms), is_grads_batched, compiled autograd or a fake mode: it releases one "
+            "gradient, once; nothing was released. Call loss.backward() on a plain loss"
+        )
+
+
+class Delivered(torch.autograd.Function):
+    """A value whose backward pass hands out gradients, once."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, once: Once, *leaves: Tensor) -> Tensor:
+        ctx.once, ctx.leaves = once, leaves
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
+        once, leaves = ctx.once, ctx.leaves
+        with torch.no_grad():
+            gradients = dict(once(tangents[0]))
+        ctx.leaves = None
+        return None, None, *[gradients.pop(leaf, None) for leaf in leaves]
+
+
+def delivered(value: Tensor, work: Work, leaves: Sequence[Tensor]) -> Tensor:
+    """value, with a backward pass that does `work` and delivers what it returns."""
+    return Delivered.apply(value.detach(), Once(work), *leaves)  # pyright: ignore[reportReturnType]
+
+
+def is_delivered(value: Tensor) -> bool:
+    """Is it what `delivered` returned?"""
+    return type(value.grad_fn).__name__ == f"{Delivered.__name__}Backward"
