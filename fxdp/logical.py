@@ -44,7 +44,8 @@ class Piece:
     ) -> tuple[Tensor, Gradients]:
         """The loss of a piece, and its gradients; from the state before the batch."""
         self.before.put_back()
-        ran = self.run(inputs, mask, sigma, last)
+        with torch.enable_grad():
+            ran = self.run(inputs, mask, sigma, last)
         gradients = ran.gradients()
         self.seen(mask)
         return ran.value.detach(), gradients

@@ -7,7 +7,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
-from fxdp.keystream import Bits, fresh_key, no_key, normals
+from fxdp.keystream import GROUP, HALF, Bits, no_key, noise_of, normals
 
 KEY = torch.tensor([1, 2])
 WORDS = {1: torch.int32, 4: torch.int64}
@@ -16,7 +16,7 @@ WORDS = {1: torch.int32, 4: torch.int64}
 def test_bits_are_the_cipher_of_a_counter() -> None:
     """AES of 7|0, 7|1, 7|2, ... by blocks, for parameter 7."""
     bits = Bits.of(KEY, 7, 1, torch.float32)
-    got = torch.cat([bits.next(1 << 14).flatten(), bits.next(6).flatten()])
+    got = torch.cat([bits.next(16).flatten(), bits.next(3).flatten()])
     blocks = b"".join((7).to_bytes(8) + k.to_bytes(8) for k in range(len(got) // 4))
     secret = algorithms.AES128(KEY.numpy().tobytes())
     wanted = Cipher(secret, modes.ECB()).encryptor().update(blocks)
@@ -41,7 +41,7 @@ def test_room_is_used() -> None:
 )
 def test_words(dtype: torch.dtype, terms: int, word: torch.dtype) -> None:
     bits = Bits.of(KEY, 0, terms, dtype)
-    assert bits.next(5).shape == (terms, 2, 5)
+    assert bits.next(5).shape == (5, terms, 2, HALF)
     assert bits.dtype == word
 
 
@@ -50,14 +50,14 @@ def test_no_bits_without_a_key() -> None:
         Bits.of(no_key(), 0, 1, torch.float32)
 
 
-def test_keys_come_from_torch_or_from_the_system() -> None:
-    torch.manual_seed(0)
-    first, safe = fresh_key(), fresh_key(secure=True)
-    torch.manual_seed(0)
-    assert torch.equal(fresh_key(), first)
-    assert not torch.equal(fresh_key(secure=True), safe)
-    assert first.dtype == safe.dtype == torch.int64
-    assert first.shape == safe.shape == (2,)
+@pytest.mark.parametrize("terms", WORDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_slice_of_the_noise_is_the_noise_of_the_slice(dtype: torch.dtype, terms: int) -> None:
+    whole = noise_of(KEY, 3, 0, 3 * GROUP + 5, dtype, terms)
+    for start, length in ((0, 7), (5, GROUP), (GROUP - 1, 2), (2 * GROUP, GROUP + 5), (9, 0)):
+        part = noise_of(KEY, 3, start, length, dtype, terms)
+        assert torch.equal(part, whole[start : start + length])
+    assert not torch.isin(noise_of(KEY, 4, 0, GROUP, dtype, terms), whole).any()
 
 
 @pytest.mark.parametrize("terms", WORDS)
@@ -65,7 +65,7 @@ def test_every_integer_makes_a_finite_number(terms: int) -> None:
     info = torch.iinfo(WORDS[terms])
     ends = torch.tensor([0, 1, -1, info.min, info.min + 1, info.max], dtype=WORDS[terms])
     lengths, angles = (m.flatten() for m in torch.meshgrid(ends, ends, indexing="ij"))
-    found = normals(torch.stack([lengths, angles]).expand(terms, 2, -1))
+    found = torch.stack(normals(torch.stack([lengths, angles]).expand(1, terms, 2, -1)))
     assert found.isfinite().all()
     # The longest are as long as the docstring says, all terms pulling one way.
     most = math.sqrt(2 * math.log(2) * {1: 33, 4: 65}[terms]) * math.sqrt(terms)
@@ -76,7 +76,7 @@ def test_every_integer_makes_a_finite_number(terms: int) -> None:
 def test_tails(terms: int) -> None:
     """Of 4 million numbers as many lie beyond 3, 4 and 5 as should; false alarms: 1 in a million
     each, were the key not fixed."""
-    found = normals(Bits.of(KEY, 0, terms, torch.float32).next(1 << 21)).abs().flatten()
+    found = noise_of(KEY, 0, 0, 1 << 22, torch.float32, terms).abs()
     for limit in (3.0, 4.0, 5.0):
         expected = 2 * stats.norm.sf(limit)
         count = int((found > limit).sum())

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from tests.keys import same_noise
 
 X = torch.randn(11, 4, generator=torch.manual_seed(0), dtype=torch.float64)
 Y = torch.arange(11) % 3
@@ -47,7 +48,7 @@ def gradients(private: fxdp.PrivateModule) -> list[Tensor]:
 
 def stepped(private: fxdp.PrivateModule, size: int, scale: float = 1.0) -> tuple[float, list]:
     """Loss and gradients of one step, with the same noise whoever asks."""
-    torch.manual_seed(1)
+    same_noise(private)
     loss = private(X[:size], Y[:size])
     (loss * scale).backward()
     return loss.item(), gradients(private)
@@ -84,7 +85,7 @@ def test_a_mask_and_a_constant_on_the_loss(whole: fxdp.PrivateModule) -> None:
     same(stepped(private, 8, 2.5)[1], stepped(whole, 8, 2.5)[1])
     mask, found = torch.arange(11) % 4 != 1, []
     for each in (private, whole):
-        torch.manual_seed(1)
+        same_noise(each)
         each(X, Y, sample_mask=mask).backward()
         found.append(gradients(each))
     same(*found)
@@ -94,7 +95,7 @@ def test_a_mask_and_a_constant_on_the_loss(whole: fxdp.PrivateModule) -> None:
 @pytest.mark.parametrize("cuts", [(11,), (5, 6), (4, 0, 1, 6)])
 def test_calls_add_up(whole: fxdp.PrivateModule, cuts: tuple[int, ...], pieces: int | None) -> None:
     private = private_of(microbatch_size=pieces)
-    torch.manual_seed(1)
+    same_noise(private)
     with private.accumulate():
         for x, y in zip(X.split(cuts), Y.split(cuts), strict=True):
             private(x, y).backward()
@@ -108,7 +109,7 @@ def test_a_term_without_samples_counts_once(pieces: int | None) -> None:
     wanted = stepped(private_of(Decayed), 11)[1]
     private = private_of(Decayed, microbatch_size=pieces)
     same(stepped(private, 11)[1], wanted)
-    torch.manual_seed(1)
+    same_noise(private)
     with private.accumulate():
         for x, y in zip(X.split(4), Y.split(4), strict=True):
             private(x, y).backward()
@@ -248,7 +249,7 @@ def test_memory_is_that_of_a_piece() -> None:
 def test_scales_that_change_count_from_the_next_logical_batch(whole: fxdp.PrivateModule) -> None:
     """A piece that is clipped or divided otherwise than its noise would be under-noised."""
     private = private_of()
-    torch.manual_seed(1)
+    same_noise(private)
     with private.accumulate():
         private(X[:4], Y[:4]).backward()
         private.max_grad_norm, private.expected_batch_size = 50.0, 0.5

@@ -82,16 +82,15 @@ def test_it_is_the_model():
     assert "max_grad_norm=0.5" in repr(private)
 
 
-def test_without_training_it_runs_the_model_as_it_is(shared: fxdp.PrivateModule):
+def test_without_gradients_it_runs_the_model_as_it_is(shared: fxdp.PrivateModule):
     model, before = shared._model, shared.releases
-    shared.eval()
-    assert torch.equal(shared(X), model(X))
-    assert torch.equal(shared(X, Y), F.cross_entropy(model(X), Y))
-    assert torch.equal(shared(X, target=Y), F.cross_entropy(model(X), Y))
+    for mode in (True, False):
+        shared.train(mode)
+        with torch.no_grad():
+            assert torch.equal(shared(X), model(X))
+            assert torch.equal(shared(X, Y), F.cross_entropy(model(X), Y))
+            assert torch.equal(shared(X, target=Y), F.cross_entropy(model(X), Y))
     shared.train()
-    with torch.no_grad():
-        assert torch.equal(shared(X), model(X))
-        assert torch.equal(shared(X, Y), F.cross_entropy(model(X), Y))
     assert shared.releases == before
 
 

@@ -1,5 +1,6 @@
 """The op that adds the noise, on its own, in place, and with a compiled loop."""
 
+import functools
 import itertools
 import math
 import warnings
@@ -10,7 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from fxdp import released as module
-from fxdp.released import BLOCK, compiled
+from fxdp.keystream import HALF, Bits
+from fxdp.released import BLOCK, add_noise, compiled
 
 SHAPES = [(), (0,), (3, 4), (BLOCK + 5,), (2, BLOCK)]
 DTYPES = [torch.float32, torch.float64]
@@ -47,15 +49,16 @@ def test_noise_is_normal_and_of_its_scale(dtype: torch.dtype, terms: int) -> Non
     noise = (released(total, 8.0, terms=terms) - total / 4 * 3) / 6
     assert abs(float(noise.var()) - 1) < 5 * math.sqrt(2 / noise.numel())
     assert stats.kstest(noise.double().numpy(), "norm").pvalue > 1e-6
-    blocks = noise[: 3 * BLOCK].view(6, -1)  # each half of a block is made of the same lengths
-    off = torch.corrcoef(torch.cat([blocks, blocks**2])) - torch.eye(12, dtype=dtype)
-    assert float(off.abs().max()) < 5 / math.sqrt(BLOCK / 2)
+    halves = noise[: 3 * BLOCK].view(-1, 2, HALF).transpose(0, 1).reshape(2, -1)
+    off = torch.corrcoef(torch.cat([halves, halves**2])) - torch.eye(4, dtype=dtype)
+    assert float(off.abs().max()) < 5 / math.sqrt(halves.shape[1])  # made of the same lengths
 
 
 def test_key_and_number_decide() -> None:
     total = torch.zeros(100)
     first = released(total, 1.0)
     assert torch.equal(released(total, 1.0), first)
+    assert torch.equal(released(torch.zeros(50), 1.0), first[:50])  # and no length
     others = [released(total, 1.0, draw=1), released(total, 1.0, key=torch.tensor([1, 3]))]
     for a, b in itertools.combinations([first, *others], 2):
         assert not torch.isin(a, b).any()
@@ -85,6 +88,17 @@ def test_in_place(shape: tuple[int, ...], dtype: torch.dtype, terms: int) -> Non
     torch.ops.fxdp.release_(total, *scalars(8.0), public, KEY, 5, terms)
     torch.testing.assert_close(total, wanted)
     assert compiled(dtype, terms) is not module.blend
+
+
+@pytest.mark.parametrize("start", [0, 3, 1024, 5000])
+def test_a_part_of_a_parameter(start: int) -> None:
+    """Noised on its own, with the noise that it has in the whole."""
+    whole, one = torch.zeros(9000), torch.tensor(1.0)
+    bits = functools.partial(Bits.of, KEY, 2, 1, torch.float32)
+    add_noise(whole, one, one, one, bits, module.blend)
+    part = torch.zeros(2500)
+    add_noise(part, one, one, one, bits, module.blend, start)
+    torch.testing.assert_close(part, whole[start : start + 2500])
 
 
 def test_a_loop_that_was_compiled_wrongly_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,104 @@
+"""What stands between plain gradients and the parameters of a step of torch.compile's.
+
+`torch.compile(model, backend="fxdp")` hands out a step of torch's making: where torch does not
+compile (a stance, a setting, a limit, a graph break, an error that it swallows), the model itself
+would run, and its gradients would be plain. So the parameters are fenced: what autograd is about to
+add to one of them must be what a release delivered.
+"""
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdp.errors import NotCompiled
+
+
+class Post:
+    """The fence of one parameter.
+
+    Attributes:
+        node: where autograd adds to `grad`; as long as it lives, so does the hook on it.
+        expected: what a release delivers, until it has arrived.
+        lifted: how many `fxdp.unprotected` are around.
+    """
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.node: Any = torch.autograd.graph.get_gradient_edge(parameter).node
+        self.expected: Tensor | None = None
+        self.lifted = 0
+        own = weakref.ref(self)  # or node and post would hold each other for ever
+
+        def arrived(gradients: tuple[Tensor | None, ...]) -> None:
+            if (post := own()) is not None:
+                post.arrived(gradients)
+
+        self.node.register_prehook(arrived)
+
+    def arrived(self, gradients: tuple[Tensor | None, ...]) -> None:
+        """Refuse a gradient that no release delivered, before it is added.
+
+        Raises:
+            NotCompiled: it is one.
+        """
+        expected, self.expected = self.expected, None
+        (gradient,) = gradients
+        if gradient is not None and gradient is not expected and not self.lifted:
+            raise NotCompiled(
+                "a gradient that no release made was about to be added to a parameter of a step of "
+                'torch.compile(backend="fxdp")'
+            )
+
+
+# Of the parameters of all steps, by id; a post, which holds its parameter, goes with its fences.
+POSTS: "weakref.WeakValueDictionary[int, Post]" = weakref.WeakValueDictionary()
+
+
+class Fence:
+    """The posts of one step's parameters; they stand as long as it does.
+
+    Guarantees:
+        While a step of `torch.compile(backend="fxdp")` exists, no gradient is added to a parameter
+        that it was seen to train, but one that a release delivered, or within `fxdp.unprotected`.
+
+        ============================================  ========================================
+        case                                          what happens
+        ============================================  ========================================
+        the loss has a part that the step did not     StepError, for the sum is no release;
+        make                                          the release was counted
+        loss.backward() of the model itself           StepError
+        torch.autograd.grad of the model itself       it adds to no parameter, and is let pass
+        the dtype or device of a parameter changes    its post is set up again at the next step
+        ============================================  ========================================
+    """
+
+    def __init__(self) -> None:
+        self.posts: dict[int, Post] = {}
+
+    def around(self, parameters: Iterable[Tensor]) -> None:
+        """Set up the posts that are missing."""
+        for p in parameters:
+            if not (p.requires_grad and p.is_leaf):
+                continue
+            post = POSTS.get(id(p))
+            if post is None or post.node is not torch.autograd.graph.get_gradient_edge(p).node:
+                post = POSTS[id(p)] = Post(p)
+            self.posts[id(p)] = post
+
+    def lift(self, by: int) -> None:
+        """Open the fence once more (1), or once less (-1)."""
+        for post in self.posts.values():
+            post.lifted += by
+
+
+def announce(gradients: Mapping[Tensor, Tensor]) -> None:
+    """Tell the posts of parameters what a release is about to deliver.
+
+    They hold it, so that autograd cannot add another gradient to it in place.
+    """
+    for parameter, gradient in gradients.items():
+        post = POSTS.get(id(parameter))
+        if post is not None:
+            post.expected = gradient
