@@ -182,10 +182,11 @@ def one_kernel() -> Iterator[None]:
     they run."""
     choose: Any = torch._C._select_conv_backend
 
-    def unguarded(x: Any, *args: Any, **kwargs: Any) -> Any:
+    def unguarded(*args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs["input"]  # torch 2.11 names it
         env = getattr(getattr(x, "fake_mode", None), "shape_env", None)
         with contextlib.nullcontext() if env is None else env.suppress_guards():
-            return choose(x, *args, **kwargs)
+            return choose(*args, **kwargs)
 
     torch._C._select_conv_backend = unguarded
     try:
