@@ -16,10 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import Unsupported, UserError
-from torch.fx.experimental import _config
-from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
-from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import (
     CODES,
@@ -33,6 +29,16 @@ from fxdp.diagnostic import (
 from fxdp.fix import advised
 from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
+from fxdp.torch_internals import (
+    IGNORED_LOGGING,
+    ConstraintViolationError,
+    Unsupported,
+    UserError,
+    dynamo_config,
+    pytree,
+    shapes_config,
+    torch_check,
+)
 
 BatchDims = Mapping[str, int | None] | int
 TARGET = "target"
@@ -187,7 +193,7 @@ class Step(nn.Module):
         marked: list[Any] = []
         for leaf, dim in zip(leaves, dims, strict=True):
             if dim is not None:
-                torch._check(leaf.shape[dim] == mask.shape[0])
+                torch_check(leaf.shape[dim] == mask.shape[0])
                 leaf = torch.ops.fxdp.samples(leaf, dim)
             marked.append(leaf)
         args, kwargs = pytree.tree_unflatten(marked, spec)
@@ -197,7 +203,7 @@ class Step(nn.Module):
 
 
 STEPS = itertools.count()
-SHAPES: Any = _config
+SHAPES: Any = shapes_config
 
 
 def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None, reduction: str = "") -> Step:
@@ -254,14 +260,6 @@ def shown(x: Tensor) -> Tensor:
     return torch.ops.fxdp.shown(x.detach())
 
 
-# The name of the setting, which torch 2.11 knew by another.
-IGNORED = next(
-    name
-    for name in ("ignore_logging_functions", "ignore_logger_methods")
-    if hasattr(torch._dynamo.config, name)
-)
-
-
 MOST_GRAPHS = 64  # that one model may have, for sizes and modes that the proof cannot merge
 
 
@@ -282,12 +280,12 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
     """
     with (
         SHAPES.patch(use_duck_shape=False),
-        torch._dynamo.config.patch(
+        dynamo_config.patch(
             {
                 "allow_rnn": True,
                 "automatic_dynamic_shapes": dynamic,
                 "recompile_limit": MOST_GRAPHS,
-                IGNORED: logging_functions(),
+                IGNORED_LOGGING: logging_functions(),
             }
         ),
         # With opt_einsum, a product of three tensors makes their sizes constants.

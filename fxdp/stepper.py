@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxdp.backend import Record, Settings
 from fxdp.capture import (
@@ -32,6 +31,7 @@ from fxdp.outcome import Outcome
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.placement import Shard
 from fxdp.progress import line, say
+from fxdp.torch_internals import mark_dynamic, pytree
 
 
 class Stepper:
@@ -120,10 +120,10 @@ class Stepper:
         for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):
             if dim is not None:
                 leaf = leaf.detach()
-                torch._dynamo.mark_dynamic(leaf, dim, hint_override=self.rows)
+                mark_dynamic(leaf, dim, hint_override=self.rows)
             leaves.append(leaf)
         mask = mask.detach()
-        torch._dynamo.mark_dynamic(mask, 0, hint_override=self.rows)
+        mark_dynamic(mask, 0, hint_override=self.rows)
         given = ((*numbers, key), mask, tuple(leaves), inputs.dims, inputs.spec)
         call = functools.partial(step, *given)
         loss, others = self.traced(call)

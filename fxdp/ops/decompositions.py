@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions, get_decompositions
-from torch._ops import OpOverload
+
+from fxdp.torch_internals import OpOverload, core_aten_decompositions, get_decompositions
 
 aten = torch.ops.aten
 
