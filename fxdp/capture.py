@@ -30,8 +30,8 @@ from fxdp.fix import advised
 from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.torch_internals import (
-    IGNORED_LOGGING,
     ConstraintViolationError,
+    IgnoredFunctions,
     Unsupported,
     UserError,
     dynamo_config,
@@ -285,7 +285,7 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
                 "allow_rnn": True,
                 "automatic_dynamic_shapes": dynamic,
                 "recompile_limit": MOST_GRAPHS,
-                IGNORED_LOGGING: logging_functions(),
+                "ignore_logging_functions": IgnoredFunctions(logging_functions()),
             }
         ),
         # With opt_einsum, a product of three tensors makes their sizes constants.

@@ -8,7 +8,7 @@ fxdp takes it for, so that a new release of torch fails there, by name, before a
 # ruff: noqa: F401 - what is imported here is used elsewhere
 # pyright: reportUnusedImport=false
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -165,13 +165,23 @@ ATTRIBUTES = {
     "_select_conv_backend": "of torch._C: chooses the kernel of a convolution",
 }
 
-# Which calls that write to a log may be left out of a captured step: a setting of Dynamo.
-# Torch 2.11 calls it ignore_logger_methods.
-IGNORED_LOGGING = next(
-    name
-    for name in ("ignore_logging_functions", "ignore_logger_methods")
-    if hasattr(dynamo_config, name)
-)
+
+class IgnoredFunctions(dict[Any, Any]):
+    """Functions that Dynamo leaves out of a captured step: its `ignore_logging_functions`.
+
+    Torch 2.11 writes all its settings into a log as JSON, and prints a page of traceback for a set
+    of functions. Of these it sees none: it takes them for an empty table.
+    """
+
+    def __init__(self, functions: Iterable[Any] = ()) -> None:
+        super().__init__()
+        self.functions = frozenset(functions)
+
+    def __contains__(self, function: object) -> bool:
+        return function in self.functions
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.functions)
 
 
 def conv_input(*args: Any, **kwargs: Any) -> Any:

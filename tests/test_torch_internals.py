@@ -2,7 +2,9 @@
 imported in one place."""
 
 import ast
+import copy
 import inspect
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -193,8 +195,8 @@ NAMES: dict[str, Callable[[], bool]] = {
     "disable_current_modes": disables,
     "dynamo_config": lambda: settings(
         T.dynamo_config,
-        "allow_rnn", "automatic_dynamic_shapes", "recompile_limit", "specialize_float",
-        T.IGNORED_LOGGING,
+        "allow_rnn", "automatic_dynamic_shapes", "ignore_logging_functions", "recompile_limit",
+        "specialize_float",
     ),
     "functorch_config": lambda: settings(
         T.functorch_config, "activation_memory_budget", "recompute_views"
@@ -314,6 +316,17 @@ def test_a_name_is_what_it_is_taken_for(name: str) -> None:
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_an_attribute_is_what_it_is_taken_for(name: str) -> None:
     assert ATTRIBUTES[name]()
+
+
+def test_settings_can_be_logged() -> None:
+    """Torch 2.11 writes them as JSON at every capture, where a set of functions is an error."""
+    ignored = T.IgnoredFunctions({print, min})
+    logged = copy.deepcopy(ignored)
+    assert not isinstance(logged, set)
+    assert json.dumps({"ignored": logged}, sort_keys=True) == '{"ignored": {}}'
+    assert print in ignored
+    assert max not in ignored
+    assert set(iter(logged)) == {print, min}
 
 
 def is_private(name: str) -> bool:

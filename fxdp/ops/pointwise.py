@@ -182,6 +182,7 @@ SLOPES: tuple[OpOverload, ...] = (
 UNTAGGED: tuple[OpOverload, ...] = (
     aten._conj_physical.default,
     aten.celu.default,
+    aten.leaky_relu.default,  # torch 2.11
     aten.logit_backward.default,
     aten.nan_to_num.default,
     aten.softshrink_backward.default,
