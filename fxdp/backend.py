@@ -15,13 +15,6 @@ from typing import Any, Literal
 import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch import config as functorch_config
-from torch._inductor import config as inductor_config
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.cpp_builder import get_cpp_compiler
-from torch._inductor.decomposition import select_decomp_table
-from torch._inductor.exc import InvalidCxxCompiler
 from torch.fx import GraphModule, Node
 
 from fxdp import facts, released
@@ -41,6 +34,15 @@ from fxdp.progress import line, say
 from fxdp.recomputing import recompute_forward
 from fxdp.rules import Table
 from fxdp.run_key import RunKey
+from fxdp.torch_internals import (
+    InvalidCxxCompiler,
+    aot_autograd,
+    compile_fx_inner,
+    functorch_config,
+    get_cpp_compiler,
+    inductor_config,
+    select_decomp_table,
+)
 
 aten = torch.ops.aten
 EXTRA = "fxdp_extra"

@@ -16,13 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import eval_frame, exc
-from torch._dynamo.convert_frame import compile_lock
-from torch._dynamo.eval_frame import OptimizeContext
-from torch._dynamo.exc import Unsupported, UserError
-from torch.fx.experimental import _config
-from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
-from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import (
     CODES,
@@ -37,6 +30,20 @@ from fxdp.errors import NotCompiled
 from fxdp.fix import advised
 from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
+from fxdp.torch_internals import (
+    NOT_COMPILED,
+    ConstraintViolationError,
+    IgnoredFunctions,
+    OptimizeContext,
+    Unsupported,
+    UserError,
+    compile_lock,
+    dynamo_config,
+    optimize,
+    pytree,
+    shapes_config,
+    torch_check,
+)
 
 BatchDims = Mapping[str, int | None] | int
 TARGET = "target"
@@ -191,7 +198,7 @@ class Step(nn.Module):
         marked: list[Any] = []
         for leaf, dim in zip(leaves, dims, strict=True):
             if dim is not None:
-                torch._check(leaf.shape[dim] == mask.shape[0])
+                torch_check(leaf.shape[dim] == mask.shape[0])
                 leaf = torch.ops.fxdp.samples(leaf, dim)
             marked.append(leaf)
         args, kwargs = pytree.tree_unflatten(marked, spec)
@@ -201,7 +208,7 @@ class Step(nn.Module):
 
 
 STEPS = itertools.count()
-SHAPES: Any = _config
+SHAPES: Any = shapes_config
 
 
 def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None, reduction: str = "") -> Step:
@@ -280,14 +287,6 @@ def shown(x: Tensor) -> Tensor:
     return torch.ops.fxdp.shown(x.detach())
 
 
-# The name of the setting, which torch 2.11 knew by another.
-IGNORED = next(
-    name
-    for name in ("ignore_logging_functions", "ignore_logger_methods")
-    if hasattr(torch._dynamo.config, name)
-)
-
-
 MOST_GRAPHS = 64  # that one model may have, for sizes and modes that the proof cannot merge
 
 
@@ -320,19 +319,10 @@ def captured_within(
     step: nn.Module, backend: Callable[..., Any], within: Captures
 ) -> Callable[..., Any]:
     """`torch.compile(step, backend=backend, fullgraph=True)`, captured within settings."""
-    context: Any = torch._dynamo.optimize(backend, nopython=True)
+    context: Any = optimize(backend, nopython=True)
     if isinstance(context, OptimizeContext):  # else torch is told not to compile
         context.callback = Captured(context.callback, within)
     return context(step)
-
-
-def unsafe_stance() -> bool:
-    """Is torch told to run what it has compiled without looking whether it fits?"""
-    return bool(getattr(_stance_now(), "skip_guard_eval_unsafe", False))
-
-
-def _stance_now() -> Any:
-    return eval_frame._stance
 
 
 @contextlib.contextmanager
@@ -346,12 +336,12 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
     """
     with (
         SHAPES.patch(use_duck_shape=False),
-        torch._dynamo.config.patch(
+        dynamo_config.patch(
             {
                 "allow_rnn": True,
                 "automatic_dynamic_shapes": dynamic,
                 "recompile_limit": MOST_GRAPHS,
-                IGNORED: logging_functions(),
+                "ignore_logging_functions": IgnoredFunctions(logging_functions()),
             }
         ),
         # With opt_einsum, a product of three tensors makes their sizes constants.
@@ -388,12 +378,6 @@ def capture_errors(model: nn.Module) -> Iterator[None]:
         raise
 
 
-# What torch raises where it would have to compile and may not; some are not in every release.
-NOT_COMPILED: tuple[type[Exception], ...] = tuple(
-    getattr(exc, name)
-    for name in ("RecompileError", "FailOnRecompileLimitHit", "RecompileLimitExceeded")
-    if hasattr(exc, name)
-)
 STANCE = "Detected recompile when torch.compile stance"
 
 # How torch writes an exception that the model raised while it was captured.

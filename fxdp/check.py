@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.utils import clone_preserve_strides
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
+
+from fxdp.torch_internals import clone_preserve_strides, pytree
 
 Boxed = Callable[[list[Any]], Any]
 

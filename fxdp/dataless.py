@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils import _pytree as pytree
+
+from fxdp.torch_internals import FakeTensor, FakeTensorMode, pytree
 
 CPU = torch.device("cpu")
 

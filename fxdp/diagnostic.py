@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._dynamo.exc import ShortenTraceback
 from torch.fx import Node
 
 from fxdp.codes import CODES, Code
+from fxdp.torch_internals import ShortenTraceback
 
 # Remedies for ops that people meet often: the first whose word is in the op's name.
 REMEDIES = {

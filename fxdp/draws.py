@@ -4,10 +4,9 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch._functorch import compile_utils
-from torch._functorch import config as functorch_config
-from torch._ops import OpOverload
 from torch.fx import GraphModule
+
+from fxdp.torch_internals import OpOverload, compile_utils, functorch_config
 
 
 @contextlib.contextmanager

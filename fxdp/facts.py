@@ -5,12 +5,12 @@ facts a pass gives on its result, so a pass cannot merely believe that it did it
 """
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from fxdp.graph_pass import gradients, outputs, placement, study
 from fxdp.shapes import sample_axes, shape_of
 from fxdp.sums import holds_samples, is_partial, sum_at
+from fxdp.torch_internals import OpOverload
 
 SEED = torch.ops.fxdp.seed.default
 NOISE = {"fxdp": "noise"}

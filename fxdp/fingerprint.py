@@ -11,12 +11,11 @@ from typing import Any
 
 import sympy
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxdp.graph_pass import study
 from fxdp.shapes import expr, shape_of
+from fxdp.torch_internals import OpOverload, pytree
 
 
 def fingerprint(gm: GraphModule) -> str:

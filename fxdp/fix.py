@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxdp.diagnostic import Diagnostic
+from fxdp.torch_internals import BatchNormBase
 
 # The classes themselves, not what is derived from them: a subclass may do more than normalise.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -60,7 +60,7 @@ def fix(model: nn.Module) -> Fixed:
     for path, module in list(mended.named_modules(remove_duplicate=False)):
         new = made.get(id(module)) or substitute(module)
         if new is None:
-            left += [path] if isinstance(module, _BatchNorm) else []
+            left += [path] if isinstance(module, BatchNormBase) else []
             continue
         made[id(module)] = new
         changes.append(Change(path, written(module), written(new)))
@@ -80,7 +80,7 @@ def substitute(module: nn.Module) -> nn.Module | None:
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             new.register_buffer(name, None)
         return new
-    if type(module) not in BATCH_NORMS or not isinstance(module, _BatchNorm):
+    if type(module) not in BATCH_NORMS or not isinstance(module, BatchNormBase):
         return None
     channels = module.num_features
     new = nn.GroupNorm(groups_for(channels), channels, module.eps, module.affine)

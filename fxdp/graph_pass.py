@@ -21,6 +21,7 @@ from fxdp.placement import Placement
 from fxdp.progress import say
 from fxdp.rules import Table
 from fxdp.shapes import expr
+from fxdp.torch_internals import value_at_capture
 from fxdp.trials import Trial
 
 NO_SOURCE = object()
@@ -200,8 +201,7 @@ def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
     size = study(gm).size
     assert size is not None
     env = size.meta["val"].node.shape_env
-    hint = getattr(env, "optimization_hint", None) or env.size_hint  # torch 2.11 has the second
-    return float(hint(cost))
+    return float(value_at_capture(env)(cost))
 
 
 def at_hand(gm: GraphModule) -> Callable[[Any], int]:

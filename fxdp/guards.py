@@ -19,15 +19,7 @@ from typing import Any
 import sympy
 import torch
 from torch import SymInt, Tensor
-from torch._dynamo.symbolic_convert import TensorifyState
-from torch._ops import HigherOrderOperator
-from torch._subclasses import FakeTensor
 from torch.fx import GraphModule
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, ShapeGuard, uninteresting_files
-from torch.utils._sympy.numbers import int_oo
-from torch.utils._sympy.symbol import SymT, symbol_is_type
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
-from torch.utils._traceback import shorten_filename
 
 from fxdp.diagnostic import (
     CODES,
@@ -37,6 +29,23 @@ from fxdp.diagnostic import (
     ProofError,
     diagnose,
     is_library,
+)
+from fxdp.torch_internals import (
+    FakeTensor,
+    HigherOrderOperator,
+    ShapeEnv,
+    ShapeGuard,
+    SymT,
+    TensorifyState,
+    ValueRanges,
+    bound_sympy,
+    conv_input,
+    int_oo,
+    shorten_filename,
+    symbol_is_type,
+    torch_c,
+    uninteresting_files,
+    values_at_capture,
 )
 
 N = sympy.Symbol("N", integer=True, positive=True)
@@ -72,8 +81,7 @@ def scalars_stay_tensors(gm: GraphModule) -> None:
     if env is None:
         return
     used = {s for v in values if isinstance(v, torch.SymFloat) for s in v.node.expr.free_symbols}
-    known: Any = getattr(env, "backed_var_to_val", None) or getattr(env, "var_to_val", {})  # 2.11
-    for symbol in known:
+    for symbol in values_at_capture(env):
         if symbol_is_type(symbol, SymT.FLOAT) and symbol not in used:
             TensorifyState.specialize(str(symbol))
 
@@ -180,18 +188,19 @@ def one_kernel() -> Iterator[None]:
     """While a model is captured: choose a convolution's kernel by the batch in hand, without a
     guard. The choice tells a captured program nothing but strides; kernels choose again when
     they run."""
-    choose: Any = torch._C._select_conv_backend
+    choose: Any = torch_c._select_conv_backend
 
-    def unguarded(x: Any, *args: Any, **kwargs: Any) -> Any:
-        env = getattr(getattr(x, "fake_mode", None), "shape_env", None)
+    def unguarded(*args: Any, **kwargs: Any) -> Any:
+        fake = getattr(conv_input(*args, **kwargs), "fake_mode", None)
+        env = getattr(fake, "shape_env", None)
         with contextlib.nullcontext() if env is None else env.suppress_guards():
-            return choose(x, *args, **kwargs)
+            return choose(*args, **kwargs)
 
-    torch._C._select_conv_backend = unguarded
+    torch_c._select_conv_backend = unguarded
     try:
         yield
     finally:
-        torch._C._select_conv_backend = choose
+        torch_c._select_conv_backend = choose
 
 
 @functools.cache

@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
+
+from fxdp.torch_internals import pytree
 
 Bytes = Callable[[Any], int]
 

@@ -12,15 +12,14 @@ from typing import Any
 
 import sympy
 import torch
-from torch._ops import OpOverload
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from fxdp.faults import is_backward
 from fxdp.graph_pass import arguments
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
+from fxdp.torch_internals import OpOverload, pytree
 
 MARKS = torch.ops.fxdp
 # Names of arguments in which N is nothing but a size, of which the shapes tell, and those that

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from fxdp.account import Account
 from fxdp.backend import Settings
@@ -35,6 +34,7 @@ from fxdp.privacy.statement import statement
 from fxdp.report import Report, report
 from fxdp.stepper import Stepper
 from fxdp.tally import Tally
+from fxdp.torch_internals import pytree
 
 
 class PrivateModule(nn.Module):

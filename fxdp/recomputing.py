@@ -5,11 +5,11 @@ graph itself: so it asks nothing of the model's code, and the partitioner sees t
 drawn in the forward half is drawn alike in the backward half, from the generator's state of then.
 """
 
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
 from fxdp.graph_pass import outputs
+from fxdp.torch_internals import OpOverload
 
 
 def recompute_forward(joint: GraphModule, num_fwd_outputs: int) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._decomp.decompositions import lstm_impl
-from torch._ops import OpOverload
+
+from fxdp.torch_internals import OpOverload, lstm_impl
 
 aten = torch.ops.aten
 

@@ -13,13 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.auto_functionalize import auto_functionalized
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.decomposition import select_decomp_table
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxdp.definition import define, fake
 from fxdp.keystream import GROUP, HALF, Bits, normals, secret_of
+from fxdp.torch_internals import auto_functionalized, compile_fx_inner, make_fx, select_decomp_table
 
 BLOCK = 1 << 17  # numbers that the processor's cache holds, with room for as many more
 Blend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Any]

@@ -15,11 +15,10 @@ from typing import Any
 
 import sympy
 import torch
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.shapes import Shape, expr, is_whole, quotient
+from fxdp.torch_internals import OpOverload, pytree
 
 Placements = Placement | tuple[Placement | None, ...]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxdp.backend import Record, Settings
 from fxdp.capture import (
@@ -25,7 +24,6 @@ from fxdp.capture import (
     capture_settings,
     gather,
     own_step,
-    unsafe_stance,
 )
 from fxdp.delivery import Ran, refuse_transforms
 from fxdp.diagnostic import ProofError
@@ -39,6 +37,7 @@ from fxdp.placement import Shard
 from fxdp.progress import line, say
 from fxdp.run_key import RunKey
 from fxdp.state import State
+from fxdp.torch_internals import mark_dynamic, pytree, unsafe_stance
 
 
 @dataclass(frozen=True)
@@ -162,10 +161,10 @@ class Stepper:
         for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):
             if dim is not None:
                 leaf = leaf.detach()
-                torch._dynamo.mark_dynamic(leaf, dim, hint_override=self.rows)
+                mark_dynamic(leaf, dim, hint_override=self.rows)
             leaves.append(leaf)
         mask = mask.detach()
-        torch._dynamo.mark_dynamic(mask, 0, hint_override=self.rows)
+        mark_dynamic(mask, 0, hint_override=self.rows)
         given = ((*numbers, key), mask, tuple(leaves), inputs.dims, inputs.spec)
         if unsafe_stance():
             raise NotCompiled("a stance without guards may run the graph of another batch")

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import ProofError, diagnose
 from fxdp.forms import Form, Reduce, joined
@@ -21,6 +20,7 @@ from fxdp.forms.each import Each
 from fxdp.graph_pass import Gradient, arguments, placement, study
 from fxdp.placement import Partial, Replicate, Shard
 from fxdp.rules import SumRule
+from fxdp.torch_internals import pytree
 from fxdp.trace import emit
 
 

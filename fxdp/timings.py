@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch.utils._python_dispatch import _disable_current_modes
+
+from fxdp.torch_internals import cache_dir, disable_current_modes
 
 # What is timed, beside the forms.
 TIMED = ("timings", "trials", "layout", "chain_rule", "grams", "segments", "unfolding", "weighing")
@@ -40,7 +40,7 @@ def timed(key: str, device: torch.device, run: Callable[[], Times]) -> Times:
     key = f"{key} on {machine(device)}"
     used().add(key)
     if (known := stored().get(key)) is None:
-        with _disable_current_modes(), torch.no_grad():
+        with disable_current_modes(), torch.no_grad():
             known = run()
         remember(key, known)
     return known

@@ -11,10 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TensorifyScalarRestartAnalysis
-from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._dynamo.variables.base import VariableTracker
-from torch._dynamo.variables.tensor import TensorVariable
 from torch.fx import GraphModule, Node
 
 from fxdp.backend import Record, compile_marked
@@ -24,6 +20,13 @@ from fxdp.graph_pass import copied
 from fxdp.keystream import fresh_key, no_key
 from fxdp.options import checked_options
 from fxdp.pipeline import PASSES
+from fxdp.torch_internals import (
+    InstructionTranslator,
+    TensorifyScalarRestartAnalysis,
+    TensorVariable,
+    VariableTracker,
+    mark_dynamic,
+)
 
 OPTIONS = (
     "max_grad_norm",
@@ -145,7 +148,7 @@ def make_dynamic(inputs: dict[Node, tuple[int, int]], example_inputs: Sequence[A
             Diagnostic(code, None, "forward", "the model fixes its batch size", code.remedy)
         )
     for x, axis in fixed:
-        torch._dynamo.mark_dynamic(x, axis)
+        mark_dynamic(x, axis)
     raise WithDynamicBatch(restart_reason="fxdp: the batch axis is dynamic")
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from fxdp.placement import Placement
+from fxdp.torch_internals import make_fx, pytree
 
 CARRIED = ("stack_trace", "partitioner_tag", "original_aten", "nn_module_stack", "seq_nr")
 

@@ -14,7 +14,6 @@ import torch
 from rich.console import RenderableType
 from rich.table import Table as RichTable
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fxdp.capture import BatchDims, Inputs, gather, local_loss
 from fxdp.compiler import compile  # noqa: A004
@@ -23,6 +22,7 @@ from fxdp.outcome import Outcome
 from fxdp.private_module import PrivateModule
 from fxdp.report import as_text
 from fxdp.rules import Table
+from fxdp.torch_internals import DropoutBase, pytree
 
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}
 COARSE = (1e-2, 1e-1)
@@ -227,7 +227,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(), torch.enable_grad():
             model.train()
             for m in model.modules():
-                if isinstance(m, nn.modules.dropout._DropoutNd):
+                if isinstance(m, DropoutBase):
                     m.eval()
             for m in rates:
                 setattr(m, "dropout", 0.0)  # noqa: B010 - no attribute that nn.Module declares

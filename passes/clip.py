@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxdp.forms.batch import HALVES, all_wide, summed, wide
 from fxdp.graph_pass import Choice, Clipped, Gradient, study
 from fxdp.sums import image, sum_at, value, whole
+from fxdp.torch_internals import pytree
 from fxdp.trace import emit_all
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxdp.diagnostic import BatchMixingError, diagnose
 from fxdp.graph_pass import Gradient, placement, study
@@ -20,6 +19,7 @@ from fxdp.placement import Partial, Shard
 from fxdp.rules import SumRule
 from fxdp.shapes import expr, local, quotient
 from fxdp.sums import each_image, holds_samples, is_total, sum_at, trace_back, unfollowed, value
+from fxdp.torch_internals import pytree
 from fxdp.trace import emit
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx import GraphModule, Interpreter, Node, traceback
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxdp.draws import draws_apart
 from fxdp.graph_pass import study
 from fxdp.shapes import expr
 from fxdp.sums import value
+from fxdp.torch_internals import fx_graph_cse, make_fx
 from fxdp.trace import emit
 
 MARKS = torch.ops.fxdp

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 import sympy
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
 from fxdp.forms import Tied, joined
@@ -19,6 +18,7 @@ from fxdp.forms.batch import Strategy
 from fxdp.graph_pass import Choice, Gradient, at_hand, hinted, study
 from fxdp.shapes import expr
 from fxdp.sums import fake_form, is_partial, sum_at, value
+from fxdp.torch_internals import OpOverload
 from fxdp.trials import Trial, trials
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)

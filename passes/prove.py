@@ -12,7 +12,6 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxdp.faults import (
     KEEPS,
@@ -28,6 +27,7 @@ from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.placing import place
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of
 from fxdp.sums import is_total
+from fxdp.torch_internals import pytree
 
 MARKS = torch.ops.fxdp
 

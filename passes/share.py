@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor.pattern_matcher import stable_topological_sort
-from torch._ops import OperatorBase, OpOverload
 from torch.fx import Graph, GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxdp.graph_pass import hinted
 from fxdp.shapes import expr
 from fxdp.sums import value
+from fxdp.torch_internals import OperatorBase, OpOverload, pytree, stable_topological_sort
 from fxdp.trace import emit
 
 NORM = torch.ops.fxdp.ghost_outer.default

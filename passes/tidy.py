@@ -7,12 +7,11 @@ left, so that no rule has to think of `dim=-1`. What only passes a tensor on is 
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
-from torch.utils import _pytree as pytree
 
 from fxdp.graph_pass import arguments, study
 from fxdp.shapes import shape_of
+from fxdp.torch_internals import OpOverload, pytree
 
 with_effects: Any = torch.ops.higher_order.with_effects
 

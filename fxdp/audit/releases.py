@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fxdp.account import Account
 from fxdp.capture import Inputs
@@ -14,6 +13,7 @@ from fxdp.check import random_state, set_random_state
 from fxdp.outcome import loss_of
 from fxdp.privacy.ledger import Ledger
 from fxdp.private_module import PrivateModule
+from fxdp.torch_internals import pytree
 from fxdp.verify import rows
 
 Gradients = dict[str, Tensor]

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fxdp.placement import Shard
 from fxdp.shapes import expr, quotient
+from fxdp.torch_internals import pytree
 
 Strategy = Literal["instantiate", "unfold", "crb", "ghost", "naive", "multi"]
 

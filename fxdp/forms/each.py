@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from fxdp.torch_internals import pytree
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from fxdp.lint.discovery import missing
 from fxdp.lint.hugging import construct, is_hugging
 from fxdp.lint.losses import Loss
 from fxdp.lint.trouble import Trouble, place, said
 from fxdp.lint.wanted import Wanted
+from fxdp.torch_internals import FakeTensor, FakeTensorMode, pytree
 
 Mode = FakeTensorMode | None  # None: with data
 

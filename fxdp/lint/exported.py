@@ -18,9 +18,9 @@ from unittest import mock
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
 from fxdp.lint.trouble import Trouble, said
+from fxdp.torch_internals import PT2ArchiveReader, load_pt2
 
 # What a graph may call, and what in there does more than compute.
 CALLED = re.compile(

@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-import torch
-
 from fxdp.compiler import attempt
 from fxdp.diagnostic import Diagnostic
 from fxdp.lint.building import Built
@@ -24,6 +22,7 @@ from fxdp.lint.result import Finding, Result
 from fxdp.lint.step import step
 from fxdp.lint.trouble import Trouble, details, first_line, place, said
 from fxdp.lint.wanted import Wanted
+from fxdp.torch_internals import dynamo_config, reset_dynamo
 
 LARGEST = 300_000_000  # parameters of a model that is built once more, with data
 
@@ -101,13 +100,13 @@ def proven(built: Built, wanted: Wanted) -> Result:
     inputs, finds that it cannot, and captures the model a second time.
     """
     result = Result(built.target, shortened(built.path), built.line, "failed", model=built.model)
-    torch._dynamo.reset()
+    reset_dynamo()
     try:
         if not built.path.endswith(".pt2"):
             built.model.train(wanted.train)
         todo = step(built, wanted)
         result = replace(result, assumed=todo.assumed)
-        with torch._dynamo.config.patch(specialize_float=True):
+        with dynamo_config.patch(specialize_float=True):
             found = attempt(
                 built.model, *todo.args, loss_fn=todo.loss_fn, batch_dims=todo.batch_dims,
                 **todo.kwargs,

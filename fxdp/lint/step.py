@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from fxdp.capture import TARGET, BatchDims, argument_names
 from fxdp.lint import hugging
@@ -21,6 +19,7 @@ from fxdp.lint.loading import beside, find, load_file, load_module, package_of
 from fxdp.lint.losses import LOSSES, OF_CLASSES, Loss, own_loss, scores, target_for
 from fxdp.lint.trouble import Trouble
 from fxdp.lint.wanted import Wanted
+from fxdp.torch_internals import FakeTensor, FakeTensorMode, pytree
 
 NONE = "none"
 

@@ -4,9 +4,8 @@ import re
 import traceback
 from typing import Any
 
-from torch._dynamo.exc import TorchRuntimeError
-
 from fxdp.diagnostic import is_library
+from fxdp.torch_internals import TorchRuntimeError
 
 
 class Trouble(Exception):

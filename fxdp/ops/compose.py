@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 
 from fxdp.forms.each import folded
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, agreed, cut, moved, refuse_counts, refuse_samples, whole
 from fxdp.shapes import sample_axes
+from fxdp.torch_internals import OpOverload
 
 aten = torch.ops.aten
 

@@ -11,13 +11,13 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from fxdp.forms.conv import Conv, Spec
 from fxdp.forms.each import Each, given
 from fxdp.placement import ONE, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, SumRule, Table, is_shared, refuse_counts, refuse_samples
 from fxdp.shapes import quotient
+from fxdp.torch_internals import OpOverload
 
 aten = torch.ops.aten
 

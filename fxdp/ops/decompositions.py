@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions, get_decompositions
-from torch._ops import OpOverload
+
+from fxdp.torch_internals import OpOverload, core_aten_decompositions, get_decompositions
 
 aten = torch.ops.aten
 
@@ -150,6 +150,7 @@ KEPT = (
     aten._log_softmax_backward_data.default,
     aten.var.correction,
     aten.std.correction,
+    aten.linalg_vector_norm.default,  # since torch 2.14 there is one
     # Theirs count the planes of all samples to find an element's place.
     aten.max_unpool2d.default,
     aten.max_unpool3d.default,

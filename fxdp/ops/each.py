@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
 from fxdp.forms.each import Each, count, given, is_tensor, raised, rank
+from fxdp.torch_internals import OpOverload, pytree
 
 aten = torch.ops.aten
 AXES = ("dim", "dims", "dim0", "dim1", "dim2", "dimension")

@@ -13,10 +13,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import DispatchKey
-from torch._ops import OpOverload
 
 from fxdp.recurrent_layers import RECURRENT
+from fxdp.torch_internals import DispatchKey, OpOverload
 
 aten = torch.ops.aten
 COMPOSITE, AUTOGRAD = DispatchKey.CompositeImplicitAutograd, DispatchKey.Autograd

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from fxdp.forms.each import Each, folded, given
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, is_shared
+from fxdp.torch_internals import OpOverload
 
 aten = torch.ops.aten
 own = torch.ops.fxdp

@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table
-from torch._ops import OpOverload
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxdp.forms.each import Each, given
 from fxdp.placement import Mixed, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, agreed, linear, refuse_samples
+from fxdp.torch_internals import OpOverload, decomposition_table, statically_known_true
 
 aten, whole = torch.ops.aten, torch.ops.fxdp
 INPUT_ONLY = [True, False, False]

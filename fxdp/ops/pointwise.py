@@ -8,10 +8,10 @@ from typing import Any
 
 import sympy
 import torch
-from torch._ops import OpOverload
 
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate
 from fxdp.rules import Call, Rule, Table, Value, agreed, is_shared, linear
+from fxdp.torch_internals import OpOverload, OpOverloadPacket
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -148,7 +148,7 @@ def _tagged() -> list[OpOverload]:
     ops = [
         getattr(packet, overload)
         for packet in packets
-        if isinstance(packet, torch._ops.OpOverloadPacket)
+        if isinstance(packet, OpOverloadPacket)
         for overload in packet.overloads()
     ]
     return [
@@ -182,6 +182,7 @@ SLOPES: tuple[OpOverload, ...] = (
 UNTAGGED: tuple[OpOverload, ...] = (
     aten._conj_physical.default,
     aten.celu.default,
+    aten.leaky_relu.default,  # torch 2.11
     aten.logit_backward.default,
     aten.nan_to_num.default,
     aten.softshrink_backward.default,

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 
 from fxdp.forms.each import folded
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, is_shared
+from fxdp.torch_internals import OpOverload
 
 aten = torch.ops.aten
 

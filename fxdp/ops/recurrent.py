@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from fxdp.forms.each import Each, count, given
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_samples
+from fxdp.torch_internals import OpOverload
 
 own = torch.ops.fxdp
 
