@@ -12,6 +12,7 @@ from fxdp.backend import Record, Settings, compile_marked
 from fxdp.capture import own_step
 from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Pass
+from fxdp.naming import known_names
 from fxdp.passes.clip import clip
 from fxdp.passes.explain import explain
 from fxdp.passes.localize import localize
@@ -60,7 +61,8 @@ def compiled_step(
     """A step of the model as torch.compile makes it, with passes inside."""
 
     def fxdp(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
-        return compile_marked(gm, example_inputs, passes, settings, record)
+        known = known_names(model, loss_fn)
+        return compile_marked(gm, example_inputs, passes, settings, record, known)
 
     return torch.compile(own_step(model, loss_fn, settings.reduction), backend=fxdp, fullgraph=True)
 

@@ -21,6 +21,7 @@ LAYERS = (
         "grams",
         "keystream",
         "liveness",
+        "naming",
         "outcome",
         "opaque",
         "progress",
