@@ -189,7 +189,9 @@ def test_groups_by_name() -> None:
     groups = clipping.PerGroup({"attention.self.*": 1.0, "attention.output.*": 2.0})
     private = fxdp.compile(Bert(), loss_fn=F.mse_loss, clipping=groups, **OPTIONS)
     private(*batch()).backward()
-    tied = clipping.PerGroup({"first.weight": 1.0, "first.bias": 1.0, "second.bias": 1.0, "scale": 1})
+    tied = clipping.PerGroup(
+        {"first.weight": 1.0, "first.bias": 1.0, "second.bias": 1.0, "scale": 1}
+    )
     private = fxdp.compile(Tied(), loss_fn=F.mse_loss, clipping=tied, **OPTIONS)
     private(*batch()).backward()
 
