@@ -216,7 +216,7 @@ def nearest(node: Node) -> Location | None:
 
 # How the user's model is written in a captured step, and a step down from it.
 ROOT = re.compile(r"^L\['\w+'\](\.fxdp_model)?")
-STEP = re.compile(r"\.(\w+)|\['?(\w+)'?\]")
+STEP = re.compile(r"\.([^.\[\]]+)|\['?([^\]']+)'?\]")
 
 
 def module_of(node: Node) -> str:

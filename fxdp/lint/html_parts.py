@@ -91,12 +91,17 @@ def assumption(a: Any) -> dict[str, str]:
     return {"what": str(getattr(a, "what", a)), "by": str(getattr(a, "by", ""))}
 
 
-@cache
 def identity(file: str) -> str:
     """One spelling for each file; what is no file, like a notebook's cell, keeps its name, and so
     does what a saved program names."""
     if file.startswith(sources.FOREIGN):
         return sources.FOREIGN + plain(shortened(file.removeprefix(sources.FOREIGN)))
+    return real(file)
+
+
+@cache
+def real(file: str) -> str:
+    """The file with links resolved, if there is one."""
     return os.path.realpath(file) if os.path.exists(file) else file
 
 
