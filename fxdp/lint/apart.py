@@ -41,6 +41,10 @@ class Lent(io.TextIOBase):
     def close(self) -> None:
         """It stays open: the report comes after."""
 
+    def __getattr__(self, name: str) -> Any:
+        """What text streams have beside: `buffer`, `reconfigure`."""
+        return getattr(self.stream, name)
+
     @property
     def encoding(self) -> Any:  # type: ignore[override]
         return self.stream.encoding

@@ -280,6 +280,8 @@ argparse.ArgumentParser().parse_args()
 sys.argv += ["--output-format", "html"]
 os.write(1, b"RUDE written\\n")
 sys.stdout.write("RUDE printed\\n")
+sys.stdout.reconfigure(line_buffering=True)
+sys.stdout.buffer.write(b"RUDE bytes\\n")
 sys.__stdout__.write("RUDE printed too\\n")
 os.chdir("/")
 sys.stdout.close()
