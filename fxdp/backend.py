@@ -28,6 +28,7 @@ from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.keystream import SECURE_TERMS
 from fxdp.layout import contiguous_is_faster
 from fxdp.liveness import Peak, peak
+from fxdp.naming import Names, input_names
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.progress import line, say
@@ -120,11 +121,15 @@ def compile_marked(
     passes: tuple[Pass, ...],
     settings: Settings,
     record: Record,
+    known: Names,
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph whose inputs and loss carry fxdp's marks.
 
     What is returned gives the graph's outputs without gradients, and leaves in `record.ran` what
     is to be differentiated.
+
+    Args:
+        known: how the parameters and buffers among the inputs are called.
 
     Raises:
         ProofError: the graph cannot be proven.
@@ -136,7 +141,8 @@ def compile_marked(
     scalars_stay_tensors(gm)
 
     def partition(joint: GraphModule, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
-        joint.meta["study"] = Study(settings.table, num_fwd_outputs, input_names(joint, gm))
+        names = input_names(joint, gm, example_inputs, known)
+        joint.meta["study"] = Study(settings.table, num_fwd_outputs, names)
         record.study = joint.meta["study"]
         joint = run(
             joint,
@@ -273,31 +279,6 @@ def show_extras(back: GraphModule) -> list[str]:
     output.args = ([*outputs(back), *(node for _, node in found)],)
     back.recompile()
     return [name for name, _ in found]
-
-
-def input_names(joint: GraphModule, gm: GraphModule) -> dict[str, str]:
-    """Names of the joint graph's inputs as the user knows them: a parameter's path."""
-    captured = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    names: dict[str, str] = {}
-    for node in joint.graph.find_nodes(op="placeholder"):
-        index = getattr(node.meta.get("desc"), "idx", None)
-        if index is not None and index < len(captured):
-            names[node.name] = readable_source(captured[index])
-    return names
-
-
-def readable_source(placeholder: Node) -> str:
-    """`layer.0.weight` for a parameter, the argument's name for an input."""
-    source = getattr(placeholder, "_dynamo_source", None)
-    path: list[str] = []
-    while source is not None:
-        part = getattr(source, "index", None)
-        part = getattr(source, "member", part)
-        path.append(str(part if part is not None else getattr(source, "local_name", "")))
-        source = getattr(source, "base", None)
-    hidden = {"", "_modules", "_parameters", "_buffers", "__dict__", "self", "fxdp_model"}
-    parts = [p for p in reversed(path) if p not in hidden]
-    return ".".join(parts) or placeholder.name
 
 
 @functools.cache

@@ -8,7 +8,6 @@ gradient.
 
 import ast
 import functools
-import linecache
 import os
 import re
 import sysconfig
@@ -19,7 +18,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from fxdp import sources
 from fxdp.codes import CODES, Code
+from fxdp.printed import plain, plain_source
 from fxdp.torch_internals import ShortenTraceback
 
 # Remedies for ops that people meet often: the first whose word is in the op's name.
@@ -64,7 +65,8 @@ class Location:
 
     @property
     def source(self) -> str:
-        return linecache.getline(self.file, self.line).strip()
+        """The line, without its indentation; "" where the file is not below the current folder."""
+        return plain_source(sources.shown_line(self.file, self.line)).strip()
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" + (f":{self.column}" if self.column else "")
@@ -106,7 +108,7 @@ class Diagnostic:
             lines.append(f"  help: {self.remedy}")
         if self.path:
             lines.append(f"  path: {' -> '.join(self.path)}")
-        return "\n".join(lines)
+        return "\n".join(map(plain, lines))
 
 
 class ProofError(ShortenTraceback):
@@ -149,6 +151,7 @@ INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-
 
 def is_library(file: str) -> bool:
     """Is this a file of torch, fxdp or Python? Its lines are not the user's to mend."""
+    file = file.removeprefix(sources.FOREIGN)
     standard = file.startswith(STANDARD) and not any(part in file for part in INSTALLED)
     return standard or file.startswith((*LIBRARIES, PASSES, "<"))
 
@@ -162,7 +165,7 @@ def locate(trace: str | None) -> Location | None:
 def located(frame: re.Match[str]) -> Location:
     """The place that a frame of a stack trace names; carets under its line give the columns."""
     file, line, function = frame["file"], int(frame["line"]), frame["function"]
-    source = linecache.getline(file, line)
+    source = sources.line(file, line)
     if frame["marks"] is None:
         column = len(source) - len(source.lstrip()) + 1 if source.strip() else None
         return Location(file, line, function, column, ends(file).get((line, column or 0)))
@@ -181,13 +184,13 @@ def ends(file: str) -> dict[tuple[int, int], int]:
     call is the one that ran an op, and the longest of them is the last.
     """
     try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):
+        tree = ast.parse("".join(sources.lines(file)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     found: dict[tuple[int, int], tuple[bool, int]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.expr):
-            line = linecache.getline(file, node.lineno).rstrip().encode()
+            line = sources.line(file, node.lineno).rstrip().encode()
             end = node.end_col_offset if node.end_lineno == node.lineno else None
             place = node.lineno, len(line[: node.col_offset].decode()) + 1
             rank = isinstance(node, ast.Call), len(line[:end].decode()) + 1
@@ -213,7 +216,7 @@ def nearest(node: Node) -> Location | None:
 
 # How the user's model is written in a captured step, and a step down from it.
 ROOT = re.compile(r"^L\['\w+'\](\.fxdp_model)?")
-STEP = re.compile(r"\.(\w+)|\['?(\w+)'?\]")
+STEP = re.compile(r"\.([^.\[\]]+)|\['?([^\]']+)'?\]")
 
 
 def module_of(node: Node) -> str:
@@ -230,7 +233,7 @@ ALLOW = re.compile(r"#\s*fxdp:\s*allow\[(?P<codes>[^\]]*)\][\s:,-]*(?P<reason>.*
 def allowance(d: Diagnostic) -> str | None:
     """The reason for which the user's line allows a fault, "" if it gives none; None if it does
     not speak of that fault."""
-    comment = ALLOW.search(d.location.source) if d.location else None
+    comment = ALLOW.search(sources.line(d.location.file, d.location.line)) if d.location else None
     if comment is None or d.code.code not in re.split(r"[\s,]+", comment["codes"]):
         return None
     return comment["reason"].strip()

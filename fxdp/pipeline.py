@@ -9,9 +9,10 @@ from torch.fx import GraphModule
 
 from fxdp import facts
 from fxdp.backend import Record, Settings, compile_marked
-from fxdp.capture import capture_settings, captured_within
+from fxdp.capture import Step, capture_settings, captured_within
 from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Pass
+from fxdp.naming import known_names
 from fxdp.passes.clip import clip
 from fxdp.passes.explain import explain
 from fxdp.passes.localize import localize
@@ -51,7 +52,7 @@ PROOF = PASSES[:4]
 
 
 def compiled_step(
-    step: nn.Module,
+    step: Step,
     settings: Settings,
     record: Record,
     capturing: Callable[[], AbstractContextManager[None]] = capture_settings,
@@ -64,7 +65,8 @@ def compiled_step(
     """
 
     def fxdp(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
-        return compile_marked(gm, example_inputs, passes, settings, record)
+        known = known_names(step.fxdp_model, step.loss_fn)
+        return compile_marked(gm, example_inputs, passes, settings, record, known)
 
     return captured_within(step, fxdp, capturing)
 

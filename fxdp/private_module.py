@@ -222,8 +222,7 @@ class PrivateModule(nn.Module):
 
     def _following(self, lot: Lot) -> Following:
         """How the noise of a batch goes on from that of the steps before."""
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        return Following.of(self._account.noise, self._stepper, trained, lot.scales)
+        return Following.of(self._account.noise, self._stepper, self._stepper.trained(), lot.scales)
 
     def _next_key(self) -> Tensor:
         """The key of noise beside the sum of gradients."""
@@ -400,6 +399,4 @@ class PrivateModule(nn.Module):
 
 def without_gradients(out: Any) -> Any:
     """What a model returned, with no way back to its parameters."""
-    return pytree.tree_map_only(
-        Tensor, lambda x: x.detach() if x.requires_grad else x, out
-    )
+    return pytree.tree_map_only(Tensor, lambda x: x.detach() if x.requires_grad else x, out)

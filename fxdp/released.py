@@ -22,9 +22,7 @@ BLOCK = 1 << 17  # numbers that the processor's cache holds, with room for as ma
 Blend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 
 
-def blend(
-    first: Tensor, second: Tensor, bits: Tensor, scale: Tensor, factor: Tensor
-) -> tuple[()]:
+def blend(first: Tensor, second: Tensor, bits: Tensor, scale: Tensor, factor: Tensor) -> tuple[()]:
     """The halves [g, h] of groups become (half + scale xi) * factor; in place.
 
     As two tensors, so that one loop writes both: the length of a pair is worked out once.

@@ -30,6 +30,7 @@ from fxdp.diagnostic import ProofError
 from fxdp.errors import NotCompiled
 from fxdp.graph_pass import Pass, Study
 from fxdp.keystream import no_key
+from fxdp.naming import module_behind, parameters
 from fxdp.options import Scales, check_scales
 from fxdp.outcome import Outcome
 from fxdp.pipeline import PASSES, Proven, compiled_step
@@ -71,7 +72,7 @@ class Stepper:
         self.model, self.loss_fn = model, loss_fn
         self.settings, self.batch_dims = settings, batch_dims
         self.keys = RunKey(settings.secure)
-        self.keys.know(name for name, _ in model.named_parameters())
+        self.keys.know(parameters(model, loss_fn))
         self.record = Record(keys=self.keys)
         self.dynamic = True
         self.rows: int | None = None
@@ -91,10 +92,15 @@ class Stepper:
         """What is set while torch captures a step, and at no other time."""
         return capture_settings(self.dynamic)
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that a step trains, those of a loss that is a module included."""
+        named = parameters(self.model, self.loss_fn)
+        return {name: p for name, p in named.items() if p.requires_grad}
+
     def state(self) -> State:
         """What the model, and a loss that is a module, may write to."""
-        parts = [m for m in (self.model, self.loss_fn) if isinstance(m, nn.Module)]
-        return State.of(nn.ModuleList(parts))
+        loss = module_behind(self.loss_fn)
+        return State.of(nn.ModuleList([self.model] + ([] if loss is None else [loss])))
 
     def gathered(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """The arguments of a step, flattened and checked.

@@ -18,6 +18,7 @@ from fxdp.clipping import Adaptive
 from fxdp.diagnostic import CODES, Diagnostic, ProofError
 from fxdp.graph_pass import copied
 from fxdp.keystream import fresh_key, no_key
+from fxdp.naming import names_in, roots
 from fxdp.options import checked_options
 from fxdp.pipeline import PASSES
 from fxdp.torch_internals import (
@@ -75,16 +76,23 @@ def fxdp(
     make_dynamic(inputs, example_inputs)
     constants = [torch.tensor(v, dtype=torch.float64, device=a_device(inputs)) for v in scales]
     mark(gm, inputs)
+    known = names_in(roots(gm, scope()))
     # With opt_einsum, a product of several tensors makes their sizes constants.
     with torch.backends.opt_einsum.flags(enabled=False):
         example = [*example_inputs, *constants, no_key()]
-        compiled = compile_marked(gm, example, PASSES, settings, Record())
+        compiled = compile_marked(gm, example, PASSES, settings, Record(), known)
 
     def step(*args: Any) -> Any:
         key = fresh_key(settings.secure) if scales[1] > 0 else no_key()
         return compiled(*args, *constants, key)
 
     return step
+
+
+def scope() -> dict[str, Any]:
+    """What the code that is captured sees, as torch's sources ask for it."""
+    seen = InstructionTranslator.current_tx().output
+    return {"L": seen.local_scope, "G": seen.global_scope}
 
 
 def a_device(inputs: dict[Node, tuple[int, int]]) -> torch.device:

@@ -13,15 +13,17 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdp.lint import machine, sarif, text
+from fxdp.lint.apart import apart, hush_at_exit
 from fxdp.lint.building import Built
 from fxdp.lint.config import Config, read
 from fxdp.lint.options import FORMATS, parser, wanted, words
-from fxdp.lint.proving import TimeUp, examined, limit, quiet, shortened, shortened_in
+from fxdp.lint.proving import TimeUp, examined, limit, shortened, shortened_in
 from fxdp.lint.result import Result
 from fxdp.lint.selection import explain, selected, wanted_codes
 from fxdp.lint.targets import LeftOut, expanded, models
 from fxdp.lint.trouble import Trouble
 from fxdp.lint.wanted import Wanted
+from fxdp.printed import plain
 
 CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(line: str) -> None:
     """One line on stderr."""
-    print(f"fxdp-lint: {line}", file=sys.stderr)
+    print(f"fxdp-lint: {plain(line)}", file=sys.stderr)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
             if result.status == "failed":
                 failure(result, options.verbose)
             results.append(result)
+    hush_at_exit()
     report(results, style, console, options)
     if options.certificate:
         write(Path(options.certificate), certificates(results))
@@ -94,7 +97,7 @@ def lint(target: str, plan: Wanted, options: argparse.Namespace) -> Iterator[Res
         while True:
             show(target)
             try:
-                with quiet(options.verbose), limit(plan.timeout):
+                with apart(target.partition(":")[0], options.verbose), limit(plan.timeout):
                     built = next(found, None)
                     if built is None:
                         return
@@ -122,14 +125,15 @@ def progress(silent: bool) -> Iterator[Any]:
         yield lambda name: None
         return
     with console.status("fxdp-lint") as status:
-        yield lambda name: status.update(Text(f"proving {name}"))
+        yield lambda name: status.update(Text(f"proving {plain(name)}"))
 
 
 def failure(result: Result, verbose: bool) -> None:
     """A model that could not be linted, on one line; with the traceback if wanted."""
     complain(f"{result.target}: {result.trouble}")
     if verbose and result.details:
-        print(result.details, file=sys.stderr, end="")
+        for line in result.details.splitlines():
+            print(f"| {line}", file=sys.stderr)  # no line of theirs begins one of the log's
 
 
 def report(

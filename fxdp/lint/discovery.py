@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from fxdp.sources import LARGEST
+
 EXAMPLE, INPUTS = "fxdp_example", "example_inputs"
 SKIPPED = {"site-packages", "node_modules", "__pycache__", "build", "dist"}
 # What a function without a return type must be called to be taken for a factory: it is called.
@@ -19,9 +21,20 @@ BASE = re.compile(r"^(\w*Module|\w*PreTrainedModel|LightningModule)$")
 
 
 def files(folder: Path) -> list[Path]:
-    """The Python files of a folder that define models, without running any."""
+    """The Python files of a folder that define models, without running any; no pipes or devices,
+    nothing very large, and no links that lead out of the folder."""
     found = (f for f in sorted(folder.rglob("*.py")) if wanted(f.relative_to(folder)))
-    return [f for f in found if defines_models(f)]
+    return [f for f in found if is_inside(f, folder) and defines_models(f)]
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Is this a file of sensible size, that is in the folder and not only linked from there?"""
+    try:
+        if not file.is_file() or file.stat().st_size > LARGEST:
+            return False
+        return folder.resolve() in file.resolve().parents
+    except OSError:
+        return False
 
 
 def wanted(file: Path) -> bool:

@@ -18,8 +18,10 @@ from unittest import mock
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from fxdp.lint.trouble import Trouble, said
+from fxdp.sources import FOREIGN
 from fxdp.torch_internals import PT2ArchiveReader, load_pt2
 
 # What a graph may call, and what in there does more than compute.
@@ -62,7 +64,21 @@ def load(file: Path) -> ExportedProgram:
             programs = load_pt2(str(file)).exported_programs
         except Exception as error:
             raise Trouble(f"torch cannot load the program: {said(error)}") from error
+    mark_foreign(programs["model"])
     return programs["model"]
+
+
+def mark_foreign(program: ExportedProgram) -> None:
+    """Let the files that the program's stack traces name be known as a stranger's words.
+
+    They are told to the user, and never opened: no line of theirs gets into a report, and no
+    comment in them allows a fault.
+    """
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            trace = node.meta.get("stack_trace")
+            if trace is not None:
+                node.meta["stack_trace"] = str(trace).replace('File "', f'File "{FOREIGN}')
 
 
 def check(reader: PT2ArchiveReader, names: list[str]) -> None:

@@ -20,7 +20,15 @@ from torch.fx import GraphModule
 
 from fxdp.certificate import own_version
 from fxdp.lint.html_graph import Names, drawing
-from fxdp.lint.html_parts import certificate, finding, identity, modules, shown_path, source
+from fxdp.lint.html_parts import (
+    certificate,
+    file_of,
+    finding,
+    modules,
+    printed,
+    shown_path,
+    source,
+)
 from fxdp.lint.result import Result
 
 SCRIPTS = ("base.js", "graph.js", "modules.js", "source.js", "page.js")
@@ -38,7 +46,7 @@ def render(results: Sequence[Result]) -> str:
         "title": html.escape(f"fxdp-lint: {', '.join(r.target for r in results)}"),
         "style": style,
         "script": script,
-        "data": embedded(data(results)),
+        "data": embedded(printed(data(results))),
         "text": html.escape("\n".join(map(_as_text, results))),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m[1]], _asset("page.html"))
@@ -47,7 +55,7 @@ def render(results: Sequence[Result]) -> str:
 def data(results: Sequence[Result]) -> dict[str, Any]:
     """What the page is drawn from."""
     files = Names()
-    shown = {files(identity(f.path)): f.path for r in results for f in r.findings}
+    shown = {files(file_of(f)): f.path for r in results for f in r.findings}
     models: list[dict[str, Any]] = []
     nodes = 0
     for r in results:
@@ -71,7 +79,7 @@ def model(r: Result, gm: GraphModule | None, files: Names) -> dict[str, Any]:
         "trouble": r.trouble,
         "details": r.details,
         "seconds": round(r.seconds, 2),
-        "findings": [finding(f) | {"file": files(identity(f.path))} for f in r.findings],
+        "findings": [finding(f) | {"file": files(file_of(f))} for f in r.findings],
         "modules": modules(r.model, used),
         "graph": graph,
         "notes": list(r.study.notes) if r.study is not None else [],

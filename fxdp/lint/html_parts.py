@@ -1,6 +1,5 @@
 """What the page tells beside the graph: submodules, findings, source files, the certificate."""
 
-import linecache
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -9,8 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from fxdp import sources
 from fxdp.certificate import Certificate
+from fxdp.lint.proving import shortened
 from fxdp.lint.result import Finding
+from fxdp.printed import plain, plain_lines, plain_source
 
 
 def modules(model: nn.Module | None, used: Sequence[str]) -> list[dict[str, Any]]:
@@ -89,24 +91,52 @@ def assumption(a: Any) -> dict[str, str]:
     return {"what": str(getattr(a, "what", a)), "by": str(getattr(a, "by", ""))}
 
 
-@cache
 def identity(file: str) -> str:
-    """One spelling for each file; what is no file, like a notebook's cell, keeps its name."""
+    """One spelling for each file; what is no file, like a notebook's cell, keeps its name, and so
+    does what a saved program names."""
+    if file.startswith(sources.FOREIGN):
+        return sources.FOREIGN + plain(shortened(file.removeprefix(sources.FOREIGN)))
+    return real(file)
+
+
+@cache
+def real(file: str) -> str:
+    """The file with links resolved, if there is one."""
     return os.path.realpath(file) if os.path.exists(file) else file
 
 
 def source(file: str, shown: str, faulty: bool, room: int) -> dict[str, Any]:
-    """A source file as the page shows it: with its lines, or without where they are too many."""
-    lines = [line.rstrip("\r\n") for line in linecache.getlines(file)]
+    """A source file as the page shows it: with its lines, or without where they are too many, or
+    the file is not below the current folder."""
+    lines = [plain_source(line.rstrip("\r\n")) for line in sources.shown_lines(file)]
     fits = faulty or sum(map(len, lines)) <= room
     return {"path": shown, "lines": lines if fits else []}
 
 
 def shown_path(file: str) -> str:
     """A file as a person would name it: from here, or from where packages are installed."""
-    path = Path(file)
+    path = Path(file.removeprefix(sources.FOREIGN))
     for part in ("site-packages", "dist-packages"):
         if part in path.parts:
             return Path(*path.parts[path.parts.index(part) + 1 :]).as_posix()
     near = os.path.relpath(path)
     return path.name if near.startswith("..") else Path(near).as_posix()
+
+
+def file_of(f: Finding) -> str:
+    """The file of a finding, as `identity` spells it."""
+    is_saved = ".pt2:" in f"{f.target}:"
+    return identity(sources.FOREIGN + f.path if is_saved else f.path)
+
+
+def printed(value: Any) -> Any:
+    """Data of which every text is printed characters, in lines."""
+    match value:
+        case str():
+            return plain_lines(value)
+        case list() | tuple():
+            return [printed(v) for v in value]
+        case dict():
+            return {printed(k): printed(v) for k, v in value.items()}
+        case _:
+            return value

@@ -78,6 +78,8 @@ def load_module(name: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise Trouble(f"no such file or module: {name}") from error
         raise Trouble(f"{name} does not import: {said(error)}{place(error)}") from error
+    except SystemExit as error:
+        raise Trouble(f"{name} exits when it is imported (code {error.code})") from error
     except Exception as error:
         raise Trouble(f"{name} does not import: {said(error)}{place(error)}") from error
 
@@ -94,6 +96,6 @@ def find(module: ModuleType, dotted: str) -> Any:
             thing = getattr(thing, name)
         except AttributeError:
             raise Trouble(f"there is no {dotted!r} in it") from None
-        except Exception as error:  # modules that import parts of themselves when asked for them
+        except (Exception, SystemExit) as error:  # modules may import parts when asked for them
             raise Trouble(f"{dotted!r} does not import: {said(error)}") from error
     return thing

@@ -1,20 +1,17 @@
 """One model through the proof: a `Result`, whatever happens."""
 
 import contextlib
-import linecache
-import logging
 import os
 import signal
-import sys
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from fxdp import sources
 from fxdp.compiler import attempt
 from fxdp.diagnostic import Diagnostic
 from fxdp.lint.building import Built
@@ -61,21 +58,6 @@ def limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-@contextlib.contextmanager
-def quiet(verbose: bool) -> Iterator[None]:
-    """Nothing of the model on stdout, which belongs to the report; no warnings unless asked."""
-    torch_log = logging.getLogger("torch")
-    before = torch_log.level
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-        if not verbose:
-            warnings.simplefilter("ignore")
-            torch_log.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            torch_log.setLevel(before)
-
-
 def examined(built: Built, wanted: Wanted) -> Result:
     """Prove a model; without data first, and with data where it cannot do without."""
     start = time.monotonic()
@@ -111,7 +93,7 @@ def proven(built: Built, wanted: Wanted) -> Result:
                 built.model, *todo.args, loss_fn=todo.loss_fn, batch_dims=todo.batch_dims,
                 **todo.kwargs,
             )  # fmt: skip
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = "" if isinstance(error, Trouble) else place(error)
         trouble = said(error) if where else first_line(str(error)) or said(error)
         return replace(result, trouble=trouble + shortened_in(where), details=details(error))
@@ -139,12 +121,12 @@ def finding(d: Diagnostic, built: Built) -> Finding:
         end = d.location.end_column
     else:
         file, line, column, end = built.path, built.line, None, None
-    source = linecache.getline(file, line).rstrip("\n") if file.endswith(".py") else ""
+    source, path = sources.shown_line(file, line), file.removeprefix(sources.FOREIGN)
     if column is None and source.strip():
         column, end = len(source) - len(source.lstrip()) + 1, len(source.rstrip()) + 1
     column = column or 1
     return Finding(
-        path=shortened(file), line=line, column=column, end_column=max(end or 0, column + 1),
+        path=shortened(path), line=line, column=column, end_column=max(end or 0, column + 1),
         code=d.code, message=f"{d.op}: {d.why}".rstrip("."), help=d.remedy, modules=d.modules,
         shapes=d.shapes, route=d.path, target=built.target, source=source,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What a lint run found: one `Result` for each model, with its findings."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from torch import nn
 
@@ -9,13 +9,27 @@ from fxdp.certificate import Certificate
 from fxdp.codes import Code
 from fxdp.diagnostic import Diagnostic
 from fxdp.graph_pass import Study
+from fxdp.printed import plain, plain_lines, plain_source
 
+COMMANDS = ("::", "##[")  # what GitHub takes for a command where a line of a log begins so
+LARGEST = 2**31 - 2  # of a line or column, for whoever reads a report
 Status = Literal["proven", "refused", "failed"]
+
+
+def cleaned(value: Any) -> Any:
+    """A text, or several, of which each is one line of printed characters; else as it is."""
+    if isinstance(value, tuple):
+        return tuple(cleaned(v) for v in value)
+    return plain(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class Finding:
     """One fault of a model, at a line.
+
+    Guarantees:
+        No text in it holds a control character or an end of a line, whatever it was made of; a
+        line and columns are positive, and the end is behind the start.
 
     Attributes:
         path: the file, as the user would write it from where the command runs.
@@ -43,10 +57,25 @@ class Finding:
     target: str
     source: str
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            clean = plain_source(value) if field.name == "source" else cleaned(value)
+            object.__setattr__(self, field.name, clean)
+        if self.path.lstrip().startswith(COMMANDS):  # a line of a report begins with the path
+            object.__setattr__(self, "path", f"./{self.path}")
+        column = min(max(self.column, 1), LARGEST)
+        object.__setattr__(self, "line", min(max(self.line, 1), LARGEST))
+        object.__setattr__(self, "column", column)
+        object.__setattr__(self, "end_column", max(min(self.end_column, LARGEST), column + 1))
+
 
 @dataclass(frozen=True)
 class Result:
     """What became of one model.
+
+    Guarantees:
+        As for a finding; `details` alone has several lines.
 
     Attributes:
         target: the model, as `PATH:OBJECT`.
@@ -77,3 +106,8 @@ class Result:
     model: nn.Module | None = None
     seconds: float = 0.0
     assumed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("target", "path", "trouble", "assumed"):
+            object.__setattr__(self, name, cleaned(getattr(self, name)))
+        object.__setattr__(self, "details", plain_lines(self.details))

@@ -2,8 +2,10 @@
 
 import re
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
+from fxdp import sources
 from fxdp.diagnostic import is_library
 from fxdp.torch_internals import TorchRuntimeError
 
@@ -46,5 +48,27 @@ def place(error: BaseException) -> str:
 
 
 def details(error: BaseException) -> str:
-    """The whole traceback."""
-    return "".join(traceback.format_exception(error))
+    """The whole traceback, with the source lines that may be shown."""
+    whole = traceback.TracebackException.from_exception(error, lookup_lines=False)
+    for part in linked(whole):
+        part.stack = traceback.StackSummary.from_list([shown(f) for f in part.stack])
+    return "".join(whole.format())
+
+
+def linked(part: traceback.TracebackException | None) -> Iterator[traceback.TracebackException]:
+    """An exception and those that it came from, each once."""
+    stack, seen = [part], set[int]()
+    while stack:
+        part = stack.pop()
+        if part is not None and id(part) not in seen:
+            seen.add(id(part))
+            stack += [part.__cause__, part.__context__, *(part.exceptions or ())]
+            yield part
+
+
+def shown(frame: traceback.FrameSummary) -> traceback.FrameSummary:
+    """A frame with its line of source, or with none."""
+    line = sources.shown_line(frame.filename, frame.lineno or 0)
+    return traceback.FrameSummary(
+        frame.filename, frame.lineno, frame.name, lookup_line=False, line=line
+    )
