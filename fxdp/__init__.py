@@ -24,7 +24,7 @@ from fxdp.ops import RULES
 from fxdp.pipeline import PASSES
 from fxdp.privacy.budget import BudgetExhausted
 from fxdp.private_module import PrivateModule
-from fxdp.rules import Rule, SumRule
+from fxdp.rules import Rule, SumRule, shared
 from fxdp.schedule import ScaleScheduler
 from fxdp.training import Progress
 from fxdp.verify import Verification, verify
@@ -55,5 +55,6 @@ __all__ = [
     "make_private",
     "prove",
     "save_checkpoint",
+    "shared",
     "verify",
 ]

@@ -109,7 +109,7 @@ def compile_marked(
     backend = usable(settings.backend)
     with inductor_config.patch(RANDOM):
         for_inductor = select_decomp_table() | FOR_INDUCTOR | released.FOR_INDUCTOR
-    refuse_closed(gm)
+    refuse_closed(gm, settings.table)
     scalars_stay_tensors(gm)
 
     def partition(joint: GraphModule, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ LAYERS = (
         "grams",
         "keystream",
         "liveness",
+        "origin",
         "outcome",
         "opaque",
         "progress",
