@@ -20,7 +20,7 @@ from fxdp.trace import emit, emit_all
 SEED = torch.ops.fxdp.seed.default
 
 
-def noise(gm: GraphModule, inspect_each: bool = False, terms: int = 1) -> GraphModule:
+def noise(gm: GraphModule, terms: int, inspect_each: bool = False) -> GraphModule:
     """Make the outputs private.
 
     The norms become one more output, for checks and reports, with a name for a descriptor;
