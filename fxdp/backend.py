@@ -61,6 +61,7 @@ class Settings:
         reduction: how the user's own loss of the model's output puts rows together, if any.
         secure: whether noise is made of several terms, from keys of the system's entropy.
         checkpoint: which pieces of a batch work their activations out again.
+        apart: whether other processes, if there are any, were said to train apart.
         inspect: also return the per-sample gradients, for `per_sample_grads`.
     """
 
@@ -75,6 +76,7 @@ class Settings:
     secure: bool = False
     clipping: Clipping = field(default_factory=Flat)
     checkpoint: Checkpoint = "never"
+    apart: bool = False
 
 
 @dataclass

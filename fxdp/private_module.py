@@ -28,12 +28,13 @@ from fxdp.outcome import loss_of
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
+from fxdp.processes import Unwrapped, own, refuse_step
 from fxdp.report import Report, report
 from fxdp.stepper import Stepper
 from fxdp.tally import Tally
 
 
-class PrivateModule(nn.Module):
+class PrivateModule(Unwrapped, nn.Module):
     """A model whose training steps are private; made by `fxdp.compile`.
 
     It has the model's own parameters, buffers and submodules, under their own names.
@@ -91,6 +92,7 @@ class PrivateModule(nn.Module):
         self.microbatch_size = microbatch_size
         self._logical: Accumulation | None = None
         self._last = Tally()
+        own(self, model.parameters())
 
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """One step's loss, the mean of the samples' own losses, 0-d.
@@ -110,6 +112,7 @@ class PrivateModule(nn.Module):
         """
         if not self.training or not torch.is_grad_enabled():
             return self._stepper.plain(args, kwargs)
+        refuse_step(self._stepper.settings.apart, self.named_parameters(), StepError)
         inputs, mask, size = self._stepper.prepared(args, kwargs, sample_mask)
         if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")

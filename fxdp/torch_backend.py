@@ -17,6 +17,7 @@ from torch._dynamo.variables.base import VariableTracker
 from torch._dynamo.variables.tensor import TensorVariable
 from torch.fx import GraphModule, Node
 
+from fxdp.account import StepError
 from fxdp.backend import Record, compile_marked
 from fxdp.clipping import Adaptive
 from fxdp.diagnostic import CODES, Diagnostic, ProofError
@@ -24,6 +25,7 @@ from fxdp.graph_pass import copied
 from fxdp.keystream import fresh_key, no_key
 from fxdp.options import checked_options
 from fxdp.pipeline import PASSES
+from fxdp.processes import own, refuse_held, refuse_step
 
 OPTIONS = (
     "max_grad_norm",
@@ -36,6 +38,7 @@ OPTIONS = (
     "memory_budget",
     "secure",
     "batch_dims",
+    "mesh",
 )
 
 
@@ -65,6 +68,9 @@ def fxdp(
     scales, settings = checked_options(**given)
     if isinstance(settings.clipping, Adaptive):
         raise ValueError("clipping='adaptive' moves the clip bound, which needs fxdp.compile")
+    trained = parameters(example_inputs)
+    refuse_step(settings.apart, trained.items(), StepError)
+    refuse_held(trained.values(), StepError)
     sources: Any = gm._param_name_to_source
     gm = copied(gm)  # Dynamo goes on using the one that it gave us
     gm._param_name_to_source = sources
@@ -78,10 +84,18 @@ def fxdp(
         compiled = compile_marked(gm, example, PASSES, settings, Record())
 
     def step(*args: Any) -> Any:
+        refuse_step(settings.apart, trained.items(), StepError)
         key = fresh_key(settings.secure) if scales[1] > 0 else no_key()
         return compiled(*args, *constants, key)
 
+    own(step, trained.values())
     return step
+
+
+def parameters(example_inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """The parameters among the inputs of a graph, by their place."""
+    found = enumerate(example_inputs)
+    return {f"number {i}": x for i, x in found if isinstance(x, torch.nn.Parameter)}
 
 
 def a_device(inputs: dict[Node, tuple[int, int]]) -> torch.device:

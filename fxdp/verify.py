@@ -109,7 +109,7 @@ def verify(
         private = compile(
             model, loss_fn=loss_fn, max_grad_norm=bound, noise_multiplier=0.0,
             expected_batch_size=1.0, strategy=strategy, backend=backend, batch_dims=batch_dims,
-            rules=rules,
+            rules=rules, mesh=None,
         )  # fmt: skip
         limits = (atol, rtol)
         for size in sorted({1, 2, inputs.size // 2 + 1, inputs.size}):

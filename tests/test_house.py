@@ -24,6 +24,7 @@ LAYERS = (
         "origin",
         "outcome",
         "opaque",
+        "processes",
         "progress",
         "recurrent",
         "chain_rule",
@@ -54,7 +55,7 @@ LAYERS = (
 )
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Beside the compiler: they know nothing of it. Each with those of them that it may know.
-APART = {"privacy": {"privacy"}, "data": {"data", "privacy"}}
+APART = {"privacy": {"privacy"}, "data": {"data", "privacy", "processes"}}
 
 
 def sources() -> dict[str, Path]:
