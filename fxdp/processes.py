@@ -168,7 +168,7 @@ def refuse_step(
             f"a private step runs inside of {type(active).__name__}, which averages what is "
             f"released over processes, noise included: {ALONE}"
         )
-    if "torch.distributed.tensor" in sys.modules:
+    if dist.is_available() and dist.is_initialized():
         refuse_sharded(parameters, error)
 
 
