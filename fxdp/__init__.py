@@ -10,7 +10,6 @@ from fxdp import privacy as privacy
 from fxdp import recurrent as recurrent
 from fxdp import unfolding as unfolding
 from fxdp import weighing as weighing
-from fxdp.account import StepError
 from fxdp.audit import Audit, audit
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
@@ -18,15 +17,17 @@ from fxdp.check import MiscompilationWarning
 from fxdp.checkpoint import load_checkpoint, save_checkpoint
 from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
 from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
+from fxdp.errors import StepError
 from fxdp.fix import fix
 from fxdp.make_private import make_private
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES
 from fxdp.privacy.budget import BudgetExhausted
 from fxdp.private_module import PrivateModule
-from fxdp.rules import Rule, SumRule
+from fxdp.rules import Rule, SumRule, shared
 from fxdp.schedule import ScaleScheduler
 from fxdp.training import Progress
+from fxdp.unprotected import unprotected
 from fxdp.verify import Verification, verify
 
 __all__ = [
@@ -55,5 +56,7 @@ __all__ = [
     "make_private",
     "prove",
     "save_checkpoint",
+    "unprotected",
+    "shared",
     "verify",
 ]

@@ -67,6 +67,7 @@ class Settings:
         reduction: how the user's own loss of the model's output puts rows together, if any.
         secure: whether noise is made of several terms, from keys of the system's entropy.
         checkpoint: which pieces of a batch work their activations out again.
+        apart: whether other processes, if there are any, were said to train apart.
         inspect: also return the per-sample gradients, for `per_sample_grads`.
     """
 
@@ -81,6 +82,7 @@ class Settings:
     secure: bool = False
     clipping: Clipping = field(default_factory=Flat)
     checkpoint: Checkpoint = "never"
+    apart: bool = False
 
 
 @dataclass
@@ -137,7 +139,7 @@ def compile_marked(
     backend = usable(settings.backend)
     with inductor_config.patch(RANDOM):
         for_inductor = select_decomp_table() | FOR_INDUCTOR | released.FOR_INDUCTOR
-    refuse_closed(gm)
+    refuse_closed(gm, settings.table)
     scalars_stay_tensors(gm)
 
     def partition(joint: GraphModule, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.sampling import Sampling
 from fxdp.private_module import PrivateModule
+from fxdp.processes import UNSAID, Mesh, refuse_wrapped
 from fxdp.rules import Table
 
 
@@ -45,6 +46,7 @@ def compile(  # noqa: A001 - torch.compile's name
     checkpoint: str = "never",
     secure: bool = False,
     noise: BandMF | None = None,
+    mesh: Mesh = UNSAID,
 ) -> PrivateModule:
     """Compile a model into one whose `loss.backward()` leaves private gradients.
 
@@ -93,16 +95,21 @@ def compile(  # noqa: A001 - torch.compile's name
             steps, for batches drawn by `CyclicPoisson`; None for independent noise. It takes
             memory for bands - 1 models, is part of `privacy_state_dict()`, and leaves a model's
             results beside its loss out. On other devices than a CPU it needs `secure`.
+        mesh: None says that the processes of torch.distributed, if there are several, train
+            apart, each a model of its own with an account of its own. Without it they are refused.
 
     Raises:
-        TypeError, ValueError: an argument is not as described.
+        TypeError, ValueError: an argument is not as described; the model is wrapped for training
+            in several processes; or there are several, and no mesh.
+        NotImplementedError: a mesh.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    refuse_wrapped(model, ValueError)
     check_parameters(model)
     scales, settings = checked_options(
         max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules, plan,
-        memory_budget, loss_reduction, clipping, secure, checkpoint,
+        memory_budget, loss_reduction, clipping, secure, checkpoint, mesh,
     )  # fmt: skip
     if loss_reduction is not None and loss_fn is not None:
         raise ValueError("loss_fn puts the loss into the graph: leave loss_reduction out")
@@ -177,6 +184,6 @@ def attempt(
         model, (args, kwargs) = on_cpu(model, (args, kwargs))
     private = compile(
         model, loss_fn=loss_fn, max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=1.0,
-        backend="eager", batch_dims=batch_dims, rules=rules,
+        backend="eager", batch_dims=batch_dims, rules=rules, mesh=None,
     )  # fmt: skip
     return private.attempt(*args, **kwargs)

@@ -19,7 +19,7 @@ from typing import Any
 import sympy
 import torch
 from torch import SymInt, Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxdp.diagnostic import (
     CODES,
@@ -30,9 +30,13 @@ from fxdp.diagnostic import (
     diagnose,
     is_library,
 )
+from fxdp.origin import is_torchs, overloads, whose
+from fxdp.rules import Table
 from fxdp.torch_internals import (
     FakeTensor,
     HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
     ShapeEnv,
     ShapeGuard,
     SymT,
@@ -86,24 +90,45 @@ def scalars_stay_tensors(gm: GraphModule) -> None:
             TensorifyState.specialize(str(symbol))
 
 
-def refuse_closed(gm: GraphModule) -> None:
-    """Refuse branches and loops that stay ops, into which no proof can look.
+def refuse_closed(gm: GraphModule, table: Table) -> None:
+    """Refuse branches and loops that stay ops, into which no proof can look; and ops that are not
+    torch's and return no tensor, of which the graph that is proven would show nothing.
 
     Args:
         gm: the program as Dynamo captured it.
+        table: the rules.
 
     Raises:
         ProofError: it has some.
     """
-    graphs = [m.graph for m in gm.modules() if isinstance(m, GraphModule)]
+    nodes = [n for m in gm.modules() if isinstance(m, GraphModule) for n in m.graph.nodes]
     found = [
         replace(diagnose(node, "it runs a graph of its own", "no-rule"), remedy=OPEN)
-        for graph in graphs
-        for node in graph.nodes
+        for node in nodes
         if isinstance(node.target, HigherOrderOperator) and node.target.name() in CLOSED
+    ]
+    found += [
+        diagnose(
+            node,
+            f"fxdp has no rule for this {whose(node.target)}",
+            "no-rule",
+            (node.name, "value kept by the model"),
+        )
+        for node in nodes
+        if returns_no_tensor(node)
+        and not is_torchs(node.target)
+        and table.keys().isdisjoint(overloads(node.target))
     ]
     if found:
         raise ProofError(*dict.fromkeys(found))
+
+
+def returns_no_tensor(node: Node) -> bool:
+    """Does an op return numbers, or nothing: is it there for what it does?"""
+    if not isinstance(node.target, OpOverload | OpOverloadPacket):
+        return False
+    results = [r for op in overloads(node.target) for r in op._schema.returns]
+    return not any("Tensor" in str(r.type) for r in results)
 
 
 def refuse_fixed_size(mask: Tensor) -> None:

@@ -98,6 +98,6 @@ class Inspector:
 
     def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
         """Run the proof; the record holds the study also where it fails."""
-        step = self.stepper.another(self.stepper.settings, record, (*PROOF, Pass(stop)))
+        step = self.stepper.another(self.stepper.settings, record, (*PROOF, Pass(stop, ends=True)))
         with contextlib.suppress(Proven), torch.enable_grad():
             self.stepper.captured(step, inputs, mask, (1.0, 0.0, 1.0))

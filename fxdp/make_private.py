@@ -15,6 +15,7 @@ from fxdp.privacy.accounting import Accountant, Neighbours
 from fxdp.privacy.arguments import require_delta, require_whole
 from fxdp.privacy.planning import calibrate
 from fxdp.private_module import PrivateModule
+from fxdp.processes import UNSAID, Mesh
 
 
 def make_private(
@@ -34,6 +35,7 @@ def make_private(
     secure: bool = False,
     accountant: Accountant = "pld",
     neighbours: Neighbours = "add-or-remove-one",
+    mesh: Mesh = UNSAID,
     **options: Any,
 ) -> tuple[PrivateModule, Optimizer, PrivateLoader]:
     """Make model, optimizer and data loader private, for an ordinary training loop.
@@ -77,6 +79,7 @@ def make_private(
         sampler, sample_rate, generator: as for `fxdp.data.private_loader`.
         secure: batches, as there, and noise, as for `fxdp.compile`, from the system's entropy.
         accountant, neighbours: as for `fxdp.privacy.epsilon`.
+        mesh: as for `fxdp.compile`.
         options: more of `fxdp.compile`'s.
 
     Raises:
@@ -87,7 +90,7 @@ def make_private(
     require_whole("epochs", epochs, 1)
     check_optimizer(model, optimizer)
     loader = private_loader(
-        data_loader, sampler, sample_rate=sample_rate, generator=generator, secure=secure
+        data_loader, sampler, sample_rate=sample_rate, generator=generator, secure=secure, mesh=mesh
     )
     batches = loader.batches
     require_delta(delta, batches.num_samples)
@@ -107,6 +110,7 @@ def make_private(
         accountant=accountant,
         neighbours=neighbours,
         secure=secure,
+        mesh=mesh,
         **options,
     )
     return private, optimizer, loader

@@ -1,12 +1,12 @@
 """The custom ops that fxdp writes into graphs.
 
 `samples`, `release` and `shown` are marks: they say which axis of an input holds the samples,
-where the loss leaves the model, with everything the release needs, and what else the caller
-gets to see. `seed` is the gradient of `release`. They compute nothing, and no compiled graph
-has them: `localize` and `lower` replace them. So where one is called with numbers, torch runs the
-captured program itself, and not what fxdp made of it: they raise. `loop_outer`, `loop_conv` and `replicas_conv` are
-behind the strategies "naive" and "multi"; the convolutions are those whose groups hold the
-batch. `matrix_exp` has a backward pass in one piece.
+where the loss leaves the model, with everything the release needs, and what else the caller gets
+to see. `seed` is the gradient of `release`. They compute nothing, and no compiled graph has them:
+`localize` and `lower` replace them. So where one is called with numbers, torch runs the captured
+program itself, and not what fxdp made of it: they raise. `loop_outer`, `loop_conv` and
+`replicas_conv` are behind the strategies "naive" and "multi"; the convolutions are those whose
+groups hold the batch. `matrix_exp` has a backward pass in one piece.
 """
 
 from typing import Any

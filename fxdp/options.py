@@ -7,6 +7,7 @@ from fxdp.backend import Backend, Checkpoint, Settings
 from fxdp.clipping import Adaptive, Automatic, Clipping, Normalize, as_clipping
 from fxdp.forms.batch import Strategy
 from fxdp.ops import RULES
+from fxdp.processes import UNSAID, Mesh, trains_apart
 from fxdp.rules import Table
 
 Scales = tuple[float, float, float]  # clip bound, noise multiplier, expected batch size
@@ -28,11 +29,13 @@ def checked_options(
     clipping: str | Clipping = "flat",
     secure: bool = False,
     checkpoint: str = "never",
+    mesh: Mesh = UNSAID,
 ) -> tuple[Scales, Settings]:
     """What both doors are told, checked.
 
     Raises:
         TypeError, ValueError: an option is not as `compile` describes it.
+        NotImplementedError: a mesh.
     """
     scales = (max_grad_norm, noise_multiplier, expected_batch_size)
     check_scales(*scales)
@@ -57,6 +60,7 @@ def checked_options(
         strategy, backend, rules, plan=plan, memory_budget=memory_budget,  # type: ignore[arg-type]
         reduction=loss_reduction or "", clipping=as_clipping(clipping), secure=secure,
         checkpoint=checkpoint,  # type: ignore[arg-type]
+        apart=trains_apart(mesh),
     )  # fmt: skip
     return (float(scales[0]), float(scales[1]), float(scales[2])), settings
 

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from fxdp.faults import is_backward
 from fxdp.graph_pass import arguments
+from fxdp.origin import is_torchs, whose
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
@@ -41,7 +42,7 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
         if isinstance(several.meta.get("placement"), tuple):
             return several.meta["placement"][index]
     if not any(isinstance(v, torch.Tensor) for v in pytree.tree_leaves(node.meta.get("val"))):
-        return place_number(node)
+        return place_number(node, table)
     shapes = tuple(
         shape_of(v.shape)
         for v in pytree.tree_leaves(node.meta["val"])
@@ -54,7 +55,7 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
     else:
         rule = table.get(node.target)  # pyright: ignore[reportArgumentType]
         if rule is None and not is_shared_alone(node, n):
-            raise Mixed("fxdp has no rule for this op", "no-rule")
+            raise Mixed(f"fxdp has no rule for this {whose(node.target)}", "no-rule")
         call = Call(shapes, n, backward or scales_losses(node, table))
         node.meta[CONSTANT] = rule is not None and rule.constant
         placed = apply(rule, node, call) if rule is not None else shared_results(node)
@@ -85,8 +86,22 @@ def scales_losses(node: Node, table: Table) -> bool:
 
 
 def is_shared_alone(node: Node, n: sympy.Symbol) -> bool:
-    """Is a node made of values without samples only? Then no rule is needed for its op."""
+    """Is a node made of values without samples only, by an op of torch's that is a function of its
+    operands? Then no rule is needed for it.
+
+    ==================================================  =======
+    case                                                answer
+    ==================================================  =======
+    an op of torch's, on shared tensors                 yes
+    an op of torch's, on numbers or on nothing          yes
+    an op of somebody else's, whatever it is given      no: it may keep what it was given before
+    an op that writes to its operands, or runs graphs   no
+    a size of the batch among the operands              no
+    ==================================================  =======
+    """
     if not isinstance(node.target, OpOverload) or node.target._schema.is_mutable:
+        return False
+    if not is_torchs(node.target):
         return False
     operands = [operand(i) for i in node.all_input_nodes]
     return all(
@@ -179,11 +194,13 @@ def place_input(node: Node, n: sympy.Symbol) -> Placement | None:
     )
 
 
-def place_number(node: Node) -> None:
+def place_number(node: Node, table: Table) -> None:
     """Numbers are worked out from sizes; a number read from samples is a leak."""
+    if node.op == "call_function" and node.target not in table and not is_torchs(node.target):
+        raise Mixed(f"fxdp has no rule for this {whose(node.target)}", "no-rule")
     for source in node.all_input_nodes:
         at = source.meta.get("placement")
-        is_size = isinstance(node.target, OpOverload) and "sym_" in node.target._schema.name
+        is_size = is_torchs(node.target) and str(node.target).startswith("aten.sym_")
         if at is not None and not isinstance(at, Replicate) and not is_size and node.users:
             raise Mixed("a number is read from the samples", "no-rule")
 

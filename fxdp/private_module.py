@@ -31,13 +31,14 @@ from fxdp.outcome import with_loss
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
+from fxdp.processes import Unwrapped, own, refuse_step
 from fxdp.report import Report, report
 from fxdp.stepper import Stepper
 from fxdp.tally import Tally
 from fxdp.torch_internals import pytree
 
 
-class PrivateModule(nn.Module):
+class PrivateModule(Unwrapped, nn.Module):
     """A model whose training steps are private; made by `fxdp.compile`.
 
     It has the model's own parameters, buffers and submodules, under their own names.
@@ -67,6 +68,7 @@ class PrivateModule(nn.Module):
         max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
         microbatch_size: samples that are worked on at a time; None for all.
         releases: how many private gradients were released, as the ledger counts them.
+        unprotected: how many `fxdp.unprotected` are around it.
     """
 
     _model: nn.Module
@@ -97,8 +99,9 @@ class PrivateModule(nn.Module):
         self.microbatch_size = microbatch_size
         self._logical: Accumulation | None = None
         self._last = Tally()
-        self._unprotected = 0  # how many `fxdp.unprotected` are around
+        self.unprotected = 0  # how many `fxdp.unprotected` are around
         self.__dict__["_lock"] = threading.RLock()
+        own(self, model.parameters())
 
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """One step's loss, the mean of the samples' own losses, 0-d.
@@ -119,7 +122,7 @@ class PrivateModule(nn.Module):
         """
         if not torch.is_grad_enabled():
             return without_gradients(self._stepper.plain(args, kwargs))
-        if self._unprotected:
+        if self.unprotected:
             return self._stepper.plain(args, kwargs)
         refuse_transforms()
         with self._lock:
@@ -127,6 +130,7 @@ class PrivateModule(nn.Module):
 
     def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any], sample_mask: Any) -> Any:
         """What `forward` does with gradients."""
+        refuse_step(self._stepper.settings.apart, self.named_parameters(), StepError)
         inputs, mask, size = self._stepper.prepared(args, kwargs, sample_mask)
         if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")

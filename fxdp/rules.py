@@ -163,6 +163,19 @@ def refuse_counts(call: Call, *numbers: Any) -> None:
             raise Mixed("the number of samples is used as a value", "uses-batch-total")
 
 
+def shared(call: Call, *operands: Any, **named: Any) -> Placements:
+    """Every result is one for all samples: for an op that is given none, and keeps nothing.
+
+        fxdp.Rule(fxdp.shared)
+
+    Raises:
+        Mixed: an operand, at any depth, holds samples or is worked out from their number.
+    """
+    refuse_samples(*pytree.tree_leaves((operands, named)))
+    refuse_counts(call, operands, named)
+    return tuple(Replicate() for _ in call.out) if len(call.out) != 1 else Replicate()
+
+
 def linear(call: Call, x: Any, *others: Any) -> Partial | None:
     """x's placement if x is Partial and the op, linear in x, takes nothing else with samples."""
     if isinstance(x, Value) and isinstance(x.placement, Partial):

@@ -2,8 +2,8 @@
 
 Noise that two releases share cancels out of their difference, and with it goes all privacy. So
 torch's generators have a part in it once: the first time a run needs noise, the state they are in
-becomes its key, so that one seed at the start makes a run repeatable. Whatever is seeded or restored
-afterwards changes nothing.
+becomes its key, so that one seed at the start makes a run repeatable. Whatever is seeded or
+restored afterwards changes nothing.
 """
 
 import itertools

@@ -5,6 +5,7 @@ Times go by what was run, its shapes, device and versions; nothing is timed twic
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,8 +20,12 @@ from torch import Tensor
 
 from fxdp.torch_internals import cache_dir, disable_current_modes
 
-# What is timed, beside the forms.
-TIMED = ("timings", "trials", "layout", "chain_rule", "grams", "segments", "unfolding", "weighing")
+HERE = Path(__file__).parent
+# Files that have something timed, that define ops (which others call by their names in torch, and
+# import nothing for it), and what files import.
+TIMES = re.compile(r"^from fxdp\.timings import .*\btimed\b", re.MULTILINE)
+DEFINES = re.compile(r"^from fxdp\.definition import .*\bdefine\b", re.MULTILINE)
+IMPORTS = re.compile(r"^from (fxdp[\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
 REPEATS = 3
 HOPELESS = 3.0  # times the best so far: not worth another run
 QUICK = 0.01  # seconds: another run is cheap, and the first of a kernel may be its slowest
@@ -81,10 +86,34 @@ def machine(device: torch.device) -> str:
 @cache
 def store() -> Path:
     """Where times are kept; another place once what is timed has been rewritten."""
-    here = Path(__file__).parent
-    sources = [*(here / f"{name}.py" for name in TIMED), *(here / "forms").glob("*.py")]
-    code = sha256(b"".join(p.read_bytes() for p in sorted(sources))).hexdigest()[:12]
+    code = sha256(b"".join(p.read_bytes() for p in sources())).hexdigest()[:12]
     return Path(cache_dir()) / f"fxdp-times-{code}.json"
+
+
+def sources() -> list[Path]:
+    """The files whose code may run while something is timed, in order: those that have something
+    timed, the forms, those that define ops, and whatever these import, at any depth."""
+    texts = {path: path.read_text() for path in HERE.rglob("*.py")}
+    own = HERE / "forms"
+    open_ends = [p for p, t in texts.items() if TIMES.search(t) or DEFINES.search(t)]
+    open_ends += [Path(__file__), *(p for p in texts if own in p.parents)]
+    found: set[Path] = set()
+    while open_ends:
+        path = open_ends.pop()
+        if path in texts and path not in found:
+            found.add(path)
+            open_ends += imported(texts[path])
+    return sorted(found)
+
+
+def imported(text: str) -> list[Path]:
+    """The files that a module of fxdp imports, and some that there are not."""
+    found: list[Path] = []
+    for module, names in IMPORTS.findall(text):
+        folder = HERE.joinpath(*module.split(".")[1:])
+        found += [folder.with_suffix(".py"), folder / "__init__.py"] if folder != HERE else []
+        found += [folder / f"{name}.py" for name in re.findall(r"\w+", names)]
+    return found
 
 
 @cache

@@ -1,45 +1,35 @@
-"""`torch.compile(model, backend="fxdp", options={...})`.
+"""`torch.compile(model, backend="fxdp", fullgraph=True, options={...})`.
 
 torch finds this backend by its entry point, so that nothing of fxdp has to be imported. The
 model must return its loss. Inputs that are tensors with axes hold samples on axis 0, unless
 `batch_dims` says otherwise; sizes 0 and 1, which torch.compile gives graphs of their own, and
-padding are for `fxdp.compile`.
+padding are for `fxdp.compile`. What was released is in `step.privacy` (`fxdp.door`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxdp.backend import Record, compile_marked
-from fxdp.clipping import Adaptive
-from fxdp.diagnostic import CODES, Diagnostic, ProofError
+from fxdp.backend import compile_marked
+from fxdp.diagnostic import CODES, CaptureError, Diagnostic, ProofError
+from fxdp.door import NEEDED, Door
+from fxdp.errors import StepError
 from fxdp.graph_pass import copied
-from fxdp.keystream import fresh_key, no_key
+from fxdp.keystream import no_key
 from fxdp.naming import names_in, roots
-from fxdp.options import checked_options
 from fxdp.pipeline import PASSES
+from fxdp.processes import own, refuse_held, refuse_step
 from fxdp.torch_internals import (
     InstructionTranslator,
     TensorifyScalarRestartAnalysis,
     TensorVariable,
     VariableTracker,
+    lookup_backend,
     mark_dynamic,
-)
-
-OPTIONS = (
-    "max_grad_norm",
-    "noise_multiplier",
-    "expected_batch_size",
-    "clipping",
-    "strategy",
-    "backend",
-    "plan",
-    "memory_budget",
-    "secure",
-    "batch_dims",
+    replace_optimize,
 )
 
 
@@ -48,51 +38,139 @@ class WithDynamicBatch(TensorifyScalarRestartAnalysis):
 
 
 def fxdp(
-    gm: GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    door: Door | None = None,
 ) -> Callable[..., Any]:
     """The backend that torch.compile calls with each captured graph.
 
     Args:
-        options: `max_grad_norm`, `noise_multiplier` and `expected_batch_size` as for
-            `fxdp.compile`; and, if wanted, `strategy`, `backend` and `batch_dims`.
+        options: as for `fxdp.compile`; read when torch.compile was called.
+        door: of the step that is captured.
 
     Raises:
-        ValueError, TypeError: the options are not as described.
         ProofError: the model cannot be proven private, or returns no loss.
+        StepError: torch.compile was not called by its name.
     """
-    given = dict(options or {})
-    if unknown := set(given) - set(OPTIONS):
-        raise ValueError(f"options has {sorted(unknown)}, but fxdp knows {', '.join(OPTIONS)}")
-    if missing := [name for name in OPTIONS[:3] if name not in given]:
-        raise ValueError(f"options lacks {', '.join(missing)}")
-    batch_dims = given.pop("batch_dims", 0)
-    scales, settings = checked_options(**given)
-    if isinstance(settings.clipping, Adaptive):
-        raise ValueError("clipping='adaptive' moves the clip bound, which needs fxdp.compile")
+    if door is None:
+        raise StepError(
+            'fxdp is called by torch.compile(model, backend="fxdp", options={...}) alone, which '
+            "sees to it that what is released is counted"
+        )
+    if not torch.is_grad_enabled():  # which torch looks at before it runs a graph again
+        plain: Any = lookup_backend(door.settings.backend)
+        return plain(gm, example_inputs)
+    try:
+        return private(gm, example_inputs, door)
+    except WithDynamicBatch:
+        raise
+    except Exception as error:
+        door.refusal = str(error)  # torch may be told to swallow it
+        raise
+
+
+def private(gm: GraphModule, example_inputs: Sequence[Any], door: Door) -> Callable[..., Any]:
+    """The private step of a captured graph."""
+    settings = door.settings
+    refuse_parts()
+    trained = parameters(gm, example_inputs)
+    door.fence.around(trained.values())
+    refuse_step(settings.apart, trained.items(), StepError)
+    refuse_held(trained.values(), StepError)
     sources: Any = gm._param_name_to_source
     gm = copied(gm)  # Dynamo goes on using the one that it gave us
     gm._param_name_to_source = sources
-    inputs = user_inputs(gm, example_inputs, batch_dims)
+    inputs = user_inputs(gm, example_inputs, door.batch_dims)
     make_dynamic(inputs, example_inputs)
-    constants = [torch.tensor(v, dtype=torch.float64, device=a_device(inputs)) for v in scales]
-    mark(gm, inputs)
+    device = a_device(inputs)
+    constants = [torch.tensor(v, dtype=torch.float64, device=device) for v in door.scales]
+    place = mark(gm, inputs)
     known = names_in(roots(gm, scope()))
     # With opt_einsum, a product of several tensors makes their sizes constants.
     with torch.backends.opt_einsum.flags(enabled=False):
         example = [*example_inputs, *constants, no_key()]
-        compiled = compile_marked(gm, example, PASSES, settings, Record(), known)
+        compiled = compile_marked(gm, example, PASSES, settings, door.record, known)
 
     def step(*args: Any) -> Any:
-        key = fresh_key(settings.secure) if scales[1] > 0 else no_key()
-        return compiled(*args, *constants, key)
+        return door.run(compiled, (*args, *constants), place)
 
+    own(step, trained.values())
     return step
+
+
+def fenced(optimize: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch._dynamo.optimize`, which torch.compile calls, with a door around fxdp's steps."""
+
+    def with_door(*args: Any, **kwargs: Any) -> Any:
+        context = optimize(*args, **kwargs)
+        backend = args[0] if args else kwargs.get("backend")
+        if getattr(backend, "compiler_fn", None) is not fxdp:
+            return context
+        if kwargs.get("guard_filter_fn") is not None:
+            raise ValueError("guard_filter_fn leaves out what the proof rests on: leave it out")
+        if set(backend.kwargs) - {"options"}:
+            raise ValueError(f"fxdp knows options, and not {sorted(backend.kwargs)}")
+        door = Door(backend.kwargs.get("options"))
+        backend.kwargs = {**backend.kwargs, "door": door}
+
+        def made(model: Any) -> Any:
+            step = context(model)
+            if isinstance(step, nn.Module):
+                step.__dict__["forward"] = door.guarded(step.forward, model)
+            else:
+                step = door.guarded(step, model)
+            step.__dict__["privacy"] = door
+            return step
+
+        return made
+
+    return with_door
+
+
+replace_optimize(fenced)
+
+
+def refuse_parts() -> None:
+    """Refuse a graph that is a part of what is compiled.
+
+    Raises:
+        CaptureError: a graph break ended it, or it begins after one.
+    """
+    seen: Any = InstructionTranslator.current_tx()
+    reason = seen.output.compile_subgraph_reason
+    broken = getattr(reason, "graph_break", False)
+    if broken or seen.f_code.co_name.startswith("torch_dynamo_resume_in_"):
+        said = str(getattr(reason, "reason", "")).strip().splitlines() if broken else []
+        why = said[0] if said else "what comes after a graph break"
+        code = CODES["graph-break"]
+        raise CaptureError(
+            Diagnostic(code, None, "forward", f"{why} (fullgraph=True says where)", code.remedy)
+        )
 
 
 def scope() -> dict[str, Any]:
     """What the code that is captured sees, as torch's sources ask for it."""
     seen = InstructionTranslator.current_tx().output
     return {"L": seen.local_scope, "G": seen.global_scope}
+
+
+def parameters(gm: GraphModule, example_inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """The parameters among the inputs of a graph, by their place.
+
+    Raises:
+        ProofError: another input wants a gradient.
+    """
+    found: dict[str, Tensor] = {}
+    for node, x in zip(gm.graph.find_nodes(op="placeholder"), example_inputs, strict=True):
+        if isinstance(x, nn.Parameter):
+            found[f"number {len(found)}"] = x
+        elif isinstance(x, Tensor) and x.requires_grad:
+            code, what = CODES["input-gradient"], argument_name(node) or node.name
+            why = f"{what} requires a gradient, and is no nn.Parameter"
+            raise ProofError(Diagnostic(code, None, "forward", why, code.remedy))
+    return found
 
 
 def a_device(inputs: dict[Node, tuple[int, int]]) -> torch.device:
@@ -165,16 +243,19 @@ def dynamic_axes(x: Tensor) -> set[int]:
     return getattr(x, "_dynamo_dynamic_indices", set())
 
 
-def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> None:
+def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> int:
     """Put fxdp's marks on the inputs and on the loss; cut other outputs off from gradients.
 
     The numbers that a release depends on become three more inputs, and its key another.
+
+    Returns:
+        Which output is the loss.
     """
     ops, graph = torch.ops.fxdp, gm.graph
     size: Node | None = None
     first = next(n for n in graph.nodes if n.op != "placeholder")
     with graph.inserting_before(first):
-        bounds = [graph.placeholder(f"fxdp_{name}") for name in (*OPTIONS[:3], "key")]
+        bounds = [graph.placeholder(f"fxdp_{name}") for name in (*NEEDED, "key")]
         for bound in bounds:
             bound._dynamo_source = None  # type: ignore[attr-defined]
         for node, (_, axis) in inputs.items():
@@ -199,6 +280,7 @@ def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> None:
         ]
     output.args = (tuple(results),)
     gm.recompile()
+    return place
 
 
 def kept_by_model() -> set[str]:

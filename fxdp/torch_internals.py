@@ -13,6 +13,9 @@ from typing import Any
 
 import sympy
 
+# What torch.compile asks for a backend, and the module in which it looks up `optimize`.
+import torch._dynamo as dynamo
+
 # Where the choice of a convolution's kernel is patched (`_select_conv_backend`).
 from torch import _C as torch_c
 
@@ -51,6 +54,7 @@ from torch._dynamo import reset as reset_dynamo
 
 # A joint graph with compilers of our own.
 from torch._dynamo.backends.common import aot_autograd as aot_autograd
+from torch._dynamo.backends.registry import lookup_backend as lookup_backend
 
 # Held while torch captures something.
 from torch._dynamo.convert_frame import compile_lock as compile_lock
@@ -189,6 +193,14 @@ NOT_COMPILED: tuple[type[Exception], ...] = tuple(
     for name in ("RecompileError", "FailOnRecompileLimitHit", "RecompileLimitExceeded")
     if hasattr(dynamo_exc, name)
 )
+
+
+def replace_optimize(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Have torch.compile call what `wrap` makes of `torch._dynamo.optimize`.
+
+    It is what torch.compile calls in every case, told to compile or not; torch has no hook there.
+    """
+    dynamo.optimize = wrap(dynamo.optimize)
 
 
 def unsafe_stance() -> bool:

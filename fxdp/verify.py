@@ -145,7 +145,7 @@ def verify(
         private = compile(
             model, loss_fn=loss_fn, max_grad_norm=1.0, noise_multiplier=0.0,
             expected_batch_size=1.0, strategy=strategy, backend=backend, batch_dims=batch_dims,
-            rules=rules,
+            rules=rules, mesh=None,
         )  # fmt: skip
         private.training = True  # the wrapper's own: the model's submodules stay as they are
         private.per_sample_norms(*args, **kwargs)  # what cannot be proven may not run alone either

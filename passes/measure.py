@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.clipping import Clipping, Flat
+from fxdp.clipping import Clipping
 from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph_pass import Choice, study
 from fxdp.placement import Shard
 from fxdp.sums import Sum, each_image, sum_at, whole
 from fxdp.trace import emit, emit_all
 
-FLAT = Flat()
 
-
-def measure(gm: GraphModule, clipping: Clipping = FLAT) -> GraphModule:
+def measure(gm: GraphModule, clipping: Clipping) -> GraphModule:
     """Add nodes for norms [N] and factors [N], in float32 at least.
 
     Args:

@@ -20,7 +20,7 @@ SEED = torch.ops.fxdp.seed.default
 
 
 def noise(
-    gm: GraphModule, number: Callable[[str], int], inspect_each: bool = False, terms: int = 1
+    gm: GraphModule, number: Callable[[str], int], terms: int, inspect_each: bool = False
 ) -> GraphModule:
     """Make the outputs private.
 

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("torch_internals",),
+    ("torch_internals", "errors"),
+    ("keystream", "processes", "fence", "delivery"),
     (
         "placement",
         "shapes",
@@ -20,17 +21,19 @@ LAYERS = (
         "generators",
         "operators",
         "grams",
-        "keystream",
         "liveness",
         "naming",
-        "outcome",
         "opaque",
+        "origin",
+        "outcome",
         "printed",
         "progress",
         "recurrent",
         "chain_rule",
+        "run_key",
         "segments",
         "sources",
+        "state",
         "draws",
         "tally",
         "timings",
@@ -53,11 +56,13 @@ LAYERS = (
     ("private_module",),
     ("compiler",),
     ("schedule", "training", "verify"),
-    ("audit", "checkpoint", "make_private", "demo", "torch_backend", "lint", "__init__"),
+    ("audit", "checkpoint", "make_private", "demo", "door", "lint"),
+    ("torch_backend", "unprotected"),
+    ("__init__",),
 )
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 # Beside the compiler: they know nothing of it. Each with those of them that it may know.
-APART = {"privacy": {"privacy"}, "data": {"data", "privacy"}}
+APART = {"privacy": {"privacy"}, "data": {"data", "privacy", "processes"}}
 
 
 def sources() -> dict[str, Path]:

@@ -8,13 +8,13 @@ import dp_accounting
 import numpy as np
 from torch import Tensor
 
-from fxdp.account import StepError
 from fxdp.audit.canary import Guesses
 from fxdp.audit.neighbours import Canary, Neighbours
 from fxdp.audit.noise import Noise
 from fxdp.audit.releases import Batch, Gradients, Releases, dot, gap, length, untouched
 from fxdp.audit.report import Audit, Finding, Unjudged
 from fxdp.check import random_state
+from fxdp.errors import StepError
 from fxdp.options import count
 from fxdp.privacy import Accountant, epsilon
 from fxdp.privacy.arguments import require, require_delta

@@ -22,6 +22,7 @@ from fxdp.data.collate import poisson_collate
 from fxdp.data.sampler import PrivateSampler
 from fxdp.data.samplers import FixedSizeSampler, PoissonSampler
 from fxdp.privacy.arguments import require_rate
+from fxdp.processes import UNSAID, Mesh, trains_apart
 
 # What a DataLoader was made with and its successor keeps.
 KEPT = (
@@ -98,6 +99,7 @@ def private_loader(
     steps: int | None = None,
     generator: torch.Generator | None = None,
     secure: bool = False,
+    mesh: Mesh = UNSAID,
     **settings: Any,
 ) -> PrivateLoader:
     """Returns a DataLoader of the same data whose batches are drawn as an accountant assumes.
@@ -113,6 +115,7 @@ def private_loader(
     | an IterableDataset                                 | TypeError: nobody can be drawn     |
     | a data set without length, or an empty one         | TypeError, ValueError              |
     | a sampler for another number of samples            | ValueError                         |
+    | several processes of torch.distributed, no mesh    | ValueError                         |
 
     Args:
         source: a map-style data set, or a DataLoader over one.
@@ -122,11 +125,14 @@ def private_loader(
         steps: batches in one iteration; None takes 1 / q, rounded: one pass, on average.
         generator: gives the sampler's key; None takes the loader's own, else torch's.
         secure: draws from a cipher, as for every `PrivateSampler`.
+        mesh: None says that the processes of torch.distributed train apart, each on batches of
+            its own from all of the data.
         settings: for torch's DataLoader, in place of what the given loader has.
 
     Raises:
         ValueError, TypeError: as in the table, or an argument is out of its range.
     """
+    trains_apart(mesh)
     dataset: Dataset[Any] = source.dataset if isinstance(source, DataLoader) else source
     num_samples = _length(dataset)
     for name in DECIDED:

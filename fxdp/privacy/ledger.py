@@ -70,6 +70,7 @@ class Ledger:
         self._runs = list[Run]()
         self._turns = Turns()
         self._count = 0
+        self._unprotected = 0
         self._forget()
 
     @property
@@ -87,6 +88,16 @@ class Ledger:
     def releases(self) -> int:
         """How many releases were recorded."""
         return self._count
+
+    @property
+    def unprotected(self) -> int:
+        """How many times the model was let run with plain gradients, on data taken as public."""
+        return self._unprotected
+
+    def note_unprotected(self, count: int = 1) -> None:
+        """Notes that plain gradients were asked for; they cost nothing if the data are public."""
+        require_whole("count", count, 0)
+        self._unprotected += int(count)
 
     def record(self, release: Release, count: int = 1) -> None:
         """Adds a release that happens now, `count` times, as fast as once.
@@ -148,6 +159,7 @@ class Ledger:
         same = other.accountant == self.accountant
         require(same, "accountant of the other ledger", other.accountant, repr(self.accountant))
         both = Ledger(self.accountant, self.neighbours)
+        both._unprotected = self._unprotected + other._unprotected
         both._take(self._runs)
         streams = 1 + max(self._turns.streams, default=-1)
         both._take(Run(renumbered(run.release, streams), run.count) for run in other._runs)
@@ -155,7 +167,8 @@ class Ledger:
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger in plain types, for JSON or torch.save and torch.load(weights_only=True)."""
-        return LedgerState(self.accountant, self.neighbours, self.runs).to_plain()
+        state = LedgerState(self.accountant, self.neighbours, self.runs, self._unprotected)
+        return state.to_plain()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Becomes the ledger that gave `state`, with its accountant and neighbours.
@@ -171,6 +184,7 @@ class Ledger:
             turns = turns.after(run.release, run.count)
         self.accountant, self.neighbours = read.accountant, read.neighbours
         self._runs, self._turns, self._count = list[Run](), Turns(), 0
+        self._unprotected = read.unprotected
         self._forget()
         self._take(read.runs)
 

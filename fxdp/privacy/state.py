@@ -38,10 +38,12 @@ class LedgerState:
     accountant: Accountant
     neighbours: Neighbours
     runs: tuple[Run, ...]
+    unprotected: int = 0
 
     def to_plain(self) -> dict[str, Any]:
         """As mappings, lists, strings and numbers."""
-        return {
+        noted = {"unprotected": self.unprotected} if self.unprotected else {}
+        return noted | {
             "version": VERSION,
             "accountant": self.accountant,
             "neighbours": self.neighbours,
@@ -57,7 +59,10 @@ class LedgerState:
         Raises:
             ValueError: the state is of another version or malformed; the message says where.
         """
-        top = _mapping(state, "ledger", {"version", "accountant", "neighbours", "runs"})
+        names = {"version", "accountant", "neighbours", "runs"}
+        if isinstance(state, dict) and "unprotected" in state:  # only where there is something
+            names.add("unprotected")
+        top = _mapping(state, "ledger", names)
         if top["version"] != VERSION:
             raise ValueError(f"ledger state: version {top['version']!r}, and {VERSION} is known")
         require_one_of(Accountant, "ledger state: accountant", top["accountant"])
@@ -66,7 +71,9 @@ class LedgerState:
             raise ValueError(f"ledger state: runs must be a list, got {top['runs']!r}")
         items: list[Any] = top["runs"]
         runs = tuple(_run(item, f"ledger state: run {i}") for i, item in enumerate(items))
-        return LedgerState(top["accountant"], top["neighbours"], runs)
+        unprotected = top.get("unprotected", 0)
+        require_whole("ledger state: unprotected", unprotected, 0)
+        return LedgerState(top["accountant"], top["neighbours"], runs, int(unprotected))
 
 
 def sampling_to_plain(sampling: Sampling | None) -> dict[str, Any] | None:

@@ -67,7 +67,7 @@ def passed(
     record = Record()
     before = PASSES[: NAMES.index(last) + 1]
     watched = (p for own in before for p in (own, seen(own.name, texts)))
-    passes = (seen("captured", texts), *watched, Pass(stop))
+    passes = (seen("captured", texts), *watched, Pass(stop, ends=True))
     step = compiled_step(
         model, loss, Settings(strategy, "eager", **{"plan": "model"} | how), record, passes
     )

@@ -1,0 +1,250 @@
+"""The step that `torch.compile(model, backend="fxdp")` hands out, and its account.
+
+torch calls fxdp for what it captures, and for nothing else. So the step is wrapped where it is
+made: what comes out of it must be what a release is made of, whatever torch ran, and the parameters
+behind it are fenced (`fxdp.fence`). Without gradients it is the model as it is.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxdp.account import Account, as_budget
+from fxdp.backend import Record
+from fxdp.certificate import Certificate, certify
+from fxdp.clipping import Adaptive
+from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
+from fxdp.errors import NotCompiled, StepError
+from fxdp.fence import Fence, announce
+from fxdp.keystream import no_key
+from fxdp.lot import Lot
+from fxdp.ops import RULES
+from fxdp.options import checked_options
+from fxdp.privacy.accounting import as_sampling
+from fxdp.privacy.ledger import Ledger
+from fxdp.privacy.statement import statement
+from fxdp.private_module import without_gradients
+from fxdp.processes import refuse_step
+from fxdp.report import Report, report
+from fxdp.run_key import RunKey
+from fxdp.tally import Tally
+from fxdp.torch_internals import pytree, unsafe_stance
+
+NEEDED = ("max_grad_norm", "noise_multiplier", "expected_batch_size")
+COMPILED = (
+    "clipping", "strategy", "backend", "plan", "memory_budget", "secure", "checkpoint", "rules",
+    "mesh",
+)  # fmt: skip
+COUNTED = ("sample_rate", "budget", "accountant", "neighbours")
+OPTIONS = (*NEEDED, *COMPILED, "batch_dims", *COUNTED)
+
+
+class Door:
+    """A step of torch.compile's: what it may do, and what it has done; `step.privacy`.
+
+    Guarantees:
+        Of what a call with gradients returns, whatever requires a gradient was made by one release
+        to come, which its backward pass makes and counts; or StepError is raised. That holds
+        whether or not torch compiled, and why it did not.
+
+        ==========================================  =========================================
+        case                                        what happens
+        ==========================================  =========================================
+        torch runs the model as it is: a stance,    StepError from the call; if it kept the loss
+        a setting, its limit of graphs, an error    to itself, from backward(), before anything
+        that it swallows                            is added to a parameter
+        a graph break                               ProofError (FXD501)
+        torch.no_grad, torch.inference_mode         the model as it is
+        within `fxdp.unprotected(step)`             the model as it is, with its plain gradients
+        a second backward pass                      StepError
+        the budget does not allow it                BudgetExhausted from backward(); no gradient
+        ==========================================  =========================================
+
+    Attributes:
+        ledger: the releases.
+        releases: how many there were.
+        last_norms: [N] gradient norms of the last release's samples; not protected by DP.
+    """
+
+    def __init__(self, options: Mapping[str, Any] | None) -> None:
+        """Check the options of torch.compile.
+
+        Raises:
+            TypeError, ValueError: they are not as for `fxdp.compile`.
+        """
+        given = dict(options or {})
+        if unknown := set(given) - set(OPTIONS):
+            raise ValueError(f"options has {sorted(unknown)}, but fxdp knows {', '.join(OPTIONS)}")
+        if missing := [name for name in NEEDED if name not in given]:
+            raise ValueError(f"options lacks {', '.join(missing)}")
+        if given.get("checkpoint") == "except_last":
+            raise ValueError(
+                "checkpoint='except_last' is for batches in pieces: 'always' or 'never'"
+            )
+        self.batch_dims = given.pop("batch_dims", 0)
+        counted = {name: given.pop(name) for name in COUNTED if name in given}
+        self.scales, self.settings = checked_options(**given)
+        if isinstance(self.settings.clipping, Adaptive):
+            raise ValueError("clipping='adaptive' moves the clip bound, which needs fxdp.compile")
+        names = ("accountant", "neighbours")
+        ledger = Ledger(**{name: counted[name] for name in names if name in counted})
+        sampling, budget = as_sampling(counted.get("sample_rate")), counted.get("budget")
+        self.account = Account(ledger, sampling, as_budget(budget))
+        self.record = Record(keys=RunKey(self.settings.secure))
+        self.fence = Fence()
+        self.unprotected = 0  # how many `fxdp.unprotected` are around
+        self.refusal: str | None = None  # what fxdp last said of the model to torch
+        self._last = Tally()
+        self._lock: Any = threading.RLock()
+
+    def guarded(self, call: Callable[..., Any], model: Callable[..., Any]) -> Callable[..., Any]:
+        """The step that torch made of a model, looked at from outside."""
+        parameters = [p for m in modules_of(model) for p in m.parameters()]
+        self.fence.around(parameters)
+
+        @functools.wraps(call)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if self.unprotected:
+                return model(*args, **kwargs)
+            if not torch.is_grad_enabled():
+                return without_gradients(call(*args, **kwargs))
+            self.fence.around(parameters)
+            out = call(*args, **kwargs)
+            for leaf in pytree.tree_leaves(out):
+                if isinstance(leaf, Tensor) and leaf.requires_grad and not is_delivered(leaf):
+                    raise NotCompiled(self.refusal or "its result was not made by fxdp's step")
+            return out
+
+        return step
+
+    def run(self, compiled: Callable[..., Any], args: tuple[Any, ...], place: int) -> list[Any]:
+        """One step.
+
+        Args:
+            place: which of the outputs is the loss.
+        """
+        if unsafe_stance():
+            raise NotCompiled("a stance without guards may run the graph of another batch")
+        refuse_transforms()
+        with self._lock:
+            refuse_step(self.settings.apart, (), StepError)
+            self.account.begin()
+            lot = Lot.of(self.scales, self.settings.clipping, self.settings.secure, self.account)
+            key = self.record.keys.next(self.releases) if self.scales[1] > 0 else no_key()
+            self.record.ran, self.record.extras = None, {}
+            outputs = compiled(*args, key)
+            ran = self.record.taken()
+            self.fence.around(ran.leaves)
+
+            def work(tangent: Tensor) -> Gradients:
+                with self._lock:
+                    made = self.account.released(
+                        lot.release, lambda: self._differentiated(ran.gradients, tangent, lot),
+                        lambda: setattr(self, "_last", lot.tally),
+                    )  # fmt: skip
+                announce(made)
+                return made
+
+            outputs[place] = loss = delivered(ran.value, work, ran.leaves)
+            self.account.watch(loss)
+            return outputs
+
+    def _differentiated(
+        self, gradients: Callable[[Tensor], Gradients], tangent: Tensor, lot: Lot
+    ) -> Gradients:
+        self.record.extras = {}
+        found, extras = gradients(tangent), self.record.extras
+        everybody = torch.ones_like(extras["finite"])
+        lot.tally.add(extras["norms"], extras["finite"], everybody)
+        return found
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was released so far: one entry for each step's backward pass."""
+        return self.account.ledger
+
+    @property
+    def releases(self) -> int:
+        """How many private gradients were released."""
+        return self.ledger.releases
+
+    @property
+    def last_norms(self) -> Tensor:
+        """[N] gradient norms of the samples of the last release; not protected by DP."""
+        return self._last.norms()
+
+    @property
+    def last_nonfinite(self) -> int:
+        """How many samples of the last release had a loss or gradient that was infinite or NaN."""
+        return self._last.nonfinite()
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one sample, added or removed, moves the released gradient: C / L."""
+        return self.scales[0] / self.scales[2]
+
+    def privacy_spent(self, delta: float) -> float:
+        """Epsilon, in nats, of all that was released so far, as `PrivateModule.privacy_spent`."""
+        return self.ledger.spent(delta)
+
+    def privacy_statement(self, delta: float, num_samples: int | None = None) -> str:
+        """What may be claimed of the training so far, in words, with what it rests on."""
+        return statement(self.ledger, delta, num_samples)
+
+    def privacy_state_dict(self) -> dict[str, Any]:
+        """What was released so far, for a checkpoint beside the model's `state_dict()`."""
+        return self.account.state_dict()
+
+    def load_privacy_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what another run has spent; as `PrivateModule.load_privacy_state_dict`."""
+        self.account.load_state_dict(state)
+
+    def certificate(self) -> Certificate:
+        """What is proven and what is assumed, of the last compilation.
+
+        Raises:
+            RuntimeError: nothing was compiled yet.
+        """
+        return certify(self._study(), RULES, self.record.fallbacks)
+
+    def report(self) -> Report:
+        """One row for each parameter: its sums, their form, strategy and predicted cost."""
+        return report(self._study())
+
+    def _study(self) -> Any:
+        if self.record.study is None or self.record.study.readable is None:
+            raise RuntimeError("nothing was compiled yet: run a step first")
+        return self.record.study
+
+
+def modules_of(function: Any) -> Iterator[nn.Module]:
+    """The modules that a function is, is a method of, or uses by name: those that it may train."""
+    while isinstance(function, functools.partial):
+        yield from in_values((*function.args, *function.keywords.values()))
+        function = function.func
+    if isinstance(function, nn.Module):
+        yield function
+        return
+    yield from in_values((getattr(function, "__self__", None),))
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    if code is not None:
+        outer = getattr(function, "__globals__", {})
+        yield from in_values(outer.get(name) for name in code.co_names)
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            yield from in_values((cell.cell_contents,))
+        except ValueError:  # not filled yet
+            continue
+
+
+def in_values(values: Iterable[Any]) -> Iterator[nn.Module]:
+    """The modules among values, and in the containers among them."""
+    for value in values:
+        if isinstance(value, list | tuple | dict | nn.Module):
+            leaves = [value] if isinstance(value, nn.Module) else pytree.tree_leaves(value)
+            yield from (leaf for leaf in leaves if isinstance(leaf, nn.Module))
