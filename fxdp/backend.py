@@ -2,7 +2,8 @@
 
 fxdp is a partition function: AOTAutograd traces forward and backward into one joint graph and
 asks how to split it; before it is split, the pipeline proves and rewrites it. Both halves then
-run as they are (`eager`) or are compiled by Inductor. What Inductor makes of a graph is
+run as they are (`eager`) or are compiled by Inductor; the backward half, which has all norms and
+sums, in full precision. What Inductor makes of a graph is
 compared with the graph at its first call, before anything is released (`fxdp.check`).
 """
 
@@ -35,6 +36,7 @@ from fxdp.layout import contiguous_is_faster
 from fxdp.liveness import Peak, peak
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
+from fxdp.precision import full_precision, readable_precision
 from fxdp.progress import line, say
 from fxdp.recomputing import recompute_forward
 from fxdp.rules import Table
@@ -149,10 +151,12 @@ def compile_marked(
 
     def backward_compiler(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
         names = show_extras(graph)
-        compiled = finish(graph, args, backend, settings, record, is_backward=True)
+        with full_precision():
+            compiled = finish(graph, args, backend, settings, record, is_backward=True)
 
         def step(args: list[Any]) -> list[Any]:
-            out = list(compiled(args))
+            with full_precision():
+                out = list(compiled(args))
             kept = len(out) - len(names)
             record.extras = dict(zip(names, out[kept:], strict=True))
             return out[:kept]
@@ -166,7 +170,7 @@ def compile_marked(
         partition_fn=partition,
         decompositions=DECOMPOSITIONS,
     )
-    with line(), symbolic_kernels():
+    with line(), symbolic_kernels(), readable_precision():
         return compiler(gm, example_inputs)
 
 

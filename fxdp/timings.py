@@ -19,6 +19,8 @@ from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxdp.precision import full_precision
+
 # What is timed, beside the forms.
 TIMED = ("timings", "trials", "layout", "chain_rule", "grams", "segments", "unfolding", "weighing")
 REPEATS = 3
@@ -40,7 +42,7 @@ def timed(key: str, device: torch.device, run: Callable[[], Times]) -> Times:
     key = f"{key} on {machine(device)}"
     used().add(key)
     if (known := stored().get(key)) is None:
-        with _disable_current_modes(), torch.no_grad():
+        with _disable_current_modes(), torch.no_grad(), full_precision():
             known = run()
         remember(key, known)
     return known

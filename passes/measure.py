@@ -3,6 +3,9 @@
 Squared norms add up over parameters, but not over the uses of one parameter: those are joined
 before they are measured. What factor a norm asks for, `fxdp.clipping` says. Padding, and a sample
 whose gradient is not finite, get factor 0.
+
+A norm that was worked out may lack what underflowed: no more, of its square, than a few times the
+smallest normal number for each element. Factors are made of norms to which that is added.
 """
 
 from collections.abc import Callable
@@ -17,7 +20,7 @@ from fxdp.clipping import Clipping, Flat
 from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph_pass import Choice, study
 from fxdp.placement import Shard
-from fxdp.sums import Sum, each_image, sum_at, whole
+from fxdp.sums import Sum, each_image, sum_at, value, whole
 from fxdp.trace import emit, emit_all
 
 FLAT = Flat()
@@ -35,29 +38,44 @@ def measure(gm: GraphModule, clipping: Clipping = FLAT) -> GraphModule:
     squares = measured(gm, end)
     bound, mask = here.mark.bound, here.mark.mask
     norms = emit(end, total_norm, list(squares.values()), mask, placement=Shard(0), name="norms")
+    lost = {c.gradient.parameter: underflow(c, squares) for c in here.choices}
     here.norms = norms
     loss = None if here.mark.reduction else here.mark.loss.meta.get("twin", here.mark.loss)
     finite = emit(end, finite_samples, norms, loss, placement=Shard(0), name="finite")
     here.finite = finite
     for group in clipping.groups(list(squares)):
-        own: Node = norms
-        if len(group.parameters) < len(squares):
-            parts = [squares[p] for p in group.parameters]
-            own = emit(end, total_norm, parts, mask, placement=Shard(0))
-        function = partial(clip_factor, clipping, group.share)
-        factor = emit(end, function, own, finite, bound, mask, placement=Shard(0), name="factor")
+        function = partial(clip_factor, clipping, group.share, sum(lost[p] for p in group.parameters))
+        parts = [squares[p] for p in group.parameters]
+        factor = emit(end, function, parts, finite, bound, mask, placement=Shard(0), name="factor")
         for name in group.parameters:
             here.factors[name] = factor
     return gm
 
 
+def underflow(choice: Choice, squares: dict[str, Node]) -> float:
+    """What the squared norms of one parameter's gradients may lack because numbers underflow:
+    squares of elements, of the lengths of rows of them, and of the length of all rows."""
+    gradient = choice.gradient
+    tiny = torch.finfo(value(squares[gradient.parameter]).dtype).tiny
+    return 4 * value(gradient.node).numel() * tiny
+
+
+def widest(squares: list[Tensor]) -> torch.dtype:
+    """The dtype of norms over several parameters."""
+    return max((s.dtype for s in squares), key=lambda d: d.itemsize, default=torch.float32)
+
+
+def total(squares: list[Tensor], mask: Tensor) -> Tensor:
+    """[N] squared norms over several parameters, in float64; 0 where there are none."""
+    found = torch.zeros_like(mask, dtype=torch.float64)
+    for square in squares:
+        found = found + square
+    return found
+
+
 def total_norm(squares: list[Tensor], mask: Tensor) -> Tensor:
     """[N] norms over all parameters; 0 where there are none."""
-    dtype = max((s.dtype for s in squares), key=lambda d: d.itemsize, default=torch.float32)
-    total = torch.zeros_like(mask, dtype=dtype)
-    for square in squares:
-        total = total + square
-    return total.sqrt()
+    return total(squares, mask).sqrt().to(widest(squares))
 
 
 def finite_samples(norms: Tensor, loss: Tensor | None) -> Tensor:
@@ -71,9 +89,14 @@ def finite_samples(norms: Tensor, loss: Tensor | None) -> Tensor:
 
 
 def clip_factor(
-    clipping: Clipping, share: float, norms: Tensor, finite: Tensor, bound: Tensor, mask: Tensor
-) -> Tensor:
+    clipping: Clipping, share: float, lost: float, squares: list[Tensor], finite: Tensor,
+    bound: Tensor, mask: Tensor,
+) -> Tensor:  # fmt: skip
     """[N] factors of a group of parameters.
+
+    Guarantees:
+        No factor is more than the group's bound over the norm, whatever `clipping` asks for, also
+        where the norm underflowed.
 
     ==================================================  ==========================
     case                                                factor
@@ -81,17 +104,23 @@ def clip_factor(
     a norm of whichever group infinite or NaN           0, in all groups
     a loss infinite                                     0, in all groups
     padding                                             0
+    a factor too small for a normal number              0
     else                                                what `clipping` asks for
     ==================================================  ==========================
 
     Args:
         share: the group's part of the bound.
-        norms: of the group.
+        lost: what the group's squared norms may lack (`underflow`).
+        squares: squared norms of each of its parameters.
         finite: of all parameters (`finite_samples`).
     """
-    bound = bound.to(norms.dtype)
-    factor = clipping.factor(norms, bound if share == 1 else bound * share)
-    return factor.masked_fill(~(mask & finite), 0)
+    norms, bound = (total(squares, mask) + lost).sqrt(), bound.double() * share
+    factor = torch.minimum(clipping.factor(norms, bound), bound / norms)
+    dtype = widest(squares)
+    limits = torch.finfo(dtype)
+    # Below the normal numbers a factor might be rounded up by half of it.
+    unfit = ~(mask & finite) | (factor < limits.tiny)
+    return factor.clamp(max=limits.max).masked_fill(unfit, 0).to(dtype)
 
 
 def measured(gm: GraphModule, end: Node) -> dict[str, Node]:

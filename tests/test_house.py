@@ -23,6 +23,7 @@ LAYERS = (
         "liveness",
         "outcome",
         "opaque",
+        "precision",
         "progress",
         "recurrent",
         "chain_rule",
