@@ -28,7 +28,9 @@ from torch.fx import GraphModule, Node
 from fxdp import facts, released
 from fxdp.check import Checked, coarsest
 from fxdp.clipping import Clipping, Flat
+from fxdp.deviation import check_deviation
 from fxdp.draws import draws_apart, refuse_second_draws
+from fxdp.forms.batch import HALVES
 from fxdp.graph_pass import Pass, Study, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.keystream import SECURE_TERMS
@@ -40,6 +42,7 @@ from fxdp.precision import full_precision, readable_precision
 from fxdp.progress import line, say
 from fxdp.recomputing import recompute_forward
 from fxdp.rules import Table
+from fxdp.sums import value
 
 aten = torch.ops.aten
 EXTRA = "fxdp_extra"
@@ -153,8 +156,10 @@ def compile_marked(
         names = show_extras(graph)
         with full_precision():
             compiled = finish(graph, args, backend, settings, record, is_backward=True)
+        check = noise_check(graph, record)
 
         def step(args: list[Any]) -> list[Any]:
+            check(args)
             with full_precision():
                 out = list(compiled(args))
             kept = len(out) - len(names)
@@ -212,6 +217,34 @@ def safe_views(graph: GraphModule) -> GraphModule:
         node.target = aten.reshape.default
     graph.recompile()
     return graph
+
+
+def noise_check(graph: GraphModule, record: Record) -> Callable[[list[Any]], None]:
+    """A check that what arrives at the loss does not make the noise overflow.
+
+    Of the inputs of the backward half; not where its look at them would wait for a GPU, but for
+    parameters in half precision.
+
+    Raises:
+        ValueError: by the check.
+    """
+    study, names = record.study, [n.name for n in graph.graph.find_nodes(op="placeholder")]
+    assert study is not None
+    assert study.mark is not None
+    dtypes = {value(c.gradient.node).dtype for c in study.clipped}
+    tangents = [n for n in names if n.startswith("tangents")]
+    wanted = [study.mark.bound.name, study.mark.sigma.name, study.mark.expected.name, *tangents]
+    if study.mark.reduction or len(wanted) != 4 or not set(wanted) <= set(names):
+        return lambda args: None
+    places = [names.index(name) for name in wanted]
+
+    def check(args: list[Any]) -> None:
+        given = [args[place] for place in places]
+        if given[0].device.type == "cpu" or dtypes & set(HALVES):
+            bound, sigma, expected, tangent = map(float, given)
+            check_deviation(bound, sigma, expected, dtypes, tangent)
+
+    return check
 
 
 def noise_input(graph: GraphModule, record: Record) -> int | None:

@@ -3,7 +3,7 @@
 Whatever the way, no sample adds a vector longer than C = `max_grad_norm` to the released sum, over
 all parameters together: so C is the sensitivity, and the noise is sigma C. What a factor is made of
 is rounded up: norms of P float32 numbers are never taken for less than 2e-19 sqrt(P), for the
-squares of such numbers underflow (`fxdp.passes.measure`), and never is 0 among them.
+squares of such numbers underflow (`fxdp.passes.measure`).
 """
 
 import fnmatch
@@ -88,7 +88,7 @@ class Normalize(Flat):
     ===========================  ======
     case                         factor
     ===========================  ======
-    norm 0                       that of a norm that underflowed, of nothing
+    norm 0                       1, of nothing
     squares that underflow       less than C / norm: the result is shorter than C
     any other norm               C / norm
     ===========================  ======
@@ -96,7 +96,7 @@ class Normalize(Flat):
 
     def factor(self, norms: Tensor, bound: Tensor) -> Tensor:
         """[N] factors from norms [N] and the bound, 0-d."""
-        return bound / norms
+        return torch.where(norms == 0, 1.0, bound / norms)
 
 
 @dataclass(frozen=True)

@@ -126,14 +126,22 @@ def diagonal(gram: Tensor) -> Tensor:
     return gram.diagonal(dim1=1, dim2=2).sqrt()
 
 
-def all_products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[N] sums of all products of the Gram matrices of a [N, t, i] and b [N, t, o]; of
-    |a_t| |b_t|; and what underflow may have taken."""
+def products(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """[N] sums of all products of two Gram matrices [N, t, t], and of |a_t| |b_t|.
+
+    The second is overwritten.
+    """
+    gross = (diagonal(one) * diagonal(other)).sum(1)
+    return other.mul_(one).flatten(1).sum(1), gross
+
+
+def at_once(a: Tensor, b: Tensor) -> Tensor:
+    """[N] squared norms of sum_t a[n, t] b[n, t]^T, from the whole of both Gram matrices."""
     length = a.shape[1]
     one, other = pairs(a, 0, length, 0, length), pairs(b, 0, length, 0, length)
-    of_a, of_b = diagonal(one), diagonal(other)
-    lost = underflow(of_a.sum(1), of_b.sum(1), (a.shape[-1], b.shape[-1]), length)
-    return other.mul_(one).flatten(1).sum(1), of_b.mul_(of_a).sum(1), lost
+    sums = [diagonal(x).sum(1) for x in (one, other)]
+    lost = underflow(*sums, (a.shape[-1], b.shape[-1]), length)
+    return rounded_up(*products(one, other), lost)
 
 
 @fake("ghost_outers")
@@ -152,7 +160,7 @@ def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0])
 
 
-def cross(at: Tensor, h: Tensor, g: Tensor) -> Tensor:
+def inner(at: Tensor, h: Tensor, g: Tensor) -> Tensor:
     """[N] inner products of a head and a lookup, sum_{t,s} at[n, s, t] (g[n, t] . h[n, s]), from
     at [N, S, T], h [N, S, d] and g [N, T, d]; rounded up, as ghost norms are."""
     lengths = [torch.linalg.vector_norm(x, dim=-1) for x in (h, g)]

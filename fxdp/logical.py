@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fxdp.account import StepError
 from fxdp.capture import SMALLEST, Inputs
+from fxdp.forms.batch import HALVES
 
 # Runs the compiled step: arguments, mask, noise multiplier, whether none follows, to loss.
 Run = Callable[[Inputs, Tensor, float, bool], Tensor]
@@ -85,6 +86,8 @@ def summed(step: Piece, inputs: Inputs, mask: Tensor, size: int, sigma: float) -
         sigma: the noise multiplier; 0 for clipped sums alone.
     """
     parts = list(pieces(inputs, mask, size))
+    if len(parts) > 1:
+        refuse_halves(step.trained)
     total: Gradients = [None] * len(step.trained)
     loss, weight = torch.zeros((), device=mask.device), int(mask.sum())
     for k, (own, part) in enumerate(parts, start=1):
@@ -95,6 +98,21 @@ def summed(step: Piece, inputs: Inputs, mask: Tensor, size: int, sigma: float) -
     if len(parts) > 1 and step.has_public():
         total = added(total, step.public(*parts[-1]), 1 - len(parts))
     return Sum(loss, total, parts[-1])
+
+
+def refuse_halves(trained: Sequence[nn.Parameter]) -> None:
+    """Refuse to add pieces up in half precision: a sum would be rounded before it has its noise,
+    and a sample could move it by more than the clip bound.
+
+    Raises:
+        TypeError: a parameter of less than 32 bits.
+    """
+    if found := {p.dtype for p in trained} & set(HALVES):
+        raise TypeError(
+            f"pieces of a batch are added up in the dtype of the parameters, and {found.pop()} "
+            "would round their sum before it has its noise: keep parameters in float32 and use "
+            "torch.autocast, or run the batch in one piece"
+        )
 
 
 def added(one: Gradients, other: Gradients, scale: float = 1.0) -> Gradients:
@@ -190,6 +208,7 @@ class Accumulation:
             StepError: there is nothing to release, or a loss waits.
         """
         self.begin()
+        refuse_halves(self.step.trained)
         if self.gradients is None or self.last is None or self.tangent is None:
             raise StepError("this logical batch is over, and no loss in it had a backward pass")
         inputs, mask = self.last

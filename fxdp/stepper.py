@@ -24,6 +24,7 @@ from fxdp.capture import (
     capture_settings,
     gather,
 )
+from fxdp.deviation import check_deviation
 from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Pass, Study
 from fxdp.keystream import fresh_key, no_key
@@ -110,6 +111,7 @@ class Stepper:
     def captured(self, step: Any, inputs: Inputs, mask: Tensor, scales: Scales) -> Any:
         """Run a compiled step on checked inputs."""
         check_scales(*scales)
+        check_deviation(*scales, {p.dtype for p in self.model.parameters() if p.requires_grad})
         numbers = [torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales]
         # Without noise nothing is drawn, and torch's generator stays as it is.
         key = fresh_key(self.settings.secure) if scales[1] > 0 else no_key()

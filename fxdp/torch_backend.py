@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.backend import Record, compile_marked
 from fxdp.clipping import Adaptive
+from fxdp.deviation import check_deviation
 from fxdp.diagnostic import CODES, Diagnostic, ProofError
 from fxdp.graph_pass import copied
 from fxdp.keystream import fresh_key, no_key
@@ -63,6 +64,8 @@ def fxdp(
         raise ValueError(f"options lacks {', '.join(missing)}")
     batch_dims = given.pop("batch_dims", 0)
     scales, settings = checked_options(**given)
+    trained = {p.dtype for p in example_inputs if isinstance(p, torch.nn.Parameter)}
+    check_deviation(*scales, trained)
     if isinstance(settings.clipping, Adaptive):
         raise ValueError("clipping='adaptive' moves the clip bound, which needs fxdp.compile")
     sources: Any = gm._param_name_to_source

@@ -44,9 +44,14 @@ def measure(gm: GraphModule, clipping: Clipping = FLAT) -> GraphModule:
     finite = emit(end, finite_samples, norms, loss, placement=Shard(0), name="finite")
     here.finite = finite
     for group in clipping.groups(list(squares)):
-        function = partial(clip_factor, clipping, group.share, sum(lost[p] for p in group.parameters))
-        parts = [squares[p] for p in group.parameters]
-        factor = emit(end, function, parts, finite, bound, mask, placement=Shard(0), name="factor")
+        own = emit(
+            end, safe_norm, [squares[p] for p in group.parameters], mask,
+            sum(lost[p] for p in group.parameters), placement=Shard(0),
+        )  # fmt: skip
+        function = partial(clip_factor, clipping, group.share)
+        factor = emit(end, function, own, finite, bound, mask, placement=Shard(0))
+        dtype = value(norms).dtype
+        factor = emit(end, narrowed, factor, dtype, placement=Shard(0), name="factor")
         for name in group.parameters:
             here.factors[name] = factor
     return gm
@@ -78,6 +83,15 @@ def total_norm(squares: list[Tensor], mask: Tensor) -> Tensor:
     return total(squares, mask).sqrt().to(widest(squares))
 
 
+def safe_norm(squares: list[Tensor], mask: Tensor, lost: float) -> Tensor:
+    """[N] norms over several parameters that are not too small, in float64.
+
+    Args:
+        lost: what the squared norms may lack (`underflow`).
+    """
+    return (total(squares, mask) + lost).sqrt()
+
+
 def finite_samples(norms: Tensor, loss: Tensor | None) -> Tensor:
     """bool [N]: are a sample's gradient and, where it is known, its own loss [N] finite?
 
@@ -89,14 +103,12 @@ def finite_samples(norms: Tensor, loss: Tensor | None) -> Tensor:
 
 
 def clip_factor(
-    clipping: Clipping, share: float, lost: float, squares: list[Tensor], finite: Tensor,
-    bound: Tensor, mask: Tensor,
-) -> Tensor:  # fmt: skip
+    clipping: Clipping, share: float, norms: Tensor, finite: Tensor, bound: Tensor, mask: Tensor
+) -> Tensor:
     """[N] factors of a group of parameters.
 
     Guarantees:
-        No factor is more than the group's bound over the norm, whatever `clipping` asks for, also
-        where the norm underflowed.
+        No factor is more than the group's bound over the norm, whatever `clipping` asks for.
 
     ==================================================  ==========================
     case                                                factor
@@ -104,23 +116,27 @@ def clip_factor(
     a norm of whichever group infinite or NaN           0, in all groups
     a loss infinite                                     0, in all groups
     padding                                             0
-    a factor too small for a normal number              0
     else                                                what `clipping` asks for
     ==================================================  ==========================
 
     Args:
         share: the group's part of the bound.
-        lost: what the group's squared norms may lack (`underflow`).
-        squares: squared norms of each of its parameters.
+        norms: of the group.
         finite: of all parameters (`finite_samples`).
     """
-    norms, bound = (total(squares, mask) + lost).sqrt(), bound.double() * share
-    factor = torch.minimum(clipping.factor(norms, bound), bound / norms)
-    dtype = widest(squares)
+    bound = bound.to(norms.dtype)
+    bound = bound if share == 1 else bound * share
+    factor = clipping.factor(norms, bound)
+    if type(clipping).factor is not Flat.factor:
+        factor = torch.where(norms == 0, factor, torch.minimum(factor, bound / norms))
+    return factor.masked_fill(~(mask & finite), 0)
+
+
+def narrowed(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Factors in a dtype; 0 where that has no normal number for them, as it might be half as much
+    again, and the largest number where they are larger."""
     limits = torch.finfo(dtype)
-    # Below the normal numbers a factor might be rounded up by half of it.
-    unfit = ~(mask & finite) | (factor < limits.tiny)
-    return factor.clamp(max=limits.max).masked_fill(unfit, 0).to(dtype)
+    return factor.clamp(max=limits.max).masked_fill(factor < limits.tiny, 0).to(dtype)
 
 
 def measured(gm: GraphModule, end: Node) -> dict[str, Node]:

@@ -14,6 +14,7 @@ LAYERS = (
         "shapes",
         "codes",
         "definition",
+        "deviation",
         "atomic",
         "clipping",
         "generators",

@@ -13,7 +13,7 @@ from torch import Tensor
 from fxdp.forms.batch import Strategy, sq_sum, weighed, wide
 from fxdp.forms.outer import Outer
 from fxdp.forms.scatter import Scatter
-from fxdp.grams import cross
+from fxdp.grams import inner
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,12 @@ class Tied:
         if strategy != "ghost" or self.g.is_complex():
             return sq_sum(self.per_sample())
         table, head = self.table.sq_norm("ghost"), self.head.sq_norm("ghost")
+        return (table + head + 2 * self.cross()).clamp(min=0)
+
+    def cross(self) -> Tensor:
+        """[N] inner products of the two: sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s])."""
         z, h, g = wide(self.z), wide(self.h), wide(self.g)
-        at = z.gather(2, self.ids.unsqueeze(1).expand(-1, z.shape[1], -1))
-        return (table + head + 2 * cross(at, h, g)).clamp(min=0)
+        return inner(z.gather(2, self.ids.unsqueeze(1).expand(-1, z.shape[1], -1)), h, g)
 
     def total(self, factor: Tensor) -> Tensor:
         """[v, d], the sum with sample n counted factor[n] times."""
