@@ -3,8 +3,8 @@
 fxdp is a partition function: AOTAutograd traces forward and backward into one joint graph and
 asks how to split it; before it is split, the pipeline proves and rewrites it. Both halves then
 run as they are (`eager`) or are compiled by Inductor; the backward half, which has all norms and
-sums, in full precision. What Inductor makes of a graph is
-compared with the graph at its first call, before anything is released (`fxdp.check`).
+sums, in full precision. What Inductor makes of a graph is compared with the graph before anything
+is released, at each kind of batch size (`fxdp.check`).
 """
 
 import functools
@@ -41,6 +41,7 @@ from fxdp.ops.kernels import symbolic_kernels
 from fxdp.precision import full_precision, readable_precision
 from fxdp.progress import line, say
 from fxdp.recomputing import recompute_forward
+from fxdp.rows import Rows
 from fxdp.rules import Table
 from fxdp.sums import value
 
@@ -61,7 +62,7 @@ class Settings:
         plan, memory_budget: how "auto" chooses, and bytes it may spend (`fxdp.passes.plan`).
         backend: who runs the graphs.
         table: the rules.
-        check: compare compiled code with its graph at the first call.
+        check: compare compiled code with its graph, at each kind of batch size.
         clipping: how a sample's gradient is brought to a bounded norm.
         reduction: how the user's own loss of the model's output puts rows together, if any.
         secure: whether noise is made of several terms, from keys of the system's entropy.
@@ -201,7 +202,10 @@ def finish(
         compiled = compile_fx_inner(graph, args, is_backward=is_backward)
     if not settings.check:
         return compiled  # type: ignore[return-value]
-    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph))  # type: ignore[arg-type]
+    assert record.study is not None
+    n = record.study.size
+    rows = Rows.of(graph, n.meta["val"]) if n is not None else None
+    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph), rows)  # type: ignore[arg-type]
 
 
 def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:

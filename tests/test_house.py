@@ -40,7 +40,7 @@ LAYERS = (
     ("forms",),
     ("ops", "trials"),
     ("graph_pass", "trace", "sums", "facts", "guards", "fix", "dataless", "layout", "recomputing"),
-    ("faults", "fingerprint", "placing"),
+    ("faults", "fingerprint", "placing", "rows"),
     ("passes",),
     ("backend", "check", "capture", "certificate", "report"),
     ("options", "privacy", "correlated"),
