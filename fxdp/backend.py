@@ -2,8 +2,9 @@
 
 fxdp is a partition function: AOTAutograd traces forward and backward into one joint graph and
 asks how to split it; before it is split, the pipeline proves and rewrites it. Both halves then
-run as they are (`eager`) or are compiled by Inductor. What Inductor makes of a graph is
-compared with the graph at its first call, before anything is released (`fxdp.check`).
+run as they are (`eager`) or are compiled by Inductor; the backward half, which has all norms and
+sums, in full precision. What Inductor makes of a graph is compared with the graph before anything
+is released, at each kind of batch size (`fxdp.check`).
 """
 
 import functools
@@ -21,8 +22,10 @@ from fxdp import facts, released
 from fxdp.check import Checked, coarsest
 from fxdp.clipping import Clipping, Flat
 from fxdp.delivery import Ran, run_apart
+from fxdp.deviation import check_deviation
 from fxdp.draws import draws_apart, refuse_second_draws
 from fxdp.errors import NotCompiled
+from fxdp.forms.batch import HALVES
 from fxdp.graph_pass import Pass, Study, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.keystream import SECURE_TERMS
@@ -31,10 +34,13 @@ from fxdp.liveness import Peak, peak
 from fxdp.naming import Names, input_names
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
+from fxdp.precision import full_precision, readable_precision
 from fxdp.progress import line, say
 from fxdp.recomputing import recompute_forward
+from fxdp.rows import Rows
 from fxdp.rules import Table
 from fxdp.run_key import RunKey
+from fxdp.sums import value
 from fxdp.torch_internals import (
     InvalidCxxCompiler,
     aot_autograd,
@@ -62,7 +68,7 @@ class Settings:
         plan, memory_budget: how "auto" chooses, and bytes it may spend (`fxdp.passes.plan`).
         backend: who runs the graphs.
         table: the rules.
-        check: compare compiled code with its graph at the first call.
+        check: compare compiled code with its graph, at each kind of batch size.
         clipping: how a sample's gradient is brought to a bounded norm.
         reduction: how the user's own loss of the model's output puts rows together, if any.
         secure: whether noise is made of several terms, from keys of the system's entropy.
@@ -181,10 +187,14 @@ def compile_marked(
 
     def backward_compiler(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
         names = show_extras(graph)
-        compiled = finish(graph, args, backend, settings, record, is_backward=True)
+        with full_precision():
+            compiled = finish(graph, args, backend, settings, record, is_backward=True)
+        check = noise_check(graph, record)
 
         def step(args: list[Any]) -> list[Any]:
-            out = list(compiled(args))
+            check(args)
+            with full_precision():
+                out = list(compiled(args))
             kept = len(out) - len(names)
             record.extras = dict(zip(names, out[kept:], strict=True))
             return out[:kept]
@@ -198,7 +208,7 @@ def compile_marked(
         partition_fn=partition,
         decompositions=DECOMPOSITIONS,
     )
-    with line(), symbolic_kernels():
+    with line(), symbolic_kernels(), readable_precision():
         compiled = compiler(gm, example_inputs)
 
     def apart(*args: Any) -> list[Any]:
@@ -231,7 +241,10 @@ def finish(
         compiled = compile_fx_inner(graph, args, is_backward=is_backward)
     if not settings.check:
         return compiled  # type: ignore[return-value]
-    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph))  # type: ignore[arg-type]
+    assert record.study is not None
+    n = record.study.size
+    rows = Rows.of(graph, n.meta["val"]) if n is not None else None
+    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph), rows)  # type: ignore[arg-type]
 
 
 def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:
@@ -247,6 +260,34 @@ def safe_views(graph: GraphModule) -> GraphModule:
         node.target = aten.reshape.default
     graph.recompile()
     return graph
+
+
+def noise_check(graph: GraphModule, record: Record) -> Callable[[list[Any]], None]:
+    """A check that what arrives at the loss does not make the noise overflow.
+
+    Of the inputs of the backward half; not where its look at them would wait for a GPU, but for
+    parameters in half precision.
+
+    Raises:
+        ValueError: by the check.
+    """
+    study, names = record.study, [n.name for n in graph.graph.find_nodes(op="placeholder")]
+    assert study is not None
+    assert study.mark is not None
+    dtypes = {value(c.gradient.node).dtype for c in study.clipped}
+    tangents = [n for n in names if n.startswith("tangents")]
+    wanted = [study.mark.bound.name, study.mark.sigma.name, study.mark.expected.name, *tangents]
+    if study.mark.reduction or len(wanted) != 4 or not set(wanted) <= set(names):
+        return lambda args: None
+    places = [names.index(name) for name in wanted]
+
+    def check(args: list[Any]) -> None:
+        given = [args[place] for place in places]
+        if given[0].device.type == "cpu" or dtypes & set(HALVES):
+            bound, sigma, expected, tangent = map(float, given)
+            check_deviation(bound, sigma, expected, dtypes, tangent)
+
+    return check
 
 
 def noise_input(graph: GraphModule, record: Record) -> int | None:

@@ -1,9 +1,12 @@
 """No generated code is trusted unseen.
 
 Inductor has compiled gradients wrongly without a word (torch 2.13, CPU: a convolution, relu, a
-max-pool of stride 1 and a linear layer). So each compiled graph runs beside the graph that it
-was made from, once, on the first inputs it gets; where they differ, the graph itself takes its
-place for good, with a warning.
+max-pool of stride 1 and a linear layer). So each compiled graph runs beside the graph that it was
+made from, on the first inputs it gets, and again when the number of samples is first of another
+kind: 2, 3, below 16, or a power of two more. Where they differ, the graph itself takes its place
+for good, with a warning. A whole batch twice over would take half as much memory again as a step.
+So where the inputs are large, a few samples' worth of them is compared: 2, 5, and as many as are
+small.
 """
 
 import warnings
@@ -14,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxdp.precision import is_lowered
+from fxdp.rows import Rows, kind
 from fxdp.torch_internals import clone_preserve_strides, pytree
 
 Boxed = Callable[[list[Any]], Any]
@@ -24,6 +29,8 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3, torch.float16: 5e-2, torc
 FLOOR = 1e-4
 # The share of masks and indices that rounding may tip over.
 TIPPED = 1e-2
+SMALL = 1 << 24  # bytes of inputs that are compared as a whole
+FEW = (2, 5)  # samples that are compared where the inputs are larger
 
 
 class MiscompilationWarning(UserWarning):
@@ -31,14 +38,28 @@ class MiscompilationWarning(UserWarning):
 
 
 class Checked:
-    """A compiled graph that proves itself at its first call.
+    """A compiled graph that proves itself at its first call, and again at other sizes.
 
     Guarantees:
-        - No result of the compiled graph is returned before it agreed with the eager graph on
-          the same inputs, in the same state of the random generators.
+        - No result of the compiled graph is returned before it agreed with the eager graph, on
+          these inputs or on a part of them, at a number of samples of the same kind
+          (`fxdp.rows.kind`), or at 2, 5 and more where the inputs are large; in the same state
+          of the random generators.
         - With a noise multiplier among the inputs, they agreed twice: at multiplier 0, so that
           the clipped sums themselves are compared, and with the noise.
         - On a difference the results of the eager graph are returned, now and ever after.
+        - The generators are left as they were found, also by an exception, which is passed on:
+          nothing is returned, and the next call compares again.
+
+        ======================================  ==============================================
+        inputs                                  what is compared
+        ======================================  ==============================================
+        of up to `SMALL` bytes                  all of them
+        larger                                  2 samples, 5, and as many as take `SMALL` bytes
+        that cannot be cut, or that the graph   all of them
+        does not run on when cut
+        that do not tell N                      all of them, at the first call
+        ======================================  ==============================================
 
     Args:
         compiled: the compiled graph, called with a list of inputs that it may empty.
@@ -47,6 +68,7 @@ class Checked:
         fallbacks: where to note a difference.
         coarsest: the dtype of lowest precision in the graph: what went through it agrees no
             better, whatever the dtype of the result.
+        rows: how its inputs follow from the number of samples; None if they do not.
     """
 
     def __init__(
@@ -56,37 +78,72 @@ class Checked:
         noise: int | None,
         fallbacks: list[str],
         coarsest: torch.dtype = torch.float64,
+        rows: Rows | None = None,
     ) -> None:
         self.compiled, self.eager = compiled, eager
         self.noise, self.fallbacks = noise, fallbacks
-        self.coarsest = coarsest
-        self.run = self.first
+        self.coarsest, self.rows = coarsest, rows
+        self.seen: set[int | None] = set()
+        self.trusted = True
         self._boxed_call = True  # AOTAutograd asks; in the instance, where wrappers find it
 
     def __call__(self, args: list[Any]) -> Any:
-        return self.run(args)
+        if self.trusted:
+            count = self.rows.samples(args) if self.rows is not None else None
+            which = None if count is None else kind(count)
+            if which not in self.seen:
+                self.prove(args, count)
+                self.seen.add(which)
+        return (self.compiled if self.trusted else self.eager)(args)
 
-    def first(self, args: list[Any]) -> Any:
-        """The first call: both graphs run, and one of them is chosen."""
-        state, trouble = random_state(), None
-        if self.noise is not None:
-            silent = list(args)
-            silent[self.noise] = torch.zeros_like(args[self.noise])
-            trouble = self.trouble(silent)
-        if self.noise is None or (trouble is None and bool(args[self.noise] != 0)):
-            trouble = self.trouble(args)
-        self.run = self.compiled if trouble is None else self.eager
+    def prove(self, args: list[Any], count: int | None) -> None:
+        """Run both graphs, and choose one of them."""
+        state = random_state()
+        try:
+            trouble = self.compared(args, count)
+        finally:
+            set_random_state(state)
         if trouble is not None:
+            self.trusted = False
             half = "forward" if self.noise is None else "backward"
             self.fallbacks.append(f"{half} graph: {trouble}")
             warnings.warn(
                 f"fxdp: compiled code differs from its {half} graph ({trouble}); "
                 "the graph runs eagerly instead",
                 MiscompilationWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        set_random_state(state)
-        return self.run(args)
+
+    def compared(self, args: list[Any], count: int | None) -> str | None:
+        """What differs between the two graphs, on as much of the inputs as is to be compared."""
+        size = self.rows.held(args) if self.rows is not None else 0
+        if self.rows is not None and count is not None and size > SMALL:
+            wanted = sorted({*FEW, count * SMALL // size})
+            parts = [self.rows.cut(args, few) for few in wanted if FEW[0] <= few < count]
+            known = [self.on_part(part) for part in parts if part is not None]
+            troubles = [trouble for trouble, ran in known if ran]
+            if troubles:
+                return next((t for t in troubles if t is not None), None)
+        return self.both_ways(args)
+
+    def on_part(self, part: list[Any]) -> tuple[str | None, bool]:
+        """What differs on a part of the inputs, and whether the graphs run on it at all: a kept
+        index may lead to a sample that was left out."""
+        try:
+            return self.both_ways(part), True
+        except (RuntimeError, IndexError, AssertionError):
+            return None, False
+
+    def both_ways(self, args: list[Any]) -> str | None:
+        """What differs without noise, or with it."""
+        trouble = None
+        if self.noise is not None:
+            silent = list(args)
+            silent[self.noise] = torch.zeros_like(args[self.noise])
+            trouble = self.trouble(silent)
+        if self.noise is None or (trouble is None and bool(args[self.noise] != 0)):
+            trouble = self.trouble(args)
+        return trouble
 
     def trouble(self, args: list[Any]) -> str | None:
         """What differs between the two graphs on these inputs; None if nothing."""
@@ -98,7 +155,8 @@ class Checked:
             [clone_preserve_strides(a) if isinstance(a, Tensor) else a for a in args]
         )
         set_random_state(state)
-        return difference(got, wanted, self.coarsest)
+        # Products that are rounded are not rounded alike: what went in differs in its last bit.
+        return difference(got, wanted, torch.bfloat16 if is_lowered() else self.coarsest)
 
 
 def random_state() -> Any:

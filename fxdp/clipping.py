@@ -1,7 +1,9 @@
 """How a sample's gradient is brought to a bounded norm, as values.
 
 Whatever the way, no sample adds a vector longer than C = `max_grad_norm` to the released sum, over
-all parameters together: so C is the sensitivity, and the noise is sigma C.
+all parameters together: so C is the sensitivity, and the noise is sigma C. What a factor is made of
+is rounded up: norms of P float32 numbers are never taken for less than 2e-19 sqrt(P), for the
+squares of such numbers underflow (`fxdp.passes.measure`).
 """
 
 import fnmatch
@@ -83,12 +85,13 @@ class Automatic(Flat):
 class Normalize(Flat):
     """C / norm: every sample's gradient gets norm C.
 
-    ========================  ======
-    case                      factor
-    ========================  ======
-    norm 0                    1, of nothing
-    any other norm            C / norm
-    ========================  ======
+    ===========================  ======
+    case                         factor
+    ===========================  ======
+    norm 0                       1, of nothing
+    squares that underflow       less than C / norm: the result is shorter than C
+    any other norm               C / norm
+    ===========================  ======
     """
 
     def factor(self, norms: Tensor, bound: Tensor) -> Tensor:

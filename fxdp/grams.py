@@ -6,7 +6,8 @@ time are enough, so that the T x T numbers of a batch are never stored at once.
 
 Where a sample's positions cancel, its norm is a small difference of large numbers, and what is
 left may be less than what was rounded away: a gradient of any size could pass for one of norm 0,
-and would not be clipped. So ghost norms are rounded up.
+and would not be clipped. So ghost norms are rounded up. So are those of operands so small that
+their squares underflow, beside which the other operand may be large.
 """
 
 import math
@@ -21,32 +22,57 @@ CACHED = 1 << 19  # numbers of one Gram matrix that are worked out at once
 # Errors of a ghost norm, in units in the last place of (sum_t |a_t| |b_t|)^2, which no product of
 # its sum exceeds: a search among operands that cancel finds 2.5 at most (tests/test_grams.py).
 SLACK = 8.0
-# What a product of float32 numbers is rounded to, by torch.get_float32_matmul_precision().
-UNITS = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
 
 
-def rounded_up(square: Tensor, gross: Tensor) -> Tensor:
+def rounded_up(square: Tensor, gross: Tensor, lost: Tensor) -> Tensor:
     """Squared norms that no rounding has made smaller than they are.
 
     Args:
         square: sums of products, as they were worked out.
         gross: sum_t |a_t| |b_t|, of the same shape.
+        lost: what underflow may have taken (`underflow`).
     """
-    return (square + slack(square.dtype) * gross.square()).clamp(min=0)
+    return (square + slack(square.dtype) * gross.square() + lost).clamp(min=0)
 
 
 def slack(dtype: torch.dtype) -> float:
     """How far a sum of products may be from what it should be, for absolute values that add
-    up to 1."""
-    unit = UNITS[torch.get_float32_matmul_precision()] if dtype == torch.float32 else 2.0**-53
-    return SLACK * unit
+    up to 1; worked out in full precision (`fxdp.precision`)."""
+    return SLACK * torch.finfo(dtype).eps / 2
 
 
-def ghost(a: Tensor, b: Tensor) -> Tensor:
-    """[N, ...] squared norms of sum_t a[n, ..., t] b[n, ..., t]^T, of ordinary torch functions."""
+def underflow(a: Tensor, b: Tensor, sizes: tuple[int, int], positions: int) -> Tensor:
+    """What squared norms of sum_t a_t b_t^T may lack because products underflow.
+
+    A product that does lacks at most the smallest normal number, so a scalar product of two
+    positions of `a` at most `i` times that; and it is multiplied by one of `b`.
+
+    Args:
+        a, b: sum_t |a_t| and sum_t |b_t|, of one shape.
+        sizes: i and o, the axes of the weight.
+        positions: how many t there are.
+    """
+    tiny = torch.finfo(a.dtype).tiny
+    of_a, of_b = (math.sqrt(size * tiny) for size in sizes)
+    return (a * of_b).square() + (b * of_a).square() + positions**2 * tiny
+
+
+@define("ghost_whole")
+def ghost_whole(a: Tensor, b: Tensor) -> Tensor:
+    """[N, ...] squared norms of sum_t a[n, ..., t] b[n, ..., t]^T, on any device.
+
+    One op, so that no Gram matrix is left to the forward half, where products may be rounded.
+    """
     square = ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).sum((-2, -1))
     lengths = [torch.linalg.vector_norm(x, dim=-1) for x in (a, b)]
-    return rounded_up(square, (lengths[0] * lengths[1]).sum(-1))
+    sums = [x.sum(-1) for x in lengths]
+    lost = underflow(sums[0], sums[1], (a.shape[-1], b.shape[-1]), a.shape[-2])
+    return rounded_up(square, (lengths[0] * lengths[1]).sum(-1), lost)
+
+
+@fake("ghost_whole")
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[:-2])
 
 
 def spans(size: int, most: int) -> list[tuple[int, int]]:
@@ -62,24 +88,32 @@ def ghost_outers(a: Tensor, others: list[Tensor]) -> Tensor:
 
     The Gram matrix of `a` is worked out once for all of them.
     """
-    square, gross = a.new_zeros(2, len(others), len(a))
-    length = a.shape[1]
+    square, gross, of_b = a.new_zeros(3, len(others), len(a))
+    of_a, length = a.new_zeros(len(a)), a.shape[1]
     rows = spans(length, ROWS)
     for first, last in spans(len(a), max(1, CACHED // max(1, length * ROWS))):
         part = slice(first, last)
         for start, stop in rows:
             mine = pairs(a[part], start, stop, start, stop)
+            lengths = diagonal(mine)
+            of_a[part] += lengths.sum(1)
             for k, b in enumerate(others):
-                found = products(mine, pairs(b[part], start, stop, start, stop))
-                square[k, part] += found[0]
-                gross[k, part] += found[1]
+                theirs = pairs(b[part], start, stop, start, stop)
+                beside = diagonal(theirs)
+                of_b[k, part] += beside.sum(1)
+                gross[k, part] += beside.mul_(lengths).sum(1)
+                square[k, part] += theirs.mul_(mine).flatten(1).sum(1)
             if not start:
                 continue
             mine = pairs(a[part], start, stop, 0, start)
             for k, b in enumerate(others):  # both halves of what is off the diagonal
                 both = pairs(b[part], start, stop, 0, start).mul_(mine)
                 square[k, part] += 2 * both.flatten(1).sum(1)
-    return rounded_up(square, gross)
+    lost = [
+        underflow(of_a, own, (a.shape[-1], b.shape[-1]), length)
+        for own, b in zip(of_b, others, strict=True)
+    ]
+    return rounded_up(square, gross, torch.stack(lost))
 
 
 def pairs(x: Tensor, start: int, stop: int, left: int, right: int) -> Tensor:
@@ -87,13 +121,27 @@ def pairs(x: Tensor, start: int, stop: int, left: int, right: int) -> Tensor:
     return torch.bmm(x[:, start:stop], x[:, left:right].transpose(1, 2))
 
 
+def diagonal(gram: Tensor) -> Tensor:
+    """[N, t] lengths of the positions of a Gram matrix [N, t, t]."""
+    return gram.diagonal(dim1=1, dim2=2).sqrt()
+
+
 def products(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """[N] sums of all products of two Gram matrices [N, t, t], and of |a_t| |b_t|.
 
     The second is overwritten.
     """
-    lengths = one.diagonal(dim1=1, dim2=2).sqrt() * other.diagonal(dim1=1, dim2=2).sqrt()
-    return other.mul_(one).flatten(1).sum(1), lengths.sum(1)
+    gross = (diagonal(one) * diagonal(other)).sum(1)
+    return other.mul_(one).flatten(1).sum(1), gross
+
+
+def at_once(a: Tensor, b: Tensor) -> Tensor:
+    """[N] squared norms of sum_t a[n, t] b[n, t]^T, from the whole of both Gram matrices."""
+    length = a.shape[1]
+    one, other = pairs(a, 0, length, 0, length), pairs(b, 0, length, 0, length)
+    sums = [diagonal(x).sum(1) for x in (one, other)]
+    lost = underflow(*sums, (a.shape[-1], b.shape[-1]), length)
+    return rounded_up(*products(one, other), lost)
 
 
 @fake("ghost_outers")
@@ -110,3 +158,14 @@ def ghost_outer(a: Tensor, b: Tensor) -> Tensor:
 @fake("ghost_outer")
 def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0])
+
+
+def inner(at: Tensor, h: Tensor, g: Tensor) -> Tensor:
+    """[N] inner products of a head and a lookup, sum_{t,s} at[n, s, t] (g[n, t] . h[n, s]), from
+    at [N, S, T], h [N, S, d] and g [N, T, d]; rounded up, as ghost norms are."""
+    lengths = [torch.linalg.vector_norm(x, dim=-1) for x in (h, g)]
+    share = slack(at.dtype) * lengths[0].unsqueeze(2) * lengths[1].unsqueeze(1)
+    tiny = torch.finfo(at.dtype).tiny
+    # What a product may lack, that of two positions and that with `at`.
+    lost = at.abs() * (share + h.shape[-1] * tiny) + tiny
+    return (at * (h @ g.transpose(-2, -1)) + lost).flatten(1).sum(1)

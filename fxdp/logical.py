@@ -8,7 +8,7 @@ Letters: N samples of the logical batch, m of a piece.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from fxdp.capture import SMALLEST, Inputs
 from fxdp.delivery import Gradients, Ran, delivered
 from fxdp.errors import StepError
+from fxdp.forms.batch import HALVES
 from fxdp.state import State
 
 # Runs the compiled step: arguments, mask, noise multiplier, whether none follows.
@@ -97,10 +98,27 @@ def summed(step: Piece, inputs: Inputs, mask: Tensor, size: int, sigma: float) -
         last = k == len(parts)
         mean, gradients = step(own, part, sigma if last else 0.0, last)
         loss = loss + mean * (int(part.sum()) / max(weight, 1))
+        if len(parts) > 1:
+            refuse_halves(gradients)
         total = added(total, gradients)
     if len(parts) > 1 and step.has_public():
         total = added(total, step.without_samples(*parts[-1], 0.0), 1 - len(parts))
     return Sum(loss, total, parts[-1])
+
+
+def refuse_halves(trained: Iterable[Tensor]) -> None:
+    """Refuse to add pieces up in half precision: a sum would be rounded before it has its noise,
+    and a sample could move it by more than the clip bound.
+
+    Raises:
+        TypeError: a parameter of less than 32 bits.
+    """
+    if found := {p.dtype for p in trained} & set(HALVES):
+        raise TypeError(
+            f"pieces of a batch are added up in the dtype of the parameters, and {found.pop()} "
+            "would round their sum before it has its noise: keep parameters in float32 and use "
+            "torch.autocast, or run the batch in one piece"
+        )
 
 
 def added(one: Gradients, other: Gradients, scale: float = 1.0) -> Gradients:
@@ -184,6 +202,7 @@ class Accumulation:
         self.begin()
         if self.last is None or self.tangent is None:
             raise StepError("this logical batch is over, and no loss in it had a backward pass")
+        refuse_halves(self.gradients)
         inputs, mask = self.last
         total = added(self.gradients, self.step.without_samples(inputs, mask, self.sigma))
         if self.step.has_public():  # once in every call, and once with the noise

@@ -26,6 +26,7 @@ from fxdp.capture import (
     own_step,
 )
 from fxdp.delivery import Ran, refuse_transforms
+from fxdp.deviation import check_deviation
 from fxdp.diagnostic import ProofError
 from fxdp.errors import NotCompiled
 from fxdp.graph_pass import Pass, Study
@@ -157,6 +158,7 @@ class Stepper:
         """
         check_scales(*scales)
         refuse_transforms()
+        check_deviation(*scales, {p.dtype for p in self.model.parameters() if p.requires_grad})
         numbers = [torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales]
         # Without noise nothing is drawn, and no number is used up.
         key = self.keys.next(released) if scales[1] > 0 else no_key()

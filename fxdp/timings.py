@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdp.precision import full_precision
 from fxdp.torch_internals import cache_dir, disable_current_modes
 
 HERE = Path(__file__).parent
@@ -45,7 +46,7 @@ def timed(key: str, device: torch.device, run: Callable[[], Times]) -> Times:
     key = f"{key} on {machine(device)}"
     used().add(key)
     if (known := stored().get(key)) is None:
-        with disable_current_modes(), torch.no_grad():
+        with disable_current_modes(), torch.no_grad(), full_precision():
             known = run()
         remember(key, known)
     return known

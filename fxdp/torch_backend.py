@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxdp.backend import compile_marked
+from fxdp.deviation import check_deviation
 from fxdp.diagnostic import CODES, CaptureError, Diagnostic, ProofError
 from fxdp.door import NEEDED, Door
 from fxdp.errors import StepError
@@ -79,6 +80,7 @@ def private(gm: GraphModule, example_inputs: Sequence[Any], door: Door) -> Calla
     door.fence.around(trained.values())
     refuse_step(settings.apart, trained.items(), StepError)
     refuse_held(trained.values(), StepError)
+    check_deviation(*door.scales, {p.dtype for p in trained.values()})
     sources: Any = gm._param_name_to_source
     gm = copied(gm)  # Dynamo goes on using the one that it gave us
     gm._param_name_to_source = sources

@@ -102,9 +102,22 @@ def test_the_slack_is_more_than_any_error() -> None:
     assert 0.5 < found < grams.SLACK / 2
 
 
-def test_coarse_products_need_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With torch.set_float32_matmul_precision("high") products are rounded to 11 bits."""
-    fine = grams.slack(torch.float32)
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert grams.slack(torch.float32) == fine * 2**13
-    assert grams.slack(torch.float64) == grams.SLACK * 2**-53
+@pytest.mark.parametrize("scale", [1e-25, 1e-20, 1e-15, 1.0])
+@pytest.mark.parametrize("shape", [(1, 3, 4), (7, 3, 4), (2, 7, 3, 4)])
+def test_squares_that_underflow(scale: float, shape: tuple[int, ...]) -> None:
+    """Whichever operand is small, and the other makes up for it; one whose squares overflow has a
+    norm that is no number, and the sample counts for nothing."""
+    a = torch.randn(5, *shape[:-1]) * scale
+    b = torch.randn(5, *shape[:-2], shape[-1]) / scale
+    for one, other in ((a, b), (b, a)):
+        form = Outer(one, other)
+        found = form.sq_norm("ghost").sqrt().double()
+        assert not (found < norms_of(form) * (1 - 1e-5)).any()
+        assert scale < 1e-18 or (found < norms_of(form) * 1.01).all()
+
+
+def test_both_operands_small() -> None:
+    """A norm of 0 where nothing is left, and it is added to (`fxdp.passes.measure`)."""
+    form = Outer(torch.randn(5, 130, 3) * 1e-30, torch.randn(5, 130, 4) * 1e-5)
+    assert (form.sq_norm("ghost").sqrt() < 1e-15).all()
+    assert (form.sq_norm("ghost").sqrt().double() >= norms_of(form) * (1 - 1e-5)).all()

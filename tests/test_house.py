@@ -10,12 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("torch_internals", "errors"),
-    ("keystream", "processes", "fence", "delivery"),
+    ("keystream", "precision", "processes", "fence", "delivery"),
     (
         "placement",
         "shapes",
         "codes",
         "definition",
+        "deviation",
         "atomic",
         "clipping",
         "generators",
@@ -45,7 +46,7 @@ LAYERS = (
     ("forms",),
     ("ops", "trials"),
     ("graph_pass", "trace", "sums", "facts", "guards", "fix", "dataless", "layout", "recomputing"),
-    ("faults", "fingerprint", "placing"),
+    ("faults", "fingerprint", "placing", "rows"),
     ("passes",),
     ("backend", "check", "capture", "certificate", "report"),
     ("options", "privacy", "correlated"),

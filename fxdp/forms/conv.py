@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fxdp.chain_rule import chained
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
-from fxdp.grams import ghost
 from fxdp.shapes import expr, product
 
 WEIGHT_ONLY = [False, True, False]
@@ -157,7 +156,7 @@ class Conv:
         exact = self.exact()
         if exact.has_windows and exact.x.shape[1] == 1:
             return torch.ops.fxdp.ghost_conv(*exact.folded())
-        return ghost(*exact.unfolded()).sum(1)
+        return torch.ops.fxdp.ghost_whole(*exact.unfolded()).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[D, C / G, *k], the sum with sample n counted factor[n] times."""

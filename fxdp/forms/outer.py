@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
-from fxdp.grams import ghost
+from fxdp.grams import underflow
 from fxdp.shapes import expr, product
 
 
@@ -70,14 +70,13 @@ class Outer:
             return sq_sum(self.per_sample(strategy))
         a, b = wide(self.a), wide(self.b)
         if a.shape[-2] == 1:
-            squares = torch.linalg.vector_norm(a, dim=(-2, -1)) * torch.linalg.vector_norm(
-                b, dim=(-2, -1)
-            )
-            squares = squares.square()
+            lengths = [torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (a, b)]
+            lost = underflow(*lengths, (a.shape[-1], b.shape[-1]), 1)
+            squares = (lengths[0] * lengths[1]).square() + lost
             return squares.unsqueeze(-1).flatten(1).sum(1)
         if a.dim() == 3 and has_ops(a, b):
             return torch.ops.fxdp.ghost_outer(a, b)
-        return ghost(a, b).unsqueeze(-1).flatten(1).sum(1)
+        return torch.ops.fxdp.ghost_whole(a, b).unsqueeze(-1).flatten(1).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""

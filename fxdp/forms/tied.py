@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import sympy
-import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, sq_sum, weighed, wide
 from fxdp.forms.outer import Outer
 from fxdp.forms.scatter import Scatter
-from fxdp.grams import slack
+from fxdp.grams import inner
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,9 @@ class Tied:
         return (table + head + 2 * self.cross()).clamp(min=0)
 
     def cross(self) -> Tensor:
-        """[N] inner products of the two: sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s]).
-
-        Rounded up, as ghost norms are.
-        """
+        """[N] inner products of the two: sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s])."""
         z, h, g = wide(self.z), wide(self.h), wide(self.g)
-        at = z.gather(2, self.ids.unsqueeze(1).expand(-1, z.shape[1], -1))
-        lengths = [torch.linalg.vector_norm(x, dim=-1) for x in (h, g)]
-        gross = at.abs() * lengths[0].unsqueeze(2) * lengths[1].unsqueeze(1)
-        return (at * (h @ g.transpose(-2, -1)) + slack(z.dtype) * gross).flatten(1).sum(1)
+        return inner(z.gather(2, self.ids.unsqueeze(1).expand(-1, z.shape[1], -1)), h, g)
 
     def total(self, factor: Tensor) -> Tensor:
         """[v, d], the sum with sample n counted factor[n] times."""
