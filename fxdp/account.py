@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fxdp.correlated import Correlation
+from fxdp.data.handed import Handed, Ticket, tickets
 from fxdp.privacy.accounting import check_supported
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
@@ -40,6 +41,8 @@ class Account:
     a loss without a backward pass    no record; an error at the next step if it
                                       is still there
     retain_graph, for a second pass   RuntimeError of torch's; no record
+    a batch that was released before  StepError; no record (where `batches` is known)
+    parts of two batches in one       StepError; no record (likewise)
     ================================  ==========================================
 
     Attributes:
@@ -47,13 +50,16 @@ class Account:
         sampling: how batches are drawn; None if nothing is to be amplified.
         budget: what may be spent; None if nothing is refused.
         noise: what correlates the noise of the releases; None where it is independent.
+        batches: what the sampler handed out, for the releases to be of; None if unknown.
     """
 
     ledger: Ledger
     sampling: Sampling | None = None
     budget: Budget | None = None
     noise: Correlation | None = None
+    batches: Handed | None = None
     _open: "weakref.ref[Tensor] | None" = field(default=None, repr=False)
+    _batch: Ticket | None = field(default=None, repr=False)  # of the release that is under way
 
     def __post_init__(self) -> None:
         check_supported(self.sampling, self.ledger.accountant, self.ledger.neighbours)
@@ -77,6 +83,48 @@ class Account:
             raise StepError(
                 "the last step's loss is still there, and loss.backward() was not called: call "
                 "it, or delete the loss, before the next step"
+            )
+
+    def take(self, arguments: Any, *, part: bool = False) -> None:
+        """Refuse a step on samples that no batch of the sampler gives a right to.
+
+        Args:
+            arguments: of the step.
+            part: whether the step goes on with a logical batch.
+
+        Raises:
+            StepError: the batch was released before, is left out of turn, or none was drawn.
+        """
+        if self.batches is None:
+            return
+        found = tickets(arguments)
+        before = {self._batch} - {None} if part else set[Ticket | None]()
+        self._batch = next(iter(found), self._batch if part else None)
+        if len(found) > 1 or (found and before):
+            self._refuse("it holds samples of two batches, or those of one twice")
+        self._refuse(self.batches.refusal(self._batch, isinstance(self.sampling, CyclicPoisson)))
+
+    def settle(self) -> None:
+        """Refuse to end here, where a run that goes on elsewhere would leave a turn out.
+
+        Raises:
+            StepError: a batch of its turn was drawn, and not released.
+        """
+        turns = isinstance(self.sampling, CyclicPoisson)
+        if turns and self.batches is not None and self.batches.waits:
+            raise StepError(
+                "a batch was drawn that was not released, and would be left out by a run that goes "
+                "on from here, where every turn counts: save after its step"
+            )
+
+    def _refuse(self, why: str | None) -> None:
+        """Raises StepError if there is a reason to."""
+        if why is not None:
+            raise StepError(
+                f"this batch cannot be released: {why}. Each batch that was drawn is released at "
+                "most once: take batches from the loader itself, which gives the next ones each "
+                "time it is iterated (a list of them, itertools.cycle and two steps on one batch "
+                "repeat some); or account without sample_rate. Nothing was released"
             )
 
     def watch(self, loss: Tensor, release: Release, then: Callable[[], None]) -> None:
@@ -114,15 +162,20 @@ class Account:
         """Check a release that is about to happen.
 
         Raises:
+            StepError: its batch was released before.
             BudgetExhausted: it would exceed the budget.
         """
+        if self.batches is not None:
+            self._refuse(self.batches.refusal(self._batch))
         if self.budget is not None:
             self.ledger.check(release, self.budget)
 
     def count(self, release: Release) -> None:
         """Record a release that has happened."""
         self.ledger.record(release)
-        self._open = None
+        if self.batches is not None:
+            self.batches.release(self._batch)
+        self._open = self._batch = None
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger in plain types; what was spent must not be lost with the process. And the
@@ -167,7 +220,8 @@ class Account:
         """The same account of a copy: what was learnt from the data was paid for once."""
         ledger = Ledger()
         ledger.load_state_dict(self.ledger.state_dict())
-        return Account(ledger, self.sampling, self.budget, self.noise and self.noise.anew())
+        noise = self.noise and self.noise.anew()
+        return Account(ledger, self.sampling, self.budget, noise, self.batches)
 
 
 def as_budget(budget: Any) -> Budget | None:

@@ -102,7 +102,7 @@ def make_private(
         max_grad_norm=max_grad_norm,
         noise_multiplier=noise_multiplier,
         expected_batch_size=batches.expected_batch_size,
-        sample_rate=batches.sampling,
+        sample_rate=batches,
         budget=None if epsilon in (None, math.inf) else (epsilon, delta),
         accountant=accountant,
         neighbours=neighbours,

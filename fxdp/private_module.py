@@ -105,7 +105,8 @@ class PrivateModule(nn.Module):
         Raises:
             ProofError: the model cannot be proven private.
             TypeError, ValueError: the arguments do not fit together.
-            StepError: the loss of the step before still waits for its backward pass.
+            StepError: the loss of the step before still waits for its backward pass, or the batch
+                was released before.
             BudgetExhausted: in `loss.backward()`, if the release would exceed the budget.
         """
         if not self.training or not torch.is_grad_enabled():
@@ -116,6 +117,7 @@ class PrivateModule(nn.Module):
         if self.microbatch_size is not None:
             count("microbatch_size", self.microbatch_size)
         self._account.begin()
+        self._account.take((args, kwargs), part=bool(self._logical and self._logical.calls))
         if self.microbatch_size or self._logical is not None or self._account.noise:
             return self._in_pieces(inputs, mask)
         lot = self._lot()
