@@ -3,6 +3,7 @@
 The step itself counts: what releases a gradient asks the ledger before, and tells it after.
 """
 
+import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release
 from fxdp.privacy.sampling import CyclicPoisson, Sampling
+from fxdp.public import Public
 
 VERSION = 2  # of the state
 
@@ -51,6 +53,7 @@ class Account:
         budget: what may be spent; None if nothing is refused.
         noise: what correlates the noise of the releases; None where it is independent.
         batches: what the sampler handed out, for the releases to be of; None if unknown.
+        public: what the steps took as public.
     """
 
     ledger: Ledger
@@ -58,6 +61,7 @@ class Account:
     budget: Budget | None = None
     noise: Correlation | None = None
     batches: Handed | None = None
+    public: Public = field(default_factory=Public)
     _open: "weakref.ref[Tensor] | None" = field(default=None, repr=False)
     _batch: Ticket | None = field(default=None, repr=False)  # of the release that is under way
 
@@ -181,7 +185,12 @@ class Account:
         """The ledger in plain types; what was spent must not be lost with the process. And the
         noise that the next step's goes on from, as tensors: secret."""
         noise = self.noise.state_dict() if self.noise else None
-        return {"version": VERSION, "ledger": self.ledger.state_dict(), "noise": noise}
+        return {
+            "version": VERSION,
+            "ledger": self.ledger.state_dict(),
+            "noise": noise,
+            "public": self.public.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what another run has spent.
@@ -196,7 +205,11 @@ class Account:
                 f"{self.ledger.releases} releases were counted here already, which loading would "
                 "forget: load before the first step"
             )
-        if state.get("version") != VERSION or set(state) != {"version", "ledger", "noise"}:
+        if state.get("version") != VERSION or set(state) - {"public"} != {
+            "version",
+            "ledger",
+            "noise",
+        }:
             raise ValueError(
                 f"privacy state: must have a ledger, noise and version {VERSION}, got "
                 f"{sorted(state)} and version {state.get('version')!r}"
@@ -211,17 +224,18 @@ class Account:
             if theirs != own:
                 raise ValueError(f"privacy state: {name} is {theirs!r}, and here {own!r}")
         noise = self.noise.loaded(state["noise"]) if self.noise else None
+        public = self.public.loaded(state.get("public"))
         trial = Ledger()
         trial.load_state_dict(state["ledger"])
         trial.record(self.release(1.0, 1.0))  # or the next step could not be counted
-        self.ledger, self.noise = read, noise
+        self.ledger, self.noise, self.public = read, noise, public
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Account":
         """The same account of a copy: what was learnt from the data was paid for once."""
         ledger = Ledger()
         ledger.load_state_dict(self.ledger.state_dict())
-        noise = self.noise and self.noise.anew()
-        return Account(ledger, self.sampling, self.budget, noise, self.batches)
+        noise, public = self.noise and self.noise.anew(), copy.deepcopy(self.public)
+        return Account(ledger, self.sampling, self.budget, noise, self.batches, public)
 
 
 def as_budget(budget: Any) -> Budget | None:

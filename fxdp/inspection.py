@@ -16,6 +16,7 @@ from fxdp.ops import RULES
 from fxdp.options import Scales
 from fxdp.outcome import loss_of
 from fxdp.pipeline import PROOF, Proven, stop
+from fxdp.public import Public
 from fxdp.stepper import Stepper
 
 Arguments = tuple[Any, ...]
@@ -72,20 +73,20 @@ class Inspector:
             trained = [p for p in self.stepper.model.parameters() if p.requires_grad]
             torch.autograd.grad(loss, trained, allow_unused=True)
 
-    def proven(self, args: Arguments, kwargs: dict[str, Any]) -> Certificate:
+    def proven(self, args: Arguments, kwargs: dict[str, Any], public: Public) -> Certificate:
         """The certificate of a step on these arguments.
 
         Raises:
             ProofError: it cannot be proven.
         """
-        attempt = self.attempt(args, kwargs)
+        attempt = self.attempt(args, kwargs, public)
         if attempt.error is not None:
             raise attempt.error
         assert attempt.certificate is not None
         return attempt.certificate
 
-    def attempt(self, args: Arguments, kwargs: dict[str, Any]) -> Attempt:
-        """What the proof makes of these arguments."""
+    def attempt(self, args: Arguments, kwargs: dict[str, Any], public: Public) -> Attempt:
+        """What the proof makes of these arguments, and what they and the steps take as public."""
         inputs, mask, _ = self.stepper.prepared(args, kwargs, None)
         record = Record()
         try:
@@ -93,9 +94,9 @@ class Inspector:
         except ProofError as error:
             return Attempt(record.study, None, error)
         assert record.study is not None
-        return Attempt(
-            record.study, certify(record.study, RULES, self.stepper.record.fallbacks), None
-        )
+        assumptions = public.beside(inputs).assumptions()
+        fallbacks = self.stepper.record.fallbacks
+        return Attempt(record.study, certify(record.study, RULES, fallbacks, assumptions), None)
 
     def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
         """Run the proof; the record holds the study also where it fails."""

@@ -119,9 +119,12 @@ class PrivateModule(nn.Module):
         self._account.begin()
         self._account.take((args, kwargs), part=bool(self._logical and self._logical.calls))
         if self.microbatch_size or self._logical is not None or self._account.noise:
-            return self._in_pieces(inputs, mask)
+            loss = self._in_pieces(inputs, mask)
+            self._account.public.note(inputs)
+            return loss
         lot = self._lot()
         out = self._stepper.captured(self._stepper.step, inputs, mask, lot.scales)
+        self._account.public.note(inputs)
 
         def done() -> None:
             self._see(lot, mask)
@@ -295,7 +298,7 @@ class PrivateModule(nn.Module):
 
     def privacy_statement(self, delta: float, num_samples: int | None = None) -> str:
         """What may be claimed of the training so far, in words, with what it rests on."""
-        return statement(self.ledger, delta, num_samples)
+        return statement(self.ledger, delta, num_samples, self._account.public.phrases())
 
     def privacy_state_dict(self) -> dict[str, Any]:
         """What was released so far, for `torch.load(weights_only=True)`.
@@ -321,9 +324,11 @@ class PrivateModule(nn.Module):
             ProofError: these inputs cannot be proven.
             RuntimeError: nothing was compiled yet and no inputs are given.
         """
+        public = self._account.public
         if not args and not kwargs:
-            return certify(self._stepper.study(), RULES, self._stepper.record.fallbacks)
-        return self._inspector.proven(args, kwargs)
+            record, study = self._stepper.record, self._stepper.study()
+            return certify(study, RULES, record.fallbacks, public.assumptions())
+        return self._inspector.proven(args, kwargs, public)
 
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """What the proof makes of given inputs, whether it succeeds or not.
@@ -331,7 +336,7 @@ class PrivateModule(nn.Module):
         Raises:
             TypeError, ValueError: the arguments do not fit together.
         """
-        return self._inspector.attempt(args, kwargs)
+        return self._inspector.attempt(args, kwargs, self._account.public)
 
     def train(self, mode: bool = True) -> "PrivateModule":
         """Training mode releases private gradients; eval mode is the model as it is."""

@@ -24,6 +24,7 @@ from fxdp.graph_pass import copied
 from fxdp.keystream import fresh_key, no_key
 from fxdp.options import checked_options
 from fxdp.pipeline import PASSES
+from fxdp.totals import check_total
 
 OPTIONS = (
     "max_grad_norm",
@@ -62,6 +63,8 @@ def fxdp(
     if missing := [name for name in OPTIONS[:3] if name not in given]:
         raise ValueError(f"options lacks {', '.join(missing)}")
     batch_dims = given.pop("batch_dims", 0)
+    for name, value in InstructionTranslator.current_tx().f_locals.items():
+        check_total(name, value, batch_dims.get(name, 0) if isinstance(batch_dims, Mapping) else 0)
     scales, settings = checked_options(**given)
     if isinstance(settings.clipping, Adaptive):
         raise ValueError("clipping='adaptive' moves the clip bound, which needs fxdp.compile")

@@ -6,11 +6,11 @@ other (`fxdp.make_private`, or `fxdp.compile(sample_rate=sampler)`), the account
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +28,8 @@ class Ticket:
     stale: bool = False
 
 
-# The batch that a tensor is a part of, by identity; None for one that is part of several.
-TICKETS: Any = WeakTensorKeyDictionary()
+# The batch that a tensor is a part of, by its identity; None for one that is part of several.
+TICKETS: dict[int, tuple["ref[Tensor]", Ticket | None]] = {}
 
 
 @dataclass(eq=False)
@@ -124,22 +124,32 @@ class Handed:
 def mark(batch: Any, ticket: Ticket) -> None:
     """Let the tensors of a batch tell which one it is."""
     for x in tensors(batch):
-        TICKETS[x] = None if x in TICKETS else ticket
+        key = id(x)
+        shared = key in TICKETS
+        TICKETS[key] = ref(x, partial(_drop, key)), None if shared else ticket
+
+
+def _drop(key: int, _: object) -> None:
+    TICKETS.pop(key, None)
 
 
 def tickets(values: Any) -> set[Ticket]:
     """The batches that arguments are known to be of."""
-    found = (TICKETS.get(x) for x in tensors(values))
-    return {ticket for ticket in found if ticket is not None}
+    found = set[Ticket]()
+    for x in tensors(values):
+        whose, ticket = TICKETS.get(id(x), (None, None))
+        if whose is not None and whose() is x and ticket is not None:
+            found.add(ticket)
+    return found
 
 
 def tensors(values: Any) -> Iterator[Tensor]:
     """All tensors in mappings, lists and tuples."""
     if isinstance(values, Tensor):
         yield values
+    elif isinstance(values, (list, tuple)):  # faster than a union
+        for value in values:
+            yield from tensors(value)
     elif isinstance(values, Mapping):
         for value in values.values():
-            yield from tensors(value)
-    elif isinstance(values, list | tuple):
-        for value in values:
             yield from tensors(value)
