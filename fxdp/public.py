@@ -66,7 +66,8 @@ class Public:
             label = name
             if dim is None:
                 continue
-            shape, key = [*x.shape], f"{name}[{part}]" if part else name
+            alone = inputs.names.count(name) == 1
+            shape, key = [*x.shape], name if alone else f"{name}[{part}]"
             shape[dim] = -1
             first = self.shapes.setdefault(key, shape)
             if first != shape:
@@ -91,8 +92,8 @@ class Public:
         for x, dim, name in zip(inputs.leaves, inputs.dims, inputs.names, strict=True):
             if dim is None and x is not None:
                 shared = isinstance(x, Tensor)
-                what = "a tensor that all samples share" if shared else f"a {type(x).__name__}"
-                self.rows.add(f"`{name}`, {what}")
+                what = "a tensor that all samples share" if shared else type(x).__name__
+                self.rows.add(f"`{name}` ({what})")
 
     def beside(self, inputs: Inputs) -> "Public":
         """The same, with the numbers and shared tensors of a step that was not made."""
