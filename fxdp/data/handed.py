@@ -86,7 +86,9 @@ class Handed:
         """
         if ticket is not None and ticket.home is not self:
             return "it is a batch of another loader than the one that the account is told of"
-        if ticket is not None and (ticket.stale or ticket in self._spent):
+        if ticket is not None and ticket.stale:
+            return "the loader was set back, and this batch was handed out before: make a new one"
+        if ticket is not None and ticket in self._spent:
             return "it was released before"
         if self.released >= self.drawn:
             return (
