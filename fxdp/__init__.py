@@ -24,6 +24,7 @@ from fxdp.ops import RULES
 from fxdp.pipeline import PASSES
 from fxdp.privacy.budget import BudgetExhausted
 from fxdp.private_module import PrivateModule
+from fxdp.public import PublicSizeWarning
 from fxdp.rules import Rule, SumRule, shared
 from fxdp.schedule import ScaleScheduler
 from fxdp.training import Progress
@@ -44,6 +45,7 @@ __all__ = [
     "PrivateModule",
     "Progress",
     "ProofError",
+    "PublicSizeWarning",
     "Rule",
     "ScaleScheduler",
     "StepError",

@@ -3,6 +3,7 @@
 The step itself counts: what releases a gradient asks the ledger before, and tells it after.
 """
 
+import copy
 import threading
 import weakref
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from fxdp.certificate import Assumption
 from fxdp.correlated import Correlation
+from fxdp.data.handed import Handed, Ticket, tickets
 from fxdp.delivery import Gradients
 from fxdp.errors import StepError
 from fxdp.privacy.accounting import check_supported
@@ -19,6 +22,7 @@ from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release
 from fxdp.privacy.sampling import CyclicPoisson, Sampling
+from fxdp.public import Public, as_assumed
 
 VERSION = 2  # of the state
 
@@ -41,6 +45,8 @@ class Account:
                                       release that was counted
     a loss without a backward pass    no record; an error at the next step if it
                                       is still there
+    a batch that was released before  StepError; no record (where `batches` is known)
+    parts of two batches in one       StepError; no record (likewise)
     ================================  ==========================================
 
     Attributes:
@@ -48,14 +54,19 @@ class Account:
         sampling: how batches are drawn; None if nothing is to be amplified.
         budget: what may be spent; None if nothing is refused.
         noise: what correlates the noise of the releases; None where it is independent.
+        batches: what the sampler handed out, for the releases to be of; None if unknown.
+        public: what the steps took as public.
     """
 
     ledger: Ledger
     sampling: Sampling | None = None
     budget: Budget | None = None
     noise: Correlation | None = None
+    batches: Handed | None = None
+    public: Public = field(default_factory=Public)
     _open: "weakref.ref[Tensor] | None" = field(default=None, repr=False)
     _lock: Any = field(default_factory=threading.RLock, repr=False)
+    _batch: Ticket | None = field(default=None, repr=False)  # of the release that is under way
 
     def __post_init__(self) -> None:
         check_supported(self.sampling, self.ledger.accountant, self.ledger.neighbours)
@@ -81,6 +92,48 @@ class Account:
                 "it, or delete the loss, before the next step"
             )
 
+    def take(self, arguments: Any, *, part: bool = False) -> None:
+        """Refuse a step on samples that no batch of the sampler gives a right to.
+
+        Args:
+            arguments: of the step.
+            part: whether the step goes on with a logical batch.
+
+        Raises:
+            StepError: the batch was released before, is left out of turn, or none was drawn.
+        """
+        if self.batches is None:
+            return
+        found = tickets(arguments)
+        before = {self._batch} - {None} if part else set[Ticket | None]()
+        self._batch = next(iter(found), self._batch if part else None)
+        if len(found) > 1 or (found and before):
+            self._refuse("it holds samples of two batches, or those of one twice")
+        self._refuse(self.batches.refusal(self._batch, isinstance(self.sampling, CyclicPoisson)))
+
+    def settle(self) -> None:
+        """Refuse to end here, where a run that goes on elsewhere would leave a turn out.
+
+        Raises:
+            StepError: a batch of its turn was drawn, and not released.
+        """
+        turns = isinstance(self.sampling, CyclicPoisson)
+        if turns and self.batches is not None and self.batches.waits:
+            raise StepError(
+                "a batch was drawn that was not released, and would be left out by a run that goes "
+                "on from here, where every turn counts: save after its step"
+            )
+
+    def _refuse(self, why: str | None) -> None:
+        """Raises StepError if there is a reason to."""
+        if why is not None:
+            raise StepError(
+                f"this batch cannot be released: {why}. Each batch that was drawn is released at "
+                "most once: take batches from the loader itself, which gives the next ones each "
+                "time it is iterated (a list of them, itertools.cycle and two steps on one batch "
+                "repeat some); or account without sample_rate. Nothing was released"
+            )
+
     def watch(self, loss: Tensor) -> None:
         """Know of a loss that waits for its backward pass."""
         self._open = weakref.ref(loss)
@@ -101,6 +154,9 @@ class Account:
             self.ask(release)
             gradients = work()
             self.ledger.record(release)
+            if self.batches is not None:
+                self.batches.release(self._batch)
+            self._batch = None
             then()
         return gradients
 
@@ -119,16 +175,39 @@ class Account:
         """Check a release that is about to happen.
 
         Raises:
+            StepError: its batch was released before.
             BudgetExhausted: it would exceed the budget.
         """
+        if self.batches is not None:
+            self._refuse(self.batches.refusal(self._batch))
         if self.budget is not None:
             self.ledger.check(release, self.budget)
+
+    def taken_as_public(self) -> tuple[str, ...]:
+        """What the privacy of the releases rests on being public, each as a phrase."""
+        count = self.ledger.unprotected
+        times = "once" if count == 1 else f"{count:,} times"
+        plain = f"the data of which plain gradients were asked for, {times}, by fxdp.unprotected"
+        return (*self.public.phrases(), *((plain,) if count else ()))
+
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """All rows of a certificate that no graph shows."""
+        rows = self.public.assumptions()
+        return (
+            *rows,
+            *(as_assumed(t) for t in self.taken_as_public()[len(self.public.phrases()) :]),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger in plain types; what was spent must not be lost with the process. And the
         noise that the next step's goes on from, as tensors: secret."""
         noise = self.noise.state_dict() if self.noise else None
-        return {"version": VERSION, "ledger": self.ledger.state_dict(), "noise": noise}
+        return {
+            "version": VERSION,
+            "ledger": self.ledger.state_dict(),
+            "noise": noise,
+            "public": self.public.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with what another run has spent.
@@ -143,7 +222,11 @@ class Account:
                 f"{self.ledger.releases} releases were counted here already, which loading would "
                 "forget: load before the first step"
             )
-        if state.get("version") != VERSION or set(state) != {"version", "ledger", "noise"}:
+        if state.get("version") != VERSION or set(state) - {"public"} != {
+            "version",
+            "ledger",
+            "noise",
+        }:
             raise ValueError(
                 f"privacy state: must have a ledger, noise and version {VERSION}, got "
                 f"{sorted(state)} and version {state.get('version')!r}"
@@ -158,16 +241,18 @@ class Account:
             if theirs != own:
                 raise ValueError(f"privacy state: {name} is {theirs!r}, and here {own!r}")
         noise = self.noise.loaded(state["noise"]) if self.noise else None
+        public = self.public.loaded(state.get("public"))
         trial = Ledger()
         trial.load_state_dict(state["ledger"])
         trial.record(self.release(1.0, 1.0))  # or the next step could not be counted
-        self.ledger, self.noise = read, noise
+        self.ledger, self.noise, self.public = read, noise, public
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Account":
         """The same account of a copy: what was learnt from the data was paid for once."""
         ledger = Ledger()
         ledger.load_state_dict(self.ledger.state_dict())
-        return Account(ledger, self.sampling, self.budget, self.noise and self.noise.anew())
+        noise, public = self.noise and self.noise.anew(), copy.deepcopy(self.public)
+        return Account(ledger, self.sampling, self.budget, noise, self.batches, public)
 
 
 def as_budget(budget: Any) -> Budget | None:

@@ -44,6 +44,7 @@ from fxdp.torch_internals import (
     shapes_config,
     torch_check,
 )
+from fxdp.totals import check_total
 
 BatchDims = Mapping[str, int | None] | int
 TARGET = "target"
@@ -107,7 +108,8 @@ def gather(
 
     Raises:
         TypeError: an argument that should hold samples is no tensor, or an axis no integer.
-        ValueError: the arguments disagree on the number of samples, or none holds samples.
+        ValueError: the arguments disagree on the number of samples, or none holds samples, or one
+            is a total of the batch.
     """
     keys = argument_names(model, args, kwargs, has_target)
     if isinstance(batch_dims, Mapping) and (unknown := set(batch_dims) - set(keys)):
@@ -121,6 +123,7 @@ def gather(
     names: list[str] = []
     for key, value in zip(keys, (*args, *kwargs.values()), strict=True):
         wanted = batch_dims.get(key, 0) if isinstance(batch_dims, Mapping) else batch_dims
+        check_total(key, value, wanted)
         flat = pytree.tree_leaves(value)
         for leaf in flat:
             leaves.append(leaf)

@@ -133,7 +133,12 @@ ASSUMPTIONS = (
 )
 
 
-def certify(study: Study, rules: Rules, fallbacks: list[str]) -> Certificate:
+def certify(
+    study: Study,
+    rules: Rules,
+    fallbacks: list[str],
+    assumptions: tuple[Assumption, ...] = ASSUMPTIONS,
+) -> Certificate:
     """The certificate of a graph that went through the proof."""
     seen, gradients = study.seen, study.gradients
     assert seen is not None
@@ -184,7 +189,7 @@ def certify(study: Study, rules: Rules, fallbacks: list[str]) -> Certificate:
             ),
             obligation("P6", "one clip bound and one noise scale", "one mark of release"),
         ),
-        ASSUMPTIONS,
+        assumptions,
         tuple(fallbacks),
         seen.fingerprint,
         {"torch": torch.__version__, "fxdp": own_version()},

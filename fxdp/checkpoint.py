@@ -6,7 +6,6 @@
 What a plain run has to save, and what has been spent: a file without that is refused.
 """
 
-import copy
 import os
 import warnings
 from collections.abc import Mapping
@@ -74,6 +73,8 @@ def save_checkpoint(
                                         what was left beside it
     state that weights_only forbids     TypeError, which names the part; the old file stays
     a loss waits for its backward pass  StepError
+    data that take turns, and a batch   StepError, where the account knows the loader
+    that was drawn and not released
     before optimizer.step()             what the gradients hold is lost: call it after
     ==================================  ===================================================
 
@@ -88,6 +89,7 @@ def save_checkpoint(
         TypeError, StepError, OSError: as in the table.
     """
     private._account.begin()
+    private._account.settle()
     if private._logical is not None:
         raise StepError("a logical batch has begun: save when it is over")
     state: dict[str, Any] = {
@@ -229,7 +231,7 @@ def check(state: dict[str, Any], private: PrivateModule, parts: dict[str, Any]) 
         same_names("scheduler", state["scheduler"], scheduler.state_dict())
     if (loader := parts["loader"]) is not None:
         batches = loader.batches if isinstance(loader, PrivateLoader) else loader
-        copy.copy(batches).load_state_dict(state["loader"])
+        batches.checked(state["loader"])
 
 
 def check_model(saved: Any, own: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.clipping import Clipping
 from fxdp.correlated import BandMF, Correlation
+from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.dataless import is_dataless, on_cpu
 from fxdp.inspection import Attempt
 from fxdp.ops import RULES
@@ -38,7 +39,7 @@ def compile(  # noqa: A001 - torch.compile's name
     memory_budget: int | None = None,
     batch_dims: BatchDims = 0,
     rules: Table = RULES,
-    sample_rate: float | Sampling | None = None,
+    sample_rate: float | Sampling | PrivateSampler | PrivateLoader | None = None,
     budget: tuple[float, float] | Budget | None = None,
     accountant: Accountant = "pld",
     neighbours: Neighbours = "add-or-remove-one",
@@ -78,7 +79,8 @@ def compile(  # noqa: A001 - torch.compile's name
             "target"); None for an argument that all samples share.
         rules: the table of rules; rules that you add are listed as assumptions.
         sample_rate: how batches are drawn, for the account: q of Poisson sampling, or what a
-            sampler of `fxdp.data` has as `sampling`; None amplifies nothing.
+            sampler of `fxdp.data` has as `sampling`; or the sampler, or a loader of its batches,
+            and then more releases than it drew batches are a StepError. None amplifies nothing.
         budget: (epsilon, delta); the backward pass that would exceed it raises BudgetExhausted
             and releases nothing.
         accountant, neighbours: as for `fxdp.privacy.epsilon`.
@@ -124,7 +126,10 @@ def compile(  # noqa: A001 - torch.compile's name
     shapes = {name: p.shape for name, p in model.named_parameters()}
     correlation = Correlation(noise, shapes) if noise is not None else None
     ledger = Ledger(accountant, neighbours)
-    account = Account(ledger, as_sampling(sample_rate), as_budget(budget), correlation)
+    drawn_by = sample_rate.batches if isinstance(sample_rate, PrivateLoader) else sample_rate
+    handed = drawn_by.handed if isinstance(drawn_by, PrivateSampler) else None
+    sampling = drawn_by.sampling if isinstance(drawn_by, PrivateSampler) else drawn_by
+    account = Account(ledger, as_sampling(sampling), as_budget(budget), correlation, handed)
     return PrivateModule(model, loss_fn, scales, settings, batch_dims, account, microbatch_size)
 
 

@@ -193,7 +193,7 @@ class Door:
 
     def privacy_statement(self, delta: float, num_samples: int | None = None) -> str:
         """What may be claimed of the training so far, in words, with what it rests on."""
-        return statement(self.ledger, delta, num_samples)
+        return statement(self.ledger, delta, num_samples, self.account.taken_as_public())
 
     def privacy_state_dict(self) -> dict[str, Any]:
         """What was released so far, for a checkpoint beside the model's `state_dict()`."""
@@ -209,7 +209,8 @@ class Door:
         Raises:
             RuntimeError: nothing was compiled yet.
         """
-        return certify(self._study(), RULES, self.record.fallbacks)
+        rows = self.account.assumptions()
+        return certify(self._study(), RULES, self.record.fallbacks, rows)
 
     def report(self) -> Report:
         """One row for each parameter: its sums, their form, strategy and predicted cost."""

@@ -15,6 +15,7 @@ from fxdp.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.options import Scales
 from fxdp.pipeline import PROOF, Proven, stop
+from fxdp.public import Public
 from fxdp.stepper import Compiled, Stepper
 
 Arguments = tuple[Any, ...]
@@ -71,20 +72,20 @@ class Inspector:
         finally:
             before.put_back()
 
-    def proven(self, args: Arguments, kwargs: dict[str, Any]) -> Certificate:
+    def proven(self, args: Arguments, kwargs: dict[str, Any], public: Public) -> Certificate:
         """The certificate of a step on these arguments.
 
         Raises:
             ProofError: it cannot be proven.
         """
-        attempt = self.attempt(args, kwargs)
+        attempt = self.attempt(args, kwargs, public)
         if attempt.error is not None:
             raise attempt.error
         assert attempt.certificate is not None
         return attempt.certificate
 
-    def attempt(self, args: Arguments, kwargs: dict[str, Any]) -> Attempt:
-        """What the proof makes of these arguments."""
+    def attempt(self, args: Arguments, kwargs: dict[str, Any], public: Public) -> Attempt:
+        """What the proof makes of these arguments, and what they and the steps take as public."""
         inputs, mask, _ = self.stepper.prepared(args, kwargs, None)
         record = Record()
         try:
@@ -92,9 +93,9 @@ class Inspector:
         except ProofError as error:
             return Attempt(record.study, None, error)
         assert record.study is not None
-        return Attempt(
-            record.study, certify(record.study, RULES, self.stepper.record.fallbacks), None
-        )
+        assumptions = public.beside(inputs).assumptions()
+        fallbacks = self.stepper.record.fallbacks
+        return Attempt(record.study, certify(record.study, RULES, fallbacks, assumptions), None)
 
     def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
         """Run the proof; the record holds the study also where it fails."""

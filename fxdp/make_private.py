@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from fxdp.compiler import compile  # noqa: A004
-from fxdp.data import PrivateLoader, PrivateSampler, private_loader
+from fxdp.data import FixedSizeSampler, PrivateLoader, PrivateSampler, private_loader
 from fxdp.privacy.accounting import Accountant, Neighbours
 from fxdp.privacy.arguments import require_delta, require_whole
 from fxdp.privacy.planning import calibrate
@@ -29,6 +29,7 @@ def make_private(
     max_grad_norm: float,
     epsilon: float | None = None,
     noise_multiplier: float | None = None,
+    expected_batch_size: float | None = None,
     sampler: PrivateSampler | None = None,
     sample_rate: float | None = None,
     generator: torch.Generator | None = None,
@@ -51,9 +52,10 @@ def make_private(
                 optimizer.step()
 
     Guarantees:
-        Batches are drawn as the account says, the clipped sums are divided by the sampler's
-        expected batch size, which no batch decides, and all steps of `epochs` passes together
-        spend at most epsilon at delta; one step more raises BudgetExhausted and releases nothing.
+        Batches are drawn as the account says, each is released at most once, the clipped sums are
+        divided by a number that no batch decides, and all steps of `epochs` passes together spend
+        at most epsilon at delta; one step more raises BudgetExhausted and releases nothing. What
+        is derived from the number of samples is said in the certificate and in the statement.
 
     =======================================  ==========================================
     case                                     what happens
@@ -65,6 +67,10 @@ def make_private(
     does not have                            norms, for nothing
     a parameter of another model             ValueError
     a loader that draws in its own way       ValueError, as for `fxdp.data.private_loader`
+    more steps than batches were drawn       StepError: one would be released twice
+    no expected_batch_size                   the sampler's, which tells the number of
+                                             samples: that is then taken as public
+    neither sampler nor sample_rate          batch_size over the number of samples, likewise
     =======================================  ==========================================
 
     Args:
@@ -76,6 +82,8 @@ def make_private(
         max_grad_norm: the clip bound C.
         epsilon: the budget, in nats, above 0.
         noise_multiplier: in place of a budget, at least 0.
+        expected_batch_size: L, chosen without looking at the data, above 0; None takes the
+            sampler's, the mean size of a batch. It scales the gradient, and costs no privacy.
         sampler, sample_rate, generator: as for `fxdp.data.private_loader`.
         secure: batches, as there, and noise, as for `fxdp.compile`, from the system's entropy.
         accountant, neighbours: as for `fxdp.privacy.epsilon`.
@@ -104,8 +112,10 @@ def make_private(
         loss_fn=loss_fn,
         max_grad_norm=max_grad_norm,
         noise_multiplier=noise_multiplier,
-        expected_batch_size=batches.expected_batch_size,
-        sample_rate=batches.sampling,
+        expected_batch_size=(
+            batches.expected_batch_size if expected_batch_size is None else expected_batch_size
+        ),
+        sample_rate=batches,
         budget=None if epsilon in (None, math.inf) else (epsilon, delta),
         accountant=accountant,
         neighbours=neighbours,
@@ -113,6 +123,10 @@ def make_private(
         mesh=mesh,
         **options,
     )
+    own_size = expected_batch_size is not None or isinstance(batches, FixedSizeSampler)
+    own_rate = sampler is not None or sample_rate is not None
+    known = {"expected_batch_size": own_size, "sample_rate": own_rate}
+    private._account.public.derived = tuple(name for name, own in known.items() if not own)
     return private, optimizer, loader
 
 

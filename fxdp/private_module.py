@@ -117,7 +117,8 @@ class PrivateModule(Unwrapped, nn.Module):
         Raises:
             ProofError: the model cannot be proven private.
             TypeError, ValueError: the arguments do not fit together.
-            StepError: the loss of the step before still waits for its backward pass.
+            StepError: the loss of the step before still waits for its backward pass, or the batch
+                was released before.
             BudgetExhausted: in `loss.backward()`, if the release would exceed the budget.
         """
         if not torch.is_grad_enabled():
@@ -137,11 +138,15 @@ class PrivateModule(Unwrapped, nn.Module):
         if self.microbatch_size is not None:
             count("microbatch_size", self.microbatch_size)
         self._account.begin()
+        self._account.take((args, kwargs), part=bool(self._logical and self._logical.calls))
         if self.microbatch_size or self._logical is not None or self._account.noise:
-            return self._in_pieces(inputs, mask)
+            loss = self._in_pieces(inputs, mask)
+            self._account.public.note(inputs)
+            return loss
         lot = self._lot()
         step = self._stepper.step
         out, ran = self._stepper.captured(step, inputs, mask, lot.scales, self.releases)
+        self._account.public.note(inputs)
 
         def work(tangent: Tensor) -> Gradients:
             return self._released(lot, lambda: self._differentiated(ran, tangent, lot, mask))
@@ -335,7 +340,7 @@ class PrivateModule(Unwrapped, nn.Module):
 
     def privacy_statement(self, delta: float, num_samples: int | None = None) -> str:
         """What may be claimed of the training so far, in words, with what it rests on."""
-        return statement(self.ledger, delta, num_samples)
+        return statement(self.ledger, delta, num_samples, self._account.taken_as_public())
 
     def privacy_state_dict(self) -> dict[str, Any]:
         """What was released so far, for `torch.load(weights_only=True)`.
@@ -361,9 +366,11 @@ class PrivateModule(Unwrapped, nn.Module):
             ProofError: these inputs cannot be proven.
             RuntimeError: nothing was compiled yet and no inputs are given.
         """
+        public = self._account.public
         if not args and not kwargs:
-            return certify(self._stepper.study(), RULES, self._stepper.record.fallbacks)
-        return self._inspector.proven(args, kwargs)
+            record, study = self._stepper.record, self._stepper.study()
+            return certify(study, RULES, record.fallbacks, self._account.assumptions())
+        return self._inspector.proven(args, kwargs, public)
 
     def attempt(self, *args: Any, **kwargs: Any) -> Attempt:
         """What the proof makes of given inputs, whether it succeeds or not.
@@ -371,7 +378,7 @@ class PrivateModule(Unwrapped, nn.Module):
         Raises:
             TypeError, ValueError: the arguments do not fit together.
         """
-        return self._inspector.attempt(args, kwargs)
+        return self._inspector.attempt(args, kwargs, self._account.public)
 
     def train(self, mode: bool = True) -> "PrivateModule":
         """The mode of the model's layers; steps with gradients are private in both."""

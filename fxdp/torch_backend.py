@@ -32,6 +32,7 @@ from fxdp.torch_internals import (
     mark_dynamic,
     replace_optimize,
 )
+from fxdp.totals import check_total
 
 
 class WithDynamicBatch(TensorifyScalarRestartAnalysis):
@@ -76,6 +77,9 @@ def private(gm: GraphModule, example_inputs: Sequence[Any], door: Door) -> Calla
     """The private step of a captured graph."""
     settings = door.settings
     refuse_parts()
+    for name, value in InstructionTranslator.current_tx().f_locals.items():
+        axis = door.batch_dims.get(name, 0) if isinstance(door.batch_dims, Mapping) else 0
+        check_total(name, value, axis)
     trained = parameters(gm, example_inputs)
     door.fence.around(trained.values())
     refuse_step(settings.apart, trained.items(), StepError)

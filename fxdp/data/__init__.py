@@ -6,6 +6,7 @@ epsilon = fxdp.privacy.epsilon(1.1, loader.batches.sampling, steps, delta)
 
 from fxdp.data.collate import poisson_collate
 from fxdp.data.loader import PrivateLoader, private_loader
+from fxdp.data.padding import pad_collate
 from fxdp.data.sampler import PrivateSampler
 from fxdp.data.samplers import (
     CyclicPoissonSampler,
@@ -21,6 +22,7 @@ __all__ = [
     "PrivateLoader",
     "PrivateSampler",
     "TruncatedPoissonSampler",
+    "pad_collate",
     "poisson_collate",
     "private_loader",
 ]

@@ -37,7 +37,9 @@ def poisson_collate(dataset: Dataset[Any], collate: Collate = default_collate) -
         TypeError: the collated sample holds something that is not a tensor, a container, or a
             list of strings.
     """
-    return partial(_collate_or_empty, collate, _without_rows(collate([dataset[0]])))
+    own = getattr(collate, "of_nobody", None)  # of a collate function that chooses a length
+    batch = collate([dataset[0]]) if own is None else own(dataset[0])
+    return partial(_collate_or_empty, collate, _without_rows(batch))
 
 
 def _collate_or_empty(collate: Collate, empty: Any, samples: list[Any]) -> Any:

@@ -19,6 +19,7 @@ from torch.utils.data import (
 )
 
 from fxdp.data.collate import poisson_collate
+from fxdp.data.handed import mark
 from fxdp.data.sampler import PrivateSampler
 from fxdp.data.samplers import FixedSizeSampler, PoissonSampler
 from fxdp.privacy.arguments import require_rate
@@ -47,14 +48,18 @@ class PrivateLoader(DataLoader[Any]):
         Batches reach the loop in the order of their steps, each once, with workers and
         prefetching as without. `batches.position` counts those that the loop was given, so
         a state that is saved in the loop's body resumes with the batch that would have come
-        next, exactly. An iteration draws nothing from torch's generators by itself. In a worker
-        the generators of torch, Python and numpy begin anew with each batch, from a seed that
-        is a function of the sampler's key and the step; so random augmentation resumes too.
+        next, exactly. Whoever else iterates the batch sampler (a library that makes a loader of
+        its own of it) moves the position too, ahead of the loop. An iteration draws nothing from
+        torch's generators by itself. In a worker the generators of torch, Python and numpy begin
+        anew with each batch, from a seed that is a function of the sampler's key and the step; so
+        random augmentation resumes too.
 
     | edge case                              | what happens                                    |
     |----------------------------------------|-------------------------------------------------|
     | nobody is drawn                        | a batch whose tensors have no rows              |
     | the loop is left in the middle         | the next one is given the rest                  |
+    | a copy, deep or not                    | a deep one draws other batches, another shares  |
+    |                                        | the position                                    |
     | the data set has another length        | ValueError, before a batch of it is drawn       |
     | two loops at once, or a state loaded   | RuntimeError in the loop that has fallen behind |
     | in the middle of one                   |                                                 |
@@ -66,7 +71,8 @@ class PrivateLoader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], batches: PrivateSampler, **settings: Any) -> None:
-        super().__init__(dataset, batch_sampler=_Ahead(dataset, batches), **settings)
+        self._ahead = _Ahead(dataset, batches)
+        super().__init__(dataset, batch_sampler=self._ahead, **settings)
         self.batches = batches
 
     def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -74,12 +80,13 @@ class PrivateLoader(DataLoader[Any]):
         given, seed = self.generator, self.batches.seed(self.batches.position)
         # DataLoader draws a seed for its workers, which a run that resumes would draw once more.
         self.generator = torch.Generator().manual_seed(seed)
+        self._ahead.moves = False
         try:
             batches = super().__iter__()
         finally:
-            self.generator = given
+            self.generator, self._ahead.moves = given, True
         for batch in batches:
-            self.batches.advance(next(steps))
+            mark(batch, self.batches.advance(next(steps)))
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -162,16 +169,25 @@ def private_loader(
 
 
 class _Ahead(Sampler[list[int]]):
-    """Reads the batches that come next without moving the position, as prefetching needs."""
+    """The batches that come next.
+
+    Attributes:
+        moves: whether an iteration that begins now moves the position. The loader's own does not,
+            as prefetching needs: there it moves with what the loop is given.
+    """
 
     def __init__(self, dataset: Dataset[Any], batches: PrivateSampler) -> None:
         self.dataset = dataset
         self.batches = batches
+        self.moves = True
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
+        return self._drawn(self.moves)
+
+    def _drawn(self, moves: bool) -> Iterator[list[int]]:
         for step in self.batches.remaining():
             length = len(cast(Sized, self.dataset))
             if length != self.batches.num_samples:
@@ -179,6 +195,8 @@ class _Ahead(Sampler[list[int]]):
                     f"the data set has {length} samples now, and had {self.batches.num_samples} "
                     "when its loader was made: make a new loader, and account for the new rate"
                 )
+            if moves:
+                self.batches.advance(step)
             yield _Drawn(self.batches.batch(step), self.batches.seed(step))
 
 

@@ -8,11 +8,12 @@ on several machines need the same key, and each its part of every batch.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import Sampler
 
+from fxdp.data.handed import Handed, Ticket
 from fxdp.data.stream import ChaCha20, Philox, Stream
 from fxdp.privacy.arguments import require_whole
 from fxdp.privacy.sampling import Sampling
@@ -38,9 +39,12 @@ class PrivateSampler(Sampler[list[int]], ABC):
     | left in the middle        | the next iteration yields the rest of this one              |
     | two iterations at once    | RuntimeError in the one that has fallen behind              |
     | state of another sampler  | ValueError, which names what differs; nothing changes       |
+    | a copy, deep or not       | draws other batches, by a key of its own                    |
+    | pickled                   | TypeError: it would draw its batches again                  |
 
     `position` counts the batches that were yielded. In a plain DataLoader with workers it runs
-    ahead of the training loop, as they prefetch; a `PrivateLoader` keeps it in step.
+    ahead of the training loop, as they prefetch; a `PrivateLoader` keeps it in step. `handed`
+    counts them for an account, see `fxdp.data.handed`.
 
     Args:
         num_samples: size of the data set, >= 1.
@@ -63,6 +67,8 @@ class PrivateSampler(Sampler[list[int]], ABC):
         self.num_samples = int(num_samples)
         self.steps = int(steps)
         self.position = 0
+        self.handed = Handed()
+        self._copies = 0
         self._stream: Stream = ChaCha20.fresh() if secure else Philox.seeded(generator)
 
     @property
@@ -97,8 +103,8 @@ class PrivateSampler(Sampler[list[int]], ABC):
             return range(0)
         return range(self.position, (self.position // self.steps + 1) * self.steps)
 
-    def advance(self, step: int) -> None:
-        """Notes that batch `step` is handed out.
+    def advance(self, step: int) -> Ticket:
+        """Notes that batch `step` is handed out, and returns what it is known by.
 
         Raises:
             RuntimeError: another one is next, so `step` was handed out already or others were
@@ -110,6 +116,7 @@ class PrivateSampler(Sampler[list[int]], ABC):
                 "another iteration, or load_state_dict, has moved it; iterate anew"
             )
         self.position = step + 1
+        return self.handed.hand(self._stream.key, step)
 
     def seed(self, step: int) -> int:
         """64 bits for what chance does to the samples of batch `step`; they do not tell the key."""
@@ -126,6 +133,11 @@ class PrivateSampler(Sampler[list[int]], ABC):
         Raises:
             ValueError: the state is malformed, or of a sampler that draws otherwise.
         """
+        self.position, self._stream = self.checked(state)
+        self.handed.forget()
+
+    def checked(self, state: dict[str, Any]) -> tuple[int, Stream]:
+        """Position and stream of a state; raises ValueError, as `load_state_dict`."""
         frame = self._frame()
         if set(state) != {*frame, "position", "key"}:
             wanted = sorted({*frame, "position", "key"})
@@ -136,7 +148,24 @@ class PrivateSampler(Sampler[list[int]], ABC):
         position, key = state["position"], _key(state["key"], frame["stream"])
         if not isinstance(position, int) or isinstance(position, bool) or position < 0:
             raise ValueError(f"sampler state: position must be a whole number, got {position!r}")
-        self.position, self._stream = position, type(self._stream)(key)
+        return position, type(self._stream)(key)
+
+    def __copy__(self) -> Self:
+        return self.__deepcopy__({})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        self._copies += 1
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other._copies, other._stream = 0, self._stream.another(self._copies)
+        memo[id(self)] = other
+        return other
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a sampler that is pickled would draw its batches again: save its state_dict(), and "
+            "load that into a new one, in the one process that goes on"
+        )
 
     def _frame(self) -> dict[str, Any]:
         """What must be equal in a sampler that goes on with this one's state."""

@@ -5,6 +5,8 @@ batch random, and now and then 0. Such a step still releases noise and still cou
 empty list is a batch like any other.
 """
 
+from typing import Any, Self
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -192,6 +194,7 @@ class CyclicPoissonSampler(PrivateSampler):
     | parts = 1             | Poisson samples                                             |
     | sample_rate = 1       | the parts as they are, in turn; nothing is amplified        |
     | parts > num_samples   | some parts, and their batches, are empty                    |
+    | a copy                | TypeError: other parts would not fit what was released      |
     | all others            | as for `PoissonSampler`                                     |
 
     Args:
@@ -234,6 +237,12 @@ class CyclicPoissonSampler(PrivateSampler):
         members = np.flatnonzero(self._parts() == step % self._sampling.parts)
         words = self._stream.at(step)
         return members[_tossed(words, len(members), self._sampling.rate)].tolist()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        raise TypeError(
+            "a copy would split the data into other parts, and one sampler serves the whole run: "
+            "make another, with another seed, for another run"
+        )
 
     def _parts(self) -> NDArray[np.int64]:
         """The part of each index; kept as long as the key is the same."""

@@ -8,6 +8,7 @@ nothing.
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ class Philox:
         drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator)
         return Philox(drawn.numpy().astype("<i8").tobytes())
 
+    def another(self, copy: int) -> "Philox":
+        """The stream of a copy, by its number: a function of the key that does not tell it."""
+        told = sha256(b"fxdp copy" + self.key + copy.to_bytes(8, "little")).digest()
+        return Philox(told[: len(self.key)])
+
     def at(self, step: int) -> Words:
         """The words of step `step` in 0..2**64 - 1, from their beginning."""
         # The generator counts in the two low words; the step stands above them.
@@ -56,6 +62,10 @@ class ChaCha20:
     def fresh() -> "ChaCha20":
         """A key from the operating system's entropy."""
         return ChaCha20(secrets.token_bytes(32))
+
+    def another(self, copy: int) -> "ChaCha20":
+        """The stream of a copy: with a key of its own."""
+        return ChaCha20.fresh()
 
     def at(self, step: int) -> Words:
         """The words of step `step` in 0..2**64 - 1, from their beginning; 2**35 at most."""

@@ -21,7 +21,9 @@ from fxdp.privacy.sampling import (
 LISTED = 4  # kinds of release that are told one by one
 
 
-def statement(ledger: Ledger, delta: float, num_samples: int | None = None) -> str:
+def statement(
+    ledger: Ledger, delta: float, num_samples: int | None = None, public: Sequence[str] = ()
+) -> str:
     """Returns a privacy statement: five short paragraphs of plain text.
 
     What was released, by which mechanism, for which neighbours; epsilon with and without
@@ -41,6 +43,7 @@ def statement(ledger: Ledger, delta: float, num_samples: int | None = None) -> s
         ledger: all that was released from the data.
         delta: in (0, 1).
         num_samples: size of the data set, if it may be told, for the warning about delta.
+        public: what the steps took as public, each as a phrase.
 
     Raises:
         ValueError: delta is out of its range.
@@ -51,7 +54,8 @@ def statement(ledger: Ledger, delta: float, num_samples: int | None = None) -> s
         return "Nothing was released from the data, which costs no privacy."
     released = _released(ledger.runs)
     promise = _promise(ledger, delta)
-    return "\n\n".join((released, *promise, _assumptions(ledger.runs)))
+    taken = f" Assumed public: {'; '.join(public)}." if public else ""
+    return "\n\n".join((released, *promise, _assumptions(ledger.runs) + taken))
 
 
 def _released(runs: Sequence[Run]) -> str:

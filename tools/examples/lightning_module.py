@@ -47,7 +47,7 @@ class PrivateTraining:
                 ),
                 accountant=accountant,
                 expected_batch_size=batches.expected_batch_size,
-                sample_rate=batches.sampling,
+                sample_rate=batches,
                 budget=(epsilon, delta),
                 **options,
             )

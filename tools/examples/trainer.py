@@ -71,7 +71,7 @@ class PrivateTrainer(Trainer):
             ),
             accountant=accountant,
             expected_batch_size=batches.expected_batch_size,
-            sample_rate=batches.sampling,
+            sample_rate=batches,
             budget=(epsilon, delta),
             **(options or {}),
         )
