@@ -309,13 +309,14 @@ class Captured:
     by one thread at a time.
     """
 
-    def __init__(self, convert: Callable[..., Any], within: Captures) -> None:
-        self._torchdynamo_orig_backend = convert  # by which torch tells whose code it is
-        self.within = within
+    def __init__(self, convert: Any, within: Captures) -> None:
+        self.convert, self.within = convert, within
+        # By which torch tells whose code it is.
+        self._torchdynamo_orig_backend = convert._torchdynamo_orig_backend
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with compile_lock, self.within():
-            return self._torchdynamo_orig_backend(*args, **kwargs)
+            return self.convert(*args, **kwargs)
 
 
 def captured_within(
@@ -357,7 +358,7 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def capture_errors(model: nn.Module) -> Iterator[None]:
+def capture_errors(model: Any) -> Iterator[None]:
     """Turn what torch says when it cannot capture a model into our words.
 
     Raises:
@@ -376,12 +377,15 @@ def capture_errors(model: nn.Module) -> Iterator[None]:
     except NOT_COMPILED as error:
         raise NotCompiled(first_line(error)) from None
     except RuntimeError as error:
-        if str(error).startswith(STANCE):
+        if str(error).startswith(FORBIDDEN):
             raise NotCompiled(first_line(error)) from None
         raise
 
 
-STANCE = "Detected recompile when torch.compile stance"
+FORBIDDEN = (
+    "Detected recompile when torch.compile stance",
+    "torch.compile with fullgraph=True found no compiled frames",
+)
 
 # How torch writes an exception that the model raised while it was captured.
 RAISED = re.compile(r"raised exception (\w+)\((.*)\)$", re.MULTILINE)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxdp.errors import NotCompiled, StepError
-from fxdp.torch_internals import peek_interpreter_stack
+from fxdp.torch_internals import is_batched, peek_interpreter_stack
 
 Gradients = Mapping[Tensor, Tensor]  # by the tensor that they are the gradients of
 Work = Callable[[Tensor], Gradients]
@@ -104,7 +104,7 @@ def refuse_transforms(value: Tensor | None = None) -> None:
     Raises:
         StepError: torch.func, is_grads_batched, compiled autograd or a fake mode is at work.
     """
-    strange = value is not None and type(value) is not Tensor
+    strange = value is not None and (type(value) is not Tensor or is_batched(value))
     if strange or peek_interpreter_stack() is not None:
         raise StepError(
             "a private step cannot run inside torch.func (vmap, grad, jacrev, functional_call with "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fxdp.account import Account, as_budget
 from fxdp.backend import Record
+from fxdp.capture import capture_errors
 from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Adaptive
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
@@ -113,7 +114,8 @@ class Door:
             if not torch.is_grad_enabled():
                 return without_gradients(call(*args, **kwargs))
             self.fence.around(parameters)
-            out = call(*args, **kwargs)
+            with capture_errors(model):
+                out = call(*args, **kwargs)
             for leaf in pytree.tree_leaves(out):
                 if isinstance(leaf, Tensor) and leaf.requires_grad and not is_delivered(leaf):
                     raise NotCompiled(self.refusal or "its result was not made by fxdp's step")

@@ -203,6 +203,11 @@ def replace_optimize(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -
     dynamo.optimize = wrap(dynamo.optimize)
 
 
+def is_batched(x: Any) -> bool:
+    """Does vmap, or is_grads_batched, run this tensor's ops for many values at once?"""
+    return torch_c._functorch.is_batchedtensor(x) or torch_c._functorch.is_legacy_batchedtensor(x)
+
+
 def unsafe_stance() -> bool:
     """Is torch told to run what it has compiled without looking whether it fits?"""
     return bool(getattr(eval_frame._stance, "skip_guard_eval_unsafe", False))

@@ -13,7 +13,7 @@ from collections import Counter
 
 import torch
 
-from tests.soundness import op_db, random_graphs
+from tests.soundness import fallbacks, op_db, random_graphs
 from tests.soundness.apart import apart
 
 
@@ -22,7 +22,7 @@ def options() -> argparse.ArgumentParser:
         "tools/soundness", description="Hold fxdp's claims against runs on one sample each."
     )
     parser.add_argument(
-        "part", nargs="*", metavar="part", help="ops and graphs; both if none is named"
+        "part", nargs="*", metavar="part", help="ops, graphs and boundary; all if none is named"
     )
     parser.add_argument("--op", action="append", default=[], help="only operators of this name")
     parser.add_argument("--samples", type=int, default=2, help="samples of each operator")
@@ -104,12 +104,25 @@ def run_graphs(args: argparse.Namespace) -> bool:
     return not tally.false
 
 
+def run_boundary(args: argparse.Namespace) -> bool:
+    """What torch may run in place of a private step; true if nothing got past."""
+    del args
+    good = True
+    print(f"{'':36}" + "".join(f"{door:>26}" for door in fallbacks.DOORS))
+    for fallback in fallbacks.FALLBACKS:
+        found = [fallbacks.outcome(door, fallback) for door in fallbacks.DOORS]
+        good &= all(word in ("released", "refused") for word in found)
+        name = fallback.name + (", after a step" if fallback.warm else "")
+        print(f"{name:36}" + "".join(f"{word:>26}" for word in found), flush=True)
+    return good
+
+
 def main() -> int:
     args = options().parse_args()
     logging.disable(logging.ERROR)  # torch logs every operand that an operator cannot take
     torch.set_num_threads(1)
     gc.freeze()  # torch and sympy stay; looking at them again and again costs a tenth of the time
-    parts = {"ops": run_ops, "graphs": run_graphs}
+    parts = {"ops": run_ops, "graphs": run_graphs, "boundary": run_boundary}
     if unknown := set(args.part) - set(parts):
         options().error(f"no part is called {', '.join(unknown)}")
     chosen = args.part or (["ops"] if args.op else list(parts))
