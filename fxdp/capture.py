@@ -227,7 +227,7 @@ def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None, reduction: st
 
 
 def local_loss(
-    model: nn.Module, loss_fn: Callable[..., Any] | None, args: Any, kwargs: Any, reduction: str
+    model: nn.Module, loss_fn: Callable[..., Any] | None, args: Any, kwargs: Any, reduction: str = ""
 ) -> tuple[Any, Any]:
     """The loss of a step, and what the model returned beside it, cut off from gradients.
 
