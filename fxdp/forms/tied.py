@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import sympy
-import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, sq_sum, weighed, wide

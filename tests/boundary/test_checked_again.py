@@ -43,6 +43,7 @@ class Generated:
     def __call__(self, graph: Any, args: Any, is_backward: bool) -> Callable[[list[Any]], Any]:
         half = "backward" if is_backward else "forward"
         run = backend.make_boxed_func(backend.safe_views(backend.copied(graph)))
+
         def compiled(args: list[Any]) -> Any:
             # What has samples and positions is [T, N, ...], in both halves.
             count = next(a.shape[1] for a in args if isinstance(a, Tensor) and a.dim() == 3)

@@ -90,10 +90,12 @@ def test_norms() -> None:
 def test_ghost() -> None:
     """One position: the product of two squared norms. Several: that of two Gram matrices."""
     text = cut(linear().texts["measure"], "vector_norm(", "zeros_like(mask")
-    assert text.startswith(block("""
+    assert text.startswith(
+        block("""
         linalg_vector_norm = linalg_vector_norm(^movedim, 2, [-2, -1])
         linalg_vector_norm_2 = linalg_vector_norm(^movedim, 2, [-2, -1])
-    """))
+    """)
+    )
     assert re.search(r"mul_\d = mul\(linalg_vector_norm, linalg_vector_norm_2\)", text)
     assert cut(sequence(strategy="ghost").texts["measure"], "ghost_outer(") == block("""
         ghost_outer = fxdp.ghost_outer(^movedim, ^movedim)
