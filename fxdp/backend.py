@@ -26,7 +26,7 @@ from fxdp.deviation import check_deviation
 from fxdp.draws import draws_apart, refuse_second_draws
 from fxdp.errors import NotCompiled
 from fxdp.forms.batch import HALVES
-from fxdp.graph_pass import Pass, Study, at_hand, copied, outputs, run, study
+from fxdp.graph_pass import Pass, Study, arguments, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.keystream import SECURE_TERMS
 from fxdp.layout import contiguous_is_faster
@@ -43,6 +43,7 @@ from fxdp.run_key import RunKey
 from fxdp.sums import value
 from fxdp.torch_internals import (
     InvalidCxxCompiler,
+    OpOverload,
     aot_autograd,
     compile_fx_inner,
     functorch_config,
@@ -244,7 +245,8 @@ def finish(
     assert record.study is not None
     n = record.study.size
     rows = Rows.of(graph, n.meta["val"]) if n is not None else None
-    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph), rows)  # type: ignore[arg-type]
+    half = "backward" if is_backward else "forward"
+    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph), rows, half)  # type: ignore[arg-type]
 
 
 def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:
@@ -271,32 +273,48 @@ def noise_check(graph: GraphModule, record: Record) -> Callable[[list[Any]], Non
     Raises:
         ValueError: by the check.
     """
-    study, names = record.study, [n.name for n in graph.graph.find_nodes(op="placeholder")]
+    study = record.study
     assert study is not None
-    assert study.mark is not None
     dtypes = {value(c.gradient.node).dtype for c in study.clipped}
-    tangents = [n for n in names if n.startswith("tangents")]
-    wanted = [study.mark.bound.name, study.mark.sigma.name, study.mark.expected.name, *tangents]
-    if study.mark.reduction or len(wanted) != 4 or not set(wanted) <= set(names):
+    inputs = graph.graph.find_nodes(op="placeholder")
+    given = noise_arguments(graph)
+    wanted = [given.get(name) for name in ("scale", "expected", "tangent")]
+    if not all(node in inputs for node in wanted):
         return lambda args: None
-    places = [names.index(name) for name in wanted]
+    places = [inputs.index(node) for node in wanted]
 
     def check(args: list[Any]) -> None:
-        given = [args[place] for place in places]
-        if given[0].device.type == "cpu" or dtypes & set(HALVES):
-            bound, sigma, expected, tangent = map(float, given)
-            check_deviation(bound, sigma, expected, dtypes, tangent)
+        found = [args[place] for place in places]
+        if found[0].device.type == "cpu" or dtypes & set(HALVES):
+            scale, expected, tangent = map(float, found)
+            check_deviation(scale, 1.0 if scale else 0.0, expected, dtypes, tangent)
 
     return check
 
 
+def noise_arguments(graph: GraphModule) -> dict[str, Any]:
+    """The arguments of the first op that makes noise from a key, by their names."""
+    for node in graph.graph.nodes:
+        if "draw" in node.kwargs:  # of an op that works in place
+            return dict(node.kwargs)
+        if isinstance(node.target, OpOverload):
+            names = [a.name for a in node.target._schema.arguments]
+            if "draw" in names:
+                return dict(zip(names, arguments(node), strict=False)) | dict(node.kwargs)
+    return {}
+
+
 def noise_input(graph: GraphModule, record: Record) -> int | None:
-    """Which input of the backward graph is the noise multiplier."""
+    """Which input of the backward graph the noise is multiplied by: sigma, or sigma C where the
+    forward half has worked that out."""
     assert record.study is not None
     assert record.study.mark is not None
-    name = record.study.mark.sigma.name
-    names = [n.name for n in graph.graph.find_nodes(op="placeholder")]
-    return names.index(name) if name in names else None
+    inputs = graph.graph.find_nodes(op="placeholder")
+    names = [n.name for n in inputs]
+    if (name := record.study.mark.sigma.name) in names:
+        return names.index(name)
+    scale = noise_arguments(graph).get("scale")
+    return inputs.index(scale) if scale in inputs else None
 
 
 def hide_extras(back: GraphModule) -> None:

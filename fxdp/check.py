@@ -64,11 +64,12 @@ class Checked:
     Args:
         compiled: the compiled graph, called with a list of inputs that it may empty.
         eager: the same graph, run op by op.
-        noise: which input is the noise multiplier.
+        noise: which input the noise is multiplied by.
         fallbacks: where to note a difference.
         coarsest: the dtype of lowest precision in the graph: what went through it agrees no
             better, whatever the dtype of the result.
         rows: how its inputs follow from the number of samples; None if they do not.
+        half: which one it is, for the warning.
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class Checked:
         fallbacks: list[str],
         coarsest: torch.dtype = torch.float64,
         rows: Rows | None = None,
+        half: str = "forward",
     ) -> None:
         self.compiled, self.eager = compiled, eager
         self.noise, self.fallbacks = noise, fallbacks
-        self.coarsest, self.rows = coarsest, rows
+        self.coarsest, self.rows, self.half = coarsest, rows, half
         self.seen: set[int | None] = set()
         self.trusted = True
         self._boxed_call = True  # AOTAutograd asks; in the instance, where wrappers find it
@@ -105,10 +107,9 @@ class Checked:
             set_random_state(state)
         if trouble is not None:
             self.trusted = False
-            half = "forward" if self.noise is None else "backward"
-            self.fallbacks.append(f"{half} graph: {trouble}")
+            self.fallbacks.append(f"{self.half} graph: {trouble}")
             warnings.warn(
-                f"fxdp: compiled code differs from its {half} graph ({trouble}); "
+                f"fxdp: compiled code differs from its {self.half} graph ({trouble}); "
                 "the graph runs eagerly instead",
                 MiscompilationWarning,
                 stacklevel=3,
