@@ -38,6 +38,7 @@ from fxdp.torch_internals import (
     pytree,
     shapes_config,
     torch_check,
+    with_plain_arguments,
 )
 
 BatchDims = Mapping[str, int | None] | int
@@ -331,6 +332,7 @@ BETTER = {
 
 def trouble(text: str) -> tuple[str, str]:
     """The name of a code and the fault, from what torch says of a model it cannot capture."""
+    text = with_plain_arguments(text)
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if found := RAISED.search(text):
         error, message = found.groups()

@@ -8,6 +8,7 @@ fxdp takes it for, so that a new release of torch fails there, by name, before a
 # ruff: noqa: F401 - what is imported here is used elsewhere
 # pyright: reportUnusedImport=false
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -164,6 +165,17 @@ ATTRIBUTES = {
     "_schema": "of an op overload: names and types of its arguments",
     "_select_conv_backend": "of torch._C: chooses the kernel of a convolution",
 }
+
+
+# `raised exception ValueError([ConstantVariable(str: 'too long'), ConstantVariable(int: 3)])`
+VARIABLES = re.compile(r"\([(\[]\w*ConstantVariable\(\w+: (?P<first>.*)\),?[)\]]\)$", re.MULTILINE)
+NEXT = re.compile(r"\), \w*ConstantVariable\(\w+: ")
+
+
+def with_plain_arguments(text: str) -> str:
+    """What torch says of an exception that a model raised, with its arguments as Python writes
+    them; torch 2.11 says what it has for them."""
+    return VARIABLES.sub(lambda found: f"({NEXT.sub(', ', found['first'])})", text)
 
 
 class IgnoredFunctions(dict[Any, Any]):
