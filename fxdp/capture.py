@@ -43,6 +43,7 @@ from fxdp.torch_internals import (
     pytree,
     shapes_config,
     torch_check,
+    with_plain_arguments,
 )
 from fxdp.totals import check_total
 
@@ -227,7 +228,11 @@ def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None, reduction: st
 
 
 def local_loss(
-    model: nn.Module, loss_fn: Callable[..., Any] | None, args: Any, kwargs: Any, reduction: str = ""
+    model: nn.Module,
+    loss_fn: Callable[..., Any] | None,
+    args: Any,
+    kwargs: Any,
+    reduction: str = "",
 ) -> tuple[Any, Any]:
     """The loss of a step, and what the model returned beside it, cut off from gradients.
 
@@ -402,6 +407,7 @@ BETTER = {
 
 def trouble(text: str) -> tuple[str, str]:
     """The name of a code and the fault, from what torch says of a model it cannot capture."""
+    text = with_plain_arguments(text)
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     if found := RAISED.search(text):
         error, message = found.groups()

@@ -8,6 +8,7 @@ fxdp takes it for, so that a new release of torch fails there, by name, before a
 # ruff: noqa: F401 - what is imported here is used elsewhere
 # pyright: reportUnusedImport=false
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -211,6 +212,17 @@ def is_batched(x: Any) -> bool:
 def unsafe_stance() -> bool:
     """Is torch told to run what it has compiled without looking whether it fits?"""
     return bool(getattr(eval_frame._stance, "skip_guard_eval_unsafe", False))
+
+
+# `raised exception ValueError([ConstantVariable(str: 'too long'), ConstantVariable(int: 3)])`
+VARIABLES = re.compile(r"\([(\[]\w*ConstantVariable\(\w+: (?P<first>.*)\),?[)\]]\)$", re.MULTILINE)
+NEXT = re.compile(r"\), \w*ConstantVariable\(\w+: ")
+
+
+def with_plain_arguments(text: str) -> str:
+    """What torch says of an exception that a model raised, with its arguments as Python writes
+    them; torch 2.11 says what it has for them."""
+    return VARIABLES.sub(lambda found: f"({NEXT.sub(', ', found['first'])})", text)
 
 
 class IgnoredFunctions(dict[Any, Any]):

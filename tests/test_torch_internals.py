@@ -318,6 +318,20 @@ def test_an_attribute_is_what_it_is_taken_for(name: str) -> None:
     assert ATTRIBUTES[name]()
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ('E((ConstantVariable(str: "it\'s"),))', 'E("it\'s")'),
+        ("E([ConstantVariable(str: 'no (a) [b]')])", "E('no (a) [b]')"),
+        ("E([ConstantVariable(str: 'a'), ConstantVariable(int: 3)])", "E('a', 3)"),
+        ("E('(a)')", "E('(a)')"),
+        ("E()", "E()"),
+    ],
+)
+def test_arguments_of_an_exception_are_plain(said: str, meant: str) -> None:
+    assert T.with_plain_arguments(f"raised exception {said}\n") == f"raised exception {meant}\n"
+
+
 def test_settings_can_be_logged() -> None:
     """Torch 2.11 writes them as JSON at every capture, where a set of functions is an error."""
     ignored = T.IgnoredFunctions({print, min})
