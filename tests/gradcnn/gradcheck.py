@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tests.gradcnn.contenders import How, optimizer, private
 from tests.gradcnn.nets import CLASSES, Net
 from tests.gradcnn.published import GRADCHECK
+from tests.keys import same_noise
 
 STRATEGIES = ("naive", "multi", "crb", "auto")
 TOLERANCE = 1e-5
@@ -66,6 +67,7 @@ def course(
     """Train, and look at the gradients before each step."""
     model.to(how.device).train()
     step_of, step = private(model, strategy, how.backend, batch), optimizer(model, how.adam)
+    same_noise(step_of, how.seed)
     means: list[float] = []
     gaps: list[float] = []
     for _ in range(batches):

@@ -15,10 +15,12 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxdp
 from fxdp.backend import Record, Settings
+from fxdp.capture import own_step
 from fxdp.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.shapes import shape_of, show
+from fxdp.stepper import Compiled
 
 NAMES = tuple(p.name for p in PASSES)
 
@@ -68,15 +70,14 @@ def passed(
     before = PASSES[: NAMES.index(last) + 1]
     watched = (p for own in before for p in (own, seen(own.name, texts)))
     passes = (seen("captured", texts), *watched, Pass(stop, ends=True))
-    step = compiled_step(
-        model, loss, Settings(strategy, "eager", **{"plan": "model"} | how), record, passes
-    )
+    settings = Settings(strategy, "eager", **{"plan": "model"} | how)
+    call = compiled_step(own_step(model, loss), settings, record, passes=passes)
     private = fxdp.compile(
         model, loss_fn=loss, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=4
     )
     taken, mask, _ = private._stepper.prepared(inputs, {}, None)
     try:
-        private._stepper.captured(step, taken, mask, (1.0, 1.0, 1.0))
+        private._stepper.captured(Compiled(call, record), taken, mask, (1.0, 1.0, 1.0))
     except Proven:
         assert record.study is not None
         names = record.study.names
