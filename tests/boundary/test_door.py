@@ -1,0 +1,183 @@
+"""The step of torch.compile(backend="fxdp") keeps account, and fences its parameters."""
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxdp
+
+X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+OPTIONS: dict[str, Any] = {
+    "max_grad_norm": 0.3, "noise_multiplier": 1.0, "expected_batch_size": 6.0, "backend": "eager",
+    "plan": "fixed",
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop = nn.Linear(5, 3), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.fc(self.drop(x)), y)
+
+
+def compiled(model: nn.Module, **options: Any) -> Any:
+    torch._dynamo.reset()
+    return torch.compile(model, backend="fxdp", fullgraph=True, options=OPTIONS | options)
+
+
+def test_it_has_a_ledger_norms_and_a_certificate() -> None:
+    step = compiled(Net(), sample_rate=0.1, accountant="rdp")
+    with pytest.raises(RuntimeError, match="run a step first"):
+        step.privacy.certificate()
+    for n in (6, 4):
+        step(X[:n], Y[:n]).backward()
+        assert step.privacy.last_norms.shape == (n,)
+    account = step.privacy
+    assert account.releases == account.ledger.releases == 2
+    assert account.last_nonfinite == 0
+    assert account.sensitivity == 0.05
+    want = fxdp.privacy.epsilon(1.0, 0.1, 2, 1e-5, "rdp")
+    assert account.privacy_spent(1e-5) == pytest.approx(want)
+    assert "Poisson" in account.privacy_statement(1e-5)
+    assert account.certificate()
+    assert "fc.weight" in str(account.report())
+
+
+def test_a_budget() -> None:
+    model = Net()
+    step = compiled(model, budget=(1e-3, 1e-5))
+    with pytest.raises(fxdp.BudgetExhausted):
+        step(X, Y).backward()
+    assert step.privacy.releases == 0
+    assert model.fc.weight.grad is None
+
+
+def test_what_was_spent_goes_on() -> None:
+    step = compiled(Net())
+    step(X, Y).backward()
+    other = compiled(Net())
+    other.privacy.load_privacy_state_dict(step.privacy.privacy_state_dict())
+    other(X, Y).backward()
+    assert other.privacy.releases == 2
+
+
+def test_all_graphs_of_a_step_have_one_account() -> None:
+    """Train and eval mode, and validation in between, which is the model as it is."""
+    model = Net()
+    step = compiled(model)
+    for mode in (True, False):
+        model.train(mode)
+        step(X, Y).backward()
+        with torch.no_grad():
+            loss = step(X, Y)
+            assert not loss.requires_grad
+            if not mode:
+                assert torch.equal(loss, model(X, Y))
+    assert step.privacy.releases == 2
+
+
+def test_validation_of_a_model_that_returns_logits() -> None:
+    class Both(nn.Linear):
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            out = super().forward(x)
+            return out if y is None else F.cross_entropy(out, y)
+
+    step = compiled(Both(5, 3))
+    step(X, Y).backward()
+    with torch.no_grad():
+        assert step(X).shape == (6, 3)
+
+
+@pytest.mark.parametrize("what", ["backward", "sum"])
+def test_a_gradient_that_no_release_made(what: str) -> None:
+    model = Net()
+    step = compiled(model)
+    loss = model(X, Y) if what == "backward" else step(X, Y) + model.fc.weight.square().sum()
+    with pytest.raises(fxdp.StepError, match="no release made"):
+        loss.backward()
+    assert model.fc.weight.grad is None
+    assert torch.autograd.grad(model(X, Y), model.fc.weight)[0].norm() > 0  # to look at
+
+
+def test_the_fence_goes_with_the_step() -> None:
+    model = Net()
+    step = compiled(model)
+    step(X, Y).backward()
+    del step
+    torch._dynamo.reset()
+    gc.collect()
+    model.zero_grad()
+    model(X, Y).backward()
+    assert model.fc.weight.grad is not None
+
+
+def test_the_fence_follows_a_change_of_dtype() -> None:
+    model = Net()
+    step = compiled(model)
+    step(X, Y).backward()
+    model.double().zero_grad()
+    step(X.double(), Y).backward()
+    assert step.privacy.releases == 2
+    with pytest.raises(fxdp.StepError):
+        model(X.double(), Y).backward()
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_a_gradient_of_what_is_no_parameter(shape: tuple[int, ...]) -> None:
+    class Scaled(Net):
+        def forward(self, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+            return super().forward(x * scale, y)
+
+    step = compiled(Scaled(), batch_dims={"scale": None})
+    scale = torch.ones(shape, requires_grad=True)
+    with pytest.raises(fxdp.ProofError, match="FXD302.*scale requires a gradient"):
+        step(X, Y, scale)
+    assert scale.grad is None
+
+
+def test_two_losses_of_one_step() -> None:
+    step = compiled(Net())
+    loss = step(X, Y)
+    with pytest.raises(fxdp.StepError, match="still there"):
+        step(X, Y)
+    loss.backward()
+    assert step.privacy.releases == 1
+
+
+def test_a_module_compiled_in_place() -> None:
+    """`model.compile(...)`, which keeps the step to itself."""
+    model = Net()
+    model.compile(backend="fxdp", fullgraph=True, options=OPTIONS)
+    model(X, Y).backward()
+    noisy = model.fc.weight.grad.clone()
+    with torch.compiler.set_stance("force_eager"), pytest.raises(fxdp.StepError):
+        model(X, Y).backward()
+    assert torch.equal(model.fc.weight.grad, noisy)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"microbatch_size": 4}, "options has"),
+        ({"checkpoint": "except_last"}, "in pieces"),
+        ({"clipping": "adaptive"}, "needs fxdp.compile"),
+        ({"guard_filter_fn": lambda guards: [False for _ in guards]}, "guard_filter_fn"),
+    ],
+)
+def test_options_that_it_does_not_take(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        compiled(Net(), **options)
+
+
+def test_the_backend_alone_is_refused() -> None:
+    from fxdp.torch_backend import fxdp as backend
+
+    step = torch.compile(Net(), backend=lambda gm, x: backend(gm, x, options=OPTIONS))
+    with pytest.raises(Exception, match="called by torch.compile"):
+        step(X, Y)
