@@ -23,10 +23,11 @@ from fxdp.errors import StepError
 from fxdp.generators import check_generator_states, generator_states, set_generator_states
 from fxdp.options import check_scales
 from fxdp.private_module import PrivateModule
+from fxdp.run_key import checked as check_keys
 
-VERSION = 1
+VERSION = 2
 SCALES = ("max_grad_norm", "noise_multiplier", "expected_batch_size")
-PARTS = ("version", "model", "privacy", "scales", "rng", "code", "devices", "extra")
+PARTS = ("version", "model", "privacy", "noise", "scales", "rng", "code", "devices", "extra")
 OPTIONAL = ("optimizer", "scheduler", "loader")
 
 
@@ -62,8 +63,8 @@ def save_checkpoint(
           step. The same holds after a change of data or settings; and the noise is then the
           same as before, which is worse: see `load_checkpoint`.
 
-    The file is as secret as the data. The states of the generators tell the noise, and the
-    sampler's key all batches: only its owner may read it. Publish what is in "model" alone.
+    The file is as secret as the data. The key of the run tells all noise, and the sampler's key
+    all batches: only its owner may read it. Publish what is in "model" alone.
 
     ==================================  ===================================================
     case                                what happens
@@ -96,6 +97,7 @@ def save_checkpoint(
         "version": VERSION,
         "model": private.state_dict(),
         "privacy": private.privacy_state_dict(),
+        "noise": private._stepper.keys.state_dict(),
         "scales": {name: getattr(private, name) for name in SCALES},
         "rng": generator_states(),
         "code": {"rows": private._stepper.rows, "times": timings.asked()},
@@ -194,6 +196,8 @@ def load_checkpoint(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     private.load_state_dict(state["model"])
+    if "noise" in state:
+        private._stepper.keys.load_state_dict(state["noise"])
     for name, part in parts.items():
         if part is not None:
             part.load_state_dict(state[name])
@@ -216,6 +220,8 @@ def check(state: dict[str, Any], private: PrivateModule, parts: dict[str, Any]) 
         if set(state["scales"]) != set(SCALES):
             raise ValueError(f"scales: must be {SCALES}, got {sorted(state['scales'])}")
         check_scales(*(state["scales"][name] for name in SCALES))
+    if "noise" in state:
+        check_keys(state["noise"])
     if "rng" in state:
         check_generator_states(state["rng"])
         if not all(isinstance(d, str) for d in state["devices"]):

@@ -160,6 +160,11 @@ def fresh_root() -> bytes:
     return told.digest()
 
 
+def seed_root(seed: int) -> bytes:
+    """A key that a seed decides, for runs whose releases nobody gets to see (`fxdp.audit`)."""
+    return sha256(b"fxdp audit" + str(seed).encode()).digest()
+
+
 def as_key(secret: bytes) -> Tensor:
     """16 bytes as int64 [2]."""
     return torch.frombuffer(bytearray(secret), dtype=torch.int64).clone()

@@ -13,6 +13,7 @@ from fxdp.check import random_state, set_random_state
 from fxdp.outcome import loss_of
 from fxdp.privacy.ledger import Ledger
 from fxdp.private_module import PrivateModule
+from fxdp.run_key import RunKey, seed_root
 from fxdp.torch_internals import pytree
 from fxdp.verify import rows
 
@@ -117,12 +118,16 @@ def untouched(private: PrivateModule, seed: int) -> Iterator[None]:
     extras, buffers = record.extras, {b: b.clone() for b in private.buffers()}
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     last, private._account = private._last, Account(Ledger())
+    stepper, keys = private._stepper, private._stepper.keys
+    meanwhile = RunKey(keys.secure, seed_root(seed), numbers=dict(keys.numbers))
+    stepper.keys = record.keys = meanwhile
     try:
         with torch.random.fork_rng(devices), torch.enable_grad():
             seeded(seed)
             yield
     finally:
         private._account, private._last, record.extras = account, last, extras
+        stepper.keys = record.keys = keys
         private.max_grad_norm, private.noise_multiplier = bound, sigma
         put_back(buffers)
 

@@ -126,7 +126,9 @@ class TestUnprotected:
         with fxdp.unprotected(private):
             loss = private(X, Y)
         loss.backward()
-        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), plain(model)))
+        assert all(
+            torch.equal(p.grad, g) for p, g in zip(model.parameters(), plain(model), strict=True)
+        )
         assert (private.releases, private.ledger.unprotected) == (0, 1)
         private.zero_grad()
         private(X, Y).backward()

@@ -15,7 +15,7 @@ X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.aran
 
 def compiled(model: nn.Module | None = None, **options: Any) -> fxdp.PrivateModule:
     given: dict[str, Any] = {
-        "loss_fn": None if "loss_reduction" in options else F.cross_entropy,
+        "loss_fn": None if options.get("loss_reduction") else F.cross_entropy,
         "max_grad_norm": 0.5, "noise_multiplier": 10.0, "expected_batch_size": 6.0,
         "backend": "eager", "plan": "fixed",
     }  # fmt: skip
@@ -28,13 +28,11 @@ def parameters(private: nn.Module) -> list[nn.Parameter]:
 
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 @pytest.mark.parametrize("reduction", [None, "mean"])
-def test_a_second_pass(
-    backend: str, reduction: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_pass(backend: str, reduction: str | None) -> None:
     """Also where torch keeps the buffers that it needs for one."""
-    monkeypatch.setattr(torch._functorch.config, "donated_buffer", False)
     private = compiled(backend=backend, loss_reduction=reduction)
-    out = private(X) if reduction else private(X, Y)
+    with torch._functorch.config.patch(donated_buffer=False):
+        out = private(X) if reduction else private(X, Y)
     losses = [F.cross_entropy(out, (Y + i) % 3) if reduction else out * (i + 1) for i in (0, 1)]
     torch.autograd.grad(losses[0], parameters(private), retain_graph=True)
     with pytest.raises(fxdp.StepError, match="release again"):
@@ -168,10 +166,12 @@ def test_one_module_in_two_threads_keeps_its_budget() -> None:
     private = compiled(noise_multiplier=1.0, budget=(6.0, 1e-5))
     allowed = 0
     probe = compiled(noise_multiplier=1.0, budget=(6.0, 1e-5))
-    with pytest.raises(fxdp.BudgetExhausted):
+    try:
         while True:
             probe(X, Y).backward()
             allowed += 1
+    except fxdp.BudgetExhausted:
+        assert allowed
     stopped: list[BaseException] = []
 
     def train() -> None:
