@@ -41,7 +41,7 @@ def test_it_has_a_ledger_norms_and_a_certificate() -> None:
     account = step.privacy
     assert account.releases == account.ledger.releases == 2
     assert account.last_nonfinite == 0
-    assert account.sensitivity == 0.05
+    assert account.sensitivity == 0.3 / 6.0
     want = fxdp.privacy.epsilon(1.0, 0.1, 2, 1e-5, "rdp")
     assert account.privacy_spent(1e-5) == pytest.approx(want)
     assert "Poisson" in account.privacy_statement(1e-5)

@@ -7,6 +7,7 @@ import fxdp
 from fxdp.graph_pass import gradient_places, outputs, run
 from fxdp.passes.noise import noise
 from fxdp.pipeline import PASSES
+from fxdp.run_key import RunKey
 from tests.passes.graphs import Decay, block, cut, linear, passed
 
 
@@ -58,7 +59,7 @@ def test_forgotten_gradient() -> None:
     gm = linear.__wrapped__("clip").gm
     gm.meta["study"].clipped = gm.meta["study"].clipped[:1]
     with pytest.raises(AssertionError, match="'bias'"):
-        noise(gm, terms=1)
+        noise(gm, RunKey().number, terms=1)
 
 
 def test_facts_are_checked() -> None:
@@ -69,7 +70,7 @@ def test_facts_are_checked() -> None:
     study.clipped = (type(first)(first.gradient, first.gradient.node, None), *study.clipped[1:])
     step = next(p for p in PASSES if p.name == "noise")
     with pytest.raises(AssertionError, match="noise gives private_outputs"):
-        run(gm, (step,), terms=1)
+        run(gm, (step,), terms=1, number=RunKey().number)
 
 
 class TwoBiases(torch.nn.Module):
