@@ -162,7 +162,8 @@ def test_few_rows_of_a_large_batch(
     assert same(step(private, 64), right(64))
     for own in ("forward", "backward"):
         asked = [n for which, n in code.asked if which == own]
-        assert asked[:2] == [2, 5]
+        assert asked[0] == 2
+        assert 5 in asked
         assert asked[-1] == 64
         assert asked.count(64) == 1  # which is the step
     generated(half, lambda n: True)
