@@ -8,7 +8,6 @@ import contextlib
 import inspect
 import itertools
 import logging
-import re
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,33 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.diagnostic import (
-    CODES,
-    BatchMixingError,
-    CaptureError,
-    Diagnostic,
-    Location,
-    ProofError,
-    is_library,
-)
-from fxdp.errors import NotCompiled
-from fxdp.fix import advised
+from fxdp.errors import NoLoss
 from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.torch_internals import (
-    NOT_COMPILED,
-    ConstraintViolationError,
     IgnoredFunctions,
     OptimizeContext,
-    Unsupported,
-    UserError,
     compile_lock,
     dynamo_config,
     optimize,
     pytree,
     shapes_config,
     torch_check,
-    with_plain_arguments,
 )
 from fxdp.totals import check_total
 
@@ -178,10 +162,6 @@ def argument_names(
     ]
     keys = [named[i] if i < len(named) else f"args[{i}]" for i in range(len(own))]
     return [*keys, *([TARGET] if len(own) < len(args) else []), *kwargs]
-
-
-class NoLoss(Exception):
-    """What should be a loss is none."""
 
 
 class Step(nn.Module):
@@ -360,76 +340,3 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
         symbolic_kernels(),
     ):
         yield
-
-
-@contextlib.contextmanager
-def capture_errors(model: Any) -> Iterator[None]:
-    """Turn what torch says when it cannot capture a model into our words.
-
-    Raises:
-        CaptureError: a graph break.
-        BatchMixingError: a batch size that the model fixes.
-    """
-    try:
-        yield
-    except ProofError as error:
-        raise type(error)(*(advised(d, model) for d in error.diagnostics)) from None
-    except ConstraintViolationError as error:
-        raise BatchMixingError(captured("fixed-batch-size", error, first_line(error))) from None
-    except (Unsupported, UserError) as error:
-        name, why = trouble(str(error))
-        raise CaptureError(captured(name, error, why)) from None
-    except NOT_COMPILED as error:
-        raise NotCompiled(first_line(error)) from None
-    except RuntimeError as error:
-        if str(error).startswith(FORBIDDEN):
-            raise NotCompiled(first_line(error)) from None
-        raise
-
-
-FORBIDDEN = (
-    "Detected recompile when torch.compile stance",
-    "torch.compile with fullgraph=True found no compiled frames",
-)
-
-# How torch writes an exception that the model raised while it was captured.
-RAISED = re.compile(r"raised exception (\w+)\((.*)\)$", re.MULTILINE)
-EXPLAINED = re.compile(r"^ *Explanation: (.*)$", re.MULTILINE)
-# What helps against a graph break, by what torch says of it.
-BETTER = {
-    "`lock` context": "call the model once before the first step: what takes a lock, mostly what "
-    "a model sets up at its first call, is done then",
-    "Tensor.requires_grad": "freeze or unfreeze before the step, not in forward",
-    "a value read from a tensor": "choose between values by torch.where, or set what decides "
-    "(a layer dropped at random) in the configuration",
-}
-
-
-def trouble(text: str) -> tuple[str, str]:
-    """The name of a code and the fault, from what torch says of a model it cannot capture."""
-    text = with_plain_arguments(text)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    if found := RAISED.search(text):
-        error, message = found.groups()
-        message = message.strip("'\"")
-        if error == NoLoss.__name__:
-            return "no-loss", message
-        return "graph-break", f"{error}: {message}"
-    if "data-dependent" in text.lower():
-        return "graph-break", "a value read from a tensor decides what is computed"
-    explained = EXPLAINED.search(text)
-    return "graph-break", f"{first}: {explained[1]}" if explained else first
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in short."""
-    return next((t.strip() for t in str(error).splitlines() if t.strip()), type(error).__name__)
-
-
-def captured(name: str, error: Exception, why: str) -> Diagnostic:
-    """The diagnostic of a failed capture."""
-    stack: Any = getattr(error, "real_stack", None) or ()
-    frames = [Location(f.filename, f.lineno or 0, f.name) for f in stack]
-    own = [f for f in frames if not is_library(f.file)]
-    remedy = next((r for text, r in BETTER.items() if text in why), CODES[name].remedy)
-    return Diagnostic(CODES[name], own[-1] if own else None, "forward", why, remedy)

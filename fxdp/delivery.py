@@ -40,7 +40,9 @@ class Ran:
         """Run the backward pass. A parameter that has no part in it is left out."""
         if tangent is None:
             tangent = torch.ones_like(self.value)
-        found = torch.autograd.grad(self.value, self.shadows, tangent, allow_unused=True)
+        found: tuple[Any, ...] = torch.autograd.grad(
+            self.value, self.shadows, tangent, allow_unused=True
+        )
         gradients: dict[Tensor, Tensor] = {}
         for leaf, gradient in zip(self.leaves, found, strict=True):
             if gradient is not None:
@@ -105,7 +107,7 @@ def refuse_transforms(value: Tensor | None = None) -> None:
         StepError: torch.func, is_grads_batched, compiled autograd or a fake mode is at work.
     """
     strange = value is not None and (type(value) is not Tensor or is_batched(value))
-    if strange or peek_interpreter_stack() is not None:
+    if strange or peek_interpreter_stack():
         raise StepError(
             "a private step cannot run inside torch.func (vmap, grad, jacrev, functional_call with "
             "transforms), is_grads_batched, compiled autograd or a fake mode: it releases one "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxdp.account import Account, as_budget
 from fxdp.backend import Record
-from fxdp.capture import capture_errors
+from fxdp.capture_errors import capture_errors
 from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Adaptive
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
@@ -25,10 +25,10 @@ from fxdp.keystream import no_key
 from fxdp.lot import Lot
 from fxdp.ops import RULES
 from fxdp.options import checked_options
+from fxdp.outcome import without_gradients
 from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.statement import statement
-from fxdp.private_module import without_gradients
 from fxdp.processes import refuse_step
 from fxdp.report import Report, report
 from fxdp.run_key import RunKey

@@ -5,6 +5,10 @@ class StepError(RuntimeError):
     """Steps that do not follow one another: nothing was released, and nothing was counted."""
 
 
+class NoLoss(Exception):
+    """What should be a loss is none."""
+
+
 class NotCompiled(StepError):
     """torch ran a model as it is where fxdp's graph should have run."""
 

@@ -140,7 +140,7 @@ def at_once(a: Tensor, b: Tensor) -> Tensor:
     length = a.shape[1]
     one, other = pairs(a, 0, length, 0, length), pairs(b, 0, length, 0, length)
     sums = [diagonal(x).sum(1) for x in (one, other)]
-    lost = underflow(*sums, (a.shape[-1], b.shape[-1]), length)
+    lost = underflow(sums[0], sums[1], (a.shape[-1], b.shape[-1]), length)
     return rounded_up(*products(one, other), lost)
 
 

@@ -8,9 +8,13 @@ without a rule.
 
 from typing import Any
 
-import torch
-import torch._prims as prims
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from fxdp.torch_internals import (
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    library_defs,
+    prims,
+)
 
 # The modules whose functions work out sizes in a graph.
 ARITHMETIC = {"_operator", "builtins", "math", "torch"}
@@ -36,9 +40,7 @@ def is_torchs(target: Any) -> bool:
             known = getattr(prims, name, None)
             return isinstance(known, OpOverload) and packet(known) is packet(target)
         # No op of ATen's is defined from Python, unless by somebody else.
-        return namespace == "aten" and torch.library._defs.isdisjoint(
-            o.name() for o in overloads(target)
-        )
+        return namespace == "aten" and library_defs.isdisjoint(o.name() for o in overloads(target))
     if isinstance(target, HigherOrderOperator):
         return False
     return str(getattr(target, "__module__", "")).partition(".")[0] in ARITHMETIC

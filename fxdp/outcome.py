@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fxdp.torch_internals import pytree
+
 
 def loss_of(out: Any) -> Tensor:
     """The loss in what a step returned."""
@@ -16,6 +18,11 @@ def with_loss(out: Any, loss: Tensor) -> Any:
     if isinstance(out, Outcome):
         return Outcome.of(loss, {k: v for k, v in out.items() if k != "loss"})
     return (loss, *out[1:]) if isinstance(out, tuple) else loss
+
+
+def without_gradients(out: Any) -> Any:
+    """What a model returned, with no way back to its parameters."""
+    return pytree.tree_map_only(Tensor, lambda x: x.detach() if x.requires_grad else x, out)
 
 
 class Outcome(dict[str, Any]):

@@ -4,13 +4,16 @@ torch may be told to round the operands of float32 products and convolutions to 
 TF32 (`torch.set_float32_matmul_precision`, `torch.backends.*.fp32_precision`). A model may be
 worked out so. But where positions cancel, what is left of a sample's gradient is less than what
 such rounding moves, and not twice in the same way: a norm would tell nothing of what is released.
-So norms and clipped sums are worked out in float32 as it is written."""
+So norms and clipped sums are worked out in float32 as it is written.
+"""
 
 import contextlib
 import threading
 from collections.abc import Iterator
 
 import torch
+
+from fxdp.torch_internals import DisableAutocast, get_fp32_precision, set_fp32_precision
 
 Key = tuple[str, str]  # a backend and one of its ops, as torch names them
 ROOT: Key = ("generic", "all")
@@ -38,12 +41,12 @@ class Inside:
 
 def read(key: Key) -> str:
     """A setting as it takes effect."""
-    return torch._C._get_fp32_precision_getter(*key)
+    return get_fp32_precision(*key)
 
 
 def write(key: Key, value: str) -> None:
     """Set a setting; "none" leaves it to the one above."""
-    torch._C._set_fp32_precision_setter(*key, value)
+    set_fp32_precision(*key, value)
 
 
 def keys() -> tuple[Key, ...]:
@@ -90,7 +93,7 @@ def full_precision() -> Iterator[None]:
             Inside.before = raised()
         Inside.depth += 1
     try:
-        with torch._C._DisableAutocast():
+        with DisableAutocast():
             yield
     finally:
         with LOCK:

@@ -27,7 +27,7 @@ from fxdp.logical import Accumulation, Piece, scaled, summed
 from fxdp.lot import Lot
 from fxdp.ops import RULES
 from fxdp.options import Scales, count
-from fxdp.outcome import with_loss
+from fxdp.outcome import with_loss, without_gradients
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
@@ -35,7 +35,6 @@ from fxdp.processes import Unwrapped, own, refuse_step
 from fxdp.report import Report, report
 from fxdp.stepper import Stepper
 from fxdp.tally import Tally
-from fxdp.torch_internals import pytree
 
 
 class PrivateModule(Unwrapped, nn.Module):
@@ -74,6 +73,7 @@ class PrivateModule(Unwrapped, nn.Module):
     _model: nn.Module
     _stepper: Stepper
     _inspector: Inspector
+    _lock: Any
 
     def __init__(
         self,
@@ -158,10 +158,9 @@ class PrivateModule(Unwrapped, nn.Module):
 
     def _differentiated(self, ran: Ran, tangent: Tensor, lot: Lot, mask: Tensor) -> Gradients:
         """The gradients of a step that has run."""
-        record = self._stepper.record
-        record.extras = {}
+        self._stepper.record.extras = {}
         gradients = ran.gradients(tangent)
-        lot.tally.add(record.extras["norms"], record.extras["finite"], mask)
+        self._see(lot, mask)
         return gradients
 
     def _released(self, lot: Lot, work: Callable[[], Gradients]) -> Gradients:
@@ -195,7 +194,8 @@ class PrivateModule(Unwrapped, nn.Module):
     def _finish(self, lot: Lot) -> None:
         """What follows a release that was recorded."""
         self._last = lot.tally
-        if (bound := lot.next_bound(self._next_key)) != lot.scales[0]:
+        bound = lot.next_bound(lambda: self._stepper.keys.next(self.releases))
+        if bound != lot.scales[0]:
             self.max_grad_norm = bound
 
     def _in_pieces(self, inputs: Inputs, mask: Tensor) -> Tensor:
@@ -232,10 +232,6 @@ class PrivateModule(Unwrapped, nn.Module):
     def _following(self, lot: Lot) -> Following:
         """How the noise of a batch goes on from that of the steps before."""
         return Following.of(self._account.noise, self._stepper, self._stepper.trained(), lot.scales)
-
-    def _next_key(self) -> Tensor:
-        """The key of noise beside the sum of gradients."""
-        return self._stepper.keys.next(self.releases)
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -406,8 +402,3 @@ class PrivateModule(Unwrapped, nn.Module):
             f"max_grad_norm={self.max_grad_norm}, noise_multiplier={self.noise_multiplier}, "
             f"expected_batch_size={self.expected_batch_size}"
         )
-
-
-def without_gradients(out: Any) -> Any:
-    """What a model returned, with no way back to its parameters."""
-    return pytree.tree_map_only(Tensor, lambda x: x.detach() if x.requires_grad else x, out)

@@ -20,6 +20,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fxdp.torch_internals import active_ddp
+
 
 class Unsaid:
     """No mesh was named: nothing is said of other processes."""
@@ -162,7 +164,7 @@ def refuse_step(
         error: what is raised.
     """
     refuse_processes(apart, error)
-    active = DistributedDataParallel._active_ddp_module
+    active = active_ddp()
     if active is not None:
         raise error(
             f"a private step runs inside of {type(active).__name__}, which averages what is "

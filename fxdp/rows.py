@@ -161,8 +161,8 @@ def layout(value: Any) -> Layout | None:
 def numbers(sizes: tuple[sympy.Expr, ...], symbols: Sizes) -> tuple[int, ...] | None:
     """Sizes as numbers; None where a symbol is not known."""
     known = {symbol: sympy.Integer(size) for symbol, size in symbols.items()}
-    found = [size.xreplace(known) for size in sizes]
-    return tuple(map(int, found)) if all(f.is_Integer for f in found) else None
+    found: list[Any] = [size.xreplace(known) for size in sizes]
+    return tuple(int(f) for f in found) if all(f.is_Integer for f in found) else None
 
 
 def part(x: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:

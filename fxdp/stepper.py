@@ -20,11 +20,11 @@ from fxdp.capture import (
     BatchDims,
     Inputs,
     argument_names,
-    capture_errors,
     capture_settings,
     gather,
     own_step,
 )
+from fxdp.capture_errors import capture_errors
 from fxdp.delivery import Ran, refuse_transforms
 from fxdp.deviation import check_deviation
 from fxdp.diagnostic import ProofError

@@ -111,7 +111,7 @@ def fenced(optimize: Callable[..., Any]) -> Callable[..., Any]:
 
     def with_door(*args: Any, **kwargs: Any) -> Any:
         context = optimize(*args, **kwargs)
-        backend = args[0] if args else kwargs.get("backend")
+        backend: Any = args[0] if args else kwargs.get("backend")
         if getattr(backend, "compiler_fn", None) is not fxdp:
             return context
         if kwargs.get("guard_filter_fn") is not None:

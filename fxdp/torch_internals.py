@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import sympy
+import torch
 
 # What torch.compile asks for a backend, and the module in which it looks up `optimize`.
 import torch._dynamo as dynamo
@@ -23,10 +24,22 @@ from torch import _C as torch_c
 # Tells the proof that two sizes are one, without a branch in the captured program.
 from torch import _check as torch_check
 
+# Ops that torch takes its own apart into.
+from torch import _prims as prims
+
 # Which kernels of an op are replaced while a model is captured.
 from torch._C import DispatchKey as DispatchKey
 
-# Is a transform of torch.func at work?
+# How float32 products are rounded, by backend and op; and no autocast in an op of ours.
+from torch._C import _DisableAutocast as DisableAutocast
+from torch._C import _get_fp32_precision_getter as get_fp32_precision
+from torch._C import _set_fp32_precision_setter as set_fp32_precision
+
+# Is a transform of torch.func at work, and on this tensor?
+from torch._C._functorch import is_batchedtensor as is_batchedtensor
+from torch._C._functorch import (
+    is_legacy_batchedtensor as is_legacy_batchedtensor,
+)
 from torch._C._functorch import peek_interpreter_stack as peek_interpreter_stack
 
 # The tables by which composite ops are taken apart.
@@ -145,6 +158,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true as stati
 # Files whose lines torch does not note with a guard.
 from torch.fx.experimental.symbolic_shapes import uninteresting_files as uninteresting_files
 
+# Which ops were defined from Python.
+from torch.library import _defs as library_defs
+
 # The classes that batch norms and dropouts derive from.
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
@@ -181,6 +197,7 @@ ATTRIBUTES = {
     "_parameters": "of a module: its parameters, which a private module shares",
     "_rename": "of an fx node: gives it a name",
     "_schema": "of an op overload: names and types of its arguments",
+    "_active_ddp_module": "of DistributedDataParallel: the one that calls its module now",
     "_stance": "of torch's eval_frame: what torch.compiler.set_stance set",
     "_torchdynamo_orig_backend": "of what torch calls to capture a frame: whom it calls in turn",
     "_version": "of a tensor: how often it was written to",
@@ -204,9 +221,14 @@ def replace_optimize(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -
     dynamo.optimize = wrap(dynamo.optimize)
 
 
+def active_ddp() -> Any:
+    """The DistributedDataParallel that is calling its module now; None if there is none."""
+    return torch.nn.parallel.DistributedDataParallel._active_ddp_module
+
+
 def is_batched(x: Any) -> bool:
     """Does vmap, or is_grads_batched, run this tensor's ops for many values at once?"""
-    return torch_c._functorch.is_batchedtensor(x) or torch_c._functorch.is_legacy_batchedtensor(x)
+    return is_batchedtensor(x) or is_legacy_batchedtensor(x)
 
 
 def unsafe_stance() -> bool:

@@ -49,7 +49,7 @@ LAYERS = (
     ("graph_pass", "trace", "sums", "facts", "guards", "fix", "dataless", "layout", "recomputing"),
     ("faults", "fingerprint", "placing", "rows"),
     ("passes",),
-    ("backend", "check", "capture", "certificate", "report"),
+    ("backend", "check", "capture", "capture_errors", "certificate", "report"),
     ("options", "privacy", "correlated", "public"),
     ("account", "data"),
     ("logical", "pipeline", "lot"),

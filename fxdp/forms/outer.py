@@ -71,7 +71,7 @@ class Outer:
         a, b = wide(self.a), wide(self.b)
         if a.shape[-2] == 1:
             lengths = [torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (a, b)]
-            lost = underflow(*lengths, (a.shape[-1], b.shape[-1]), 1)
+            lost = underflow(lengths[0], lengths[1], (a.shape[-1], b.shape[-1]), 1)
             squares = (lengths[0] * lengths[1]).square() + lost
             return squares.unsqueeze(-1).flatten(1).sum(1)
         if a.dim() == 3 and has_ops(a, b):
