@@ -40,9 +40,8 @@ class Ran:
         """Run the backward pass. A parameter that has no part in it is left out."""
         if tangent is None:
             tangent = torch.ones_like(self.value)
-        found: tuple[Any, ...] = torch.autograd.grad(
-            self.value, self.shadows, tangent, allow_unused=True
-        )
+        unused: dict[str, Any] = {"allow_unused": True}
+        found = torch.autograd.grad(self.value, self.shadows, tangent, **unused)
         gradients: dict[Tensor, Tensor] = {}
         for leaf, gradient in zip(self.leaves, found, strict=True):
             if gradient is not None:

@@ -130,7 +130,6 @@ class PrivateModule(Unwrapped, nn.Module):
             return self._step(args, kwargs, sample_mask)
 
     def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any], sample_mask: Any) -> Any:
-        """What `forward` does with gradients."""
         refuse_step(self._stepper.settings.apart, self.named_parameters(), StepError)
         inputs, mask, size = self._stepper.prepared(args, kwargs, sample_mask)
         if self._stepper.settings.reduction and sample_mask is not None:
@@ -157,19 +156,16 @@ class PrivateModule(Unwrapped, nn.Module):
         return self._stepper.without_padding(out, size) if size < SMALLEST else out
 
     def _differentiated(self, ran: Ran, tangent: Tensor, lot: Lot, mask: Tensor) -> Gradients:
-        """The gradients of a step that has run."""
         self._stepper.record.extras = {}
         gradients = ran.gradients(tangent)
         self._see(lot, mask)
         return gradients
 
     def _released(self, lot: Lot, work: Callable[[], Gradients]) -> Gradients:
-        """The gradients that `work` makes, released and counted."""
         with self._lock:
             return self._account.released(lot.release, work, lambda: self._finish(lot))
 
     def _lot(self) -> Lot:
-        """A logical batch at the scales of now."""
         return Lot.of(self._scales, self.clipping, self._stepper.settings.secure, self._account)
 
     @property

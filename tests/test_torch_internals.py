@@ -150,7 +150,53 @@ def settings(config: Any, *names: str) -> bool:
 
 
 T = torch_internals
+
+
+def told_of_vmap() -> bool:
+    """Is a transform seen, and a tensor that is many?"""
+    seen: list[bool] = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        seen.append(bool(T.peek_interpreter_stack()) and T.is_batchedtensor(x))
+        return x
+
+    torch.vmap(look)(torch.ones(2))
+    return seen == [True] and not T.peek_interpreter_stack()
+
+
+def told_of_many_gradients() -> bool:
+    """Is a tensor seen to be many in a backward pass over many tangents?"""
+    seen: list[bool] = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda g: seen.append(T.is_legacy_batchedtensor(g)))
+    torch.autograd.grad((x * 2).sum(), x, torch.ones(3), is_grads_batched=True)
+    return seen == [True]
+
+
+def wraps_captures() -> bool:
+    """Can what torch calls for a new frame be replaced in its context?"""
+    context = T.optimize(lambda gm, _: gm, nopython=True)
+    inner = context.callback
+    own = inner._torchdynamo_orig_backend
+    return isinstance(context, T.OptimizeContext) and callable(inner) and callable(own)
+
+
 NAMES: dict[str, Callable[[], bool]] = {
+    "DisableAutocast": lambda: has(T.DisableAutocast, "__enter__"),
+    "OptimizeContext": wraps_captures,
+    "compile_lock": lambda: has(T.compile_lock, "acquire", "release"),
+    "dynamo": lambda: callable(T.dynamo.optimize) and T.active_ddp() is None,
+    "dynamo_exc": lambda: all(issubclass(e, Exception) for e in T.NOT_COMPILED),
+    "eval_frame": lambda: T.eval_frame._stance.stance == "default" and not T.unsafe_stance(),
+    "get_fp32_precision": lambda: isinstance(T.get_fp32_precision("generic", "all"), str),
+    "is_batchedtensor": told_of_vmap,
+    "is_legacy_batchedtensor": told_of_many_gradients,
+    "library_defs": lambda: isinstance(T.library_defs, set),
+    "lookup_backend": lambda: callable(T.lookup_backend("eager")),
+    "optimize": wraps_captures,
+    "peek_interpreter_stack": told_of_vmap,
+    "prims": lambda: T.prims.sin is torch.ops.prims.sin.default,
+    "set_fp32_precision": lambda: callable(T.set_fp32_precision),
     "BatchNormBase": lambda: issubclass(nn.BatchNorm2d, T.BatchNormBase),
     "ConstraintViolationError": lambda: issubclass(T.ConstraintViolationError, Exception),
     "DispatchKey": lambda: has(T.DispatchKey, "CompositeImplicitAutograd", "Autograd"),
@@ -284,6 +330,11 @@ def renames() -> bool:
 
 
 ATTRIBUTES: dict[str, Callable[[], bool]] = {
+    "_fsdp_flattened": lambda: "_fsdp_flattened" in source_of("torch.distributed.fsdp"),
+    "_is_flat_param": lambda: "_is_flat_param" in source_of("torch.distributed.fsdp"),
+    "_qualified_op_name": lambda: torch.ops.aten.add._qualified_op_name == "aten::add",
+    "_torchdynamo_orig_backend": wraps_captures,
+    "_version": lambda: torch.ones(1)._version == 0,
     "_boxed_call": lambda: "_boxed_call" in source_of("torch._functorch"),
     "_buffers": lambda: isinstance(nn.Linear(1, 1)._buffers, dict),
     "_cdata": lambda: isinstance(torch.ones(1).untyped_storage()._cdata, int),
