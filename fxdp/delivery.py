@@ -41,7 +41,7 @@ class Ran:
         if tangent is None:
             tangent = torch.ones_like(self.value)
         unused: dict[str, Any] = {"allow_unused": True}
-        found = torch.autograd.grad(self.value, self.shadows, tangent, **unused)
+        found: Any = torch.autograd.grad(self.value, self.shadows, tangent, **unused)
         gradients: dict[Tensor, Tensor] = {}
         for leaf, gradient in zip(self.leaves, found, strict=True):
             if gradient is not None:

@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import sympy
-import torch
-
-# What torch.compile asks for a backend, and the module in which it looks up `optimize`.
-import torch._dynamo as dynamo
 
 # Where the choice of a convolution's kernel is patched (`_select_conv_backend`).
 from torch import _C as torch_c
 
 # Tells the proof that two sizes are one, without a branch in the captured program.
 from torch import _check as torch_check
+
+# What torch.compile asks for a backend, and the module in which it looks up `optimize`.
+from torch import _dynamo as dynamo
 
 # Ops that torch takes its own apart into.
 from torch import _prims as prims
@@ -165,6 +164,9 @@ from torch.library import _defs as library_defs
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNormBase
 from torch.nn.modules.dropout import _DropoutNd as DropoutBase
 
+# Which of them calls its module now (`active_ddp`).
+from torch.nn.parallel import DistributedDataParallel
+
 # Nested inputs and outputs.
 from torch.utils import _pytree as pytree
 
@@ -224,7 +226,7 @@ def replace_optimize(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -
 
 def active_ddp() -> Any:
     """The DistributedDataParallel that is calling its module now; None if there is none."""
-    return torch.nn.parallel.DistributedDataParallel._active_ddp_module
+    return DistributedDataParallel._active_ddp_module
 
 
 def is_batched(x: Any) -> bool:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import fxdp
 from fxdp import timings
+from tests.keys import same_noise
 
 EPOCHS, EVERY = 10, 2
 STEPS = EPOCHS * 4
@@ -114,6 +115,7 @@ def train(
     )
     losses: list[float] = []
     path = folder / FILE
+    same_noise(private)  # no two processes of one tree have it, whatever their seeds
     if path.exists():
         losses = fxdp.load_checkpoint(path, private, optimizer, loader=loader, scheduler=scheduler)[
             "losses"

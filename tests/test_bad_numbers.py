@@ -230,8 +230,9 @@ def test_a_data_set_that_shrinks(workers: int, whole_steps: int) -> None:
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_pieces_larger_than_a_batch_and_smaller_are_fine(size: int) -> None:
     private, _, loader = made(microbatch_size=size)
-    x, y = next(iter(loader))
-    private(x, y).backward()
+    batches = iter(loader)
+    private(*next(batches)).backward()
+    x, y = next(batches)
     private(x[:0], y[:0]).backward()
     assert private.releases == 2
 

@@ -308,9 +308,9 @@ class TestLoading:
         [
             ({"privacy": GONE}, "has no ledger"),
             ({"model": GONE}, "has no ledger"),
-            ({"version": 2}, "version 2"),
+            ({"version": 1}, "version 1"),
             ({"version": GONE}, "version None"),
-            ({"rng": GONE}, "must have version 1"),
+            ({"rng": GONE}, "must have version 2"),
             ({"privacy": {"version": 2}}, "privacy state"),
             ({"privacy": {"version": 2, "ledger": {}, "noise": None}}, "ledger: must"),
             ({"optimizer": GONE}, "has no optimizer: pass none"),
