@@ -20,6 +20,7 @@ from fxdp.correlated import BandMF
 from fxdp.data import CyclicPoissonSampler, private_loader
 from fxdp.following import check
 from fxdp.privacy import BandedRelease, CyclicPoisson, GaussianRelease, Poisson
+from tests.keys import same_noise
 
 X = torch.randn(11, 4, generator=torch.manual_seed(0), dtype=torch.float64)
 Y = torch.arange(11) % 3
@@ -200,7 +201,7 @@ class TestNoise:
         both = private_of(1, **options), private_of(None)
         found: list[list[Tensor]] = []
         for private in both:
-            torch.manual_seed(3)
+            same_noise(private, 3)
             # Sums in pieces are added in another order: there, of the noise alone.
             found.append([step(private, NOBODY if options else None) for _ in range(3)])
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -210,7 +211,7 @@ class TestNoise:
         found = []
         for mask in (None, NOBODY):
             private = private_of(3)
-            torch.manual_seed(4)
+            same_noise(private, 4)
             found.append(torch.stack([step(private, mask) for _ in range(4)]))
         torch.testing.assert_close(found[0] - found[1], clean.expand(4, -1), rtol=0, atol=1e-12)
 
@@ -218,7 +219,7 @@ class TestNoise:
         runs = []
         for options, cuts in (({}, None), ({"microbatch_size": 4}, None), ({}, (5, 6))):
             private = private_of(3, **options)
-            torch.manual_seed(5)
+            same_noise(private, 5)
             found = []
             for _ in range(4):
                 if cuts is None:
@@ -235,13 +236,13 @@ class TestNoise:
     def test_scales_may_change_between_steps(self) -> None:
         """The correlation is of the noise in units of sigma C / L."""
         private, y = private_of(3), []
-        torch.manual_seed(6)
+        same_noise(private, 6)
         for sigma, bound, expected in ((1.5, 0.3, 8), (0.5, 2.0, 3), (4.0, 0.1, 8), (1.5, 1.0, 1)):
             private.noise_multiplier, private.max_grad_norm = sigma, bound
             private.expected_batch_size = expected
             y.append(step(private, NOBODY) / (sigma * bound / expected))
         plain = private_of(None, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=1.0)
-        torch.manual_seed(6)
+        same_noise(plain, 6)
         z = torch.stack([step(plain, NOBODY) for _ in range(4)])
         torch.testing.assert_close(whitened(torch.stack(y)), z, rtol=1e-10, atol=1e-12)
 
@@ -314,15 +315,21 @@ class TestPast:
         step(twin)
         assert (self.past(private), twin.releases) == (1, 2)
 
-    def test_other_parameters_are_refused(self) -> None:
-        """The numbers of their noise would be others; so the step does not release."""
-        private = private_of(3)
-        step(private)
-        first = next(iter(private.parameters()))
-        first.requires_grad_(False)
-        with pytest.raises(fxdp.StepError, match="same parameters"):
-            private(X, Y)
-        assert (private.releases, self.past(private)) == (1, 1)
+    def test_other_parameters_keep_the_numbers_of_their_noise(self) -> None:
+        """What is frozen has no noise, and that of the others goes on."""
+        private, y = private_of(3), []
+        last = list(private.parameters())[-1]
+        for frozen in (False, True, True):
+            next(iter(private.parameters())).requires_grad_(not frozen)
+            private.zero_grad()
+            private(X, Y, sample_mask=NOBODY).backward()
+            y.append(last.grad.clone())
+        assert (private.releases, self.past(private)) == (3, 2)
+        noise = private._account.noise
+        assert noise is not None
+        assert [len(past) for past in noise.past] == [3, 3]
+        name = list(dict(private.named_parameters()))[-1]
+        torch.testing.assert_close(noise.past[0][name], y[2] / UNIT)
 
     def test_a_parameter_that_is_new_begins_anew(self) -> None:
         """`Correlation`'s table: without a past, nothing is carried."""
@@ -413,7 +420,7 @@ class TestState:
             )
 
         private, optimizer, loader = made()
-        torch.manual_seed(9)
+        same_noise(private, 9)
         for part in range(2):
             if part == 1:
                 if stop is None:
@@ -451,7 +458,7 @@ class TestState:
         resumed.load_privacy_state_dict(state)
         found = []
         for each in (private, resumed):
-            torch.manual_seed(1)
+            each._stepper.keys.root = bytes(32)
             found.append(step(each))
         assert torch.equal(*found)
 
