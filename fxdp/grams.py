@@ -6,8 +6,8 @@ time are enough, so that the T x T numbers of a batch are never stored at once.
 
 Where a sample's positions cancel, its norm is a small difference of large numbers, and what is
 left may be less than what was rounded away: a gradient of any size could pass for one of norm 0,
-and would not be clipped. So ghost norms are rounded up. So are those of operands so small that their
-squares underflow, beside which the other operand may be large.
+and would not be clipped. So ghost norms are rounded up. So are those of operands so small that
+their squares underflow, beside which the other operand may be large.
 """
 
 import math
