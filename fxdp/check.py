@@ -1,22 +1,12 @@
 """No generated code is trusted unseen.
 
 Inductor has compiled gradients wrongly without a word (torch 2.13, CPU: a convolution, relu, a
-<<<<<<< HEAD
 max-pool of stride 1 and a linear layer). So each compiled graph runs beside the graph that it was
 made from, on the first inputs it gets, and again when the number of samples is first of another
 kind: 2, 3, below 16, or a power of two more. Where they differ, the graph itself takes its place
 for good, with a warning. A whole batch twice over would take half as much memory again as a step.
 So where the inputs are large, a few samples' worth of them is compared: 2, 5, and as many as are
 small.
-=======
-max-pool of stride 1 and a linear layer). So each compiled graph runs beside the graph that it
-was made from, on the first inputs it gets, and again when the number of samples is first of another
-kind: 2, 3, below 16, or a power of two more. Where they differ, the graph itself takes its place
-for good, with a warning.
-
-A whole batch twice over would take half as much memory again as a step. So where the inputs are
-large, a few samples' worth of them is compared: 2, 5, and as many as are small.
->>>>>>> numbers
 """
 
 import warnings

@@ -2,15 +2,9 @@
 
 torch may be told to round the operands of float32 products and convolutions to half precision or
 TF32 (`torch.set_float32_matmul_precision`, `torch.backends.*.fp32_precision`). A model may be
-<<<<<<< HEAD
 worked out so. But where positions cancel, what is left of a sample's gradient is less than what
 such rounding moves, and not twice in the same way: a norm would tell nothing of what is released.
 So norms and clipped sums are worked out in float32 as it is written.
-=======
-worked out so. But where positions cancel, what is left of a gradient is less than what such
-rounding moves, and not twice in the same way: a norm would tell nothing of what is released. So
-norms and clipped sums are worked out in float32 as it is written.
->>>>>>> numbers
 """
 
 import contextlib

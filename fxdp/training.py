@@ -24,7 +24,7 @@ PAUSE = 0.1  # seconds between two looks at the loss and the norms
 ASK_EVERY = 1.0  # seconds between two questions to the accountant
 ASK_SHARE = 20  # times as long as a question took, at least, until the next
 LINE = (
-    "epsilon {task.fields[epsilon]} | not private: loss {task.fields[loss]}, "
+    "epsilon {task.fields[epsilon]} | unprotected: loss {task.fields[loss]}, "
     "{task.fields[clipped]} clipped"
 )
 
@@ -34,7 +34,7 @@ class Progress:
 
     Guarantees:
         It changes nothing: no release, no random number, no gradient. Loss and share are those of
-        the last batch as they are, without noise: they are not private, as the line says, and
+        the last batch as they are, without noise: they are not protected by DP, as the line says, and
         belong to whoever may see the data.
 
     ===================================  ==========================================

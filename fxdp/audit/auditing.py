@@ -56,7 +56,7 @@ def audit(
           in violation.
         - Nothing is changed: parameters, gradients, buffers, the scales, the ledger, torch's
           generators are as before, also after an error.
-        - The report is not private, and no release that was made for it is counted: keep it to
+        - The report is not protected by DP, and no release that was made for it is counted: keep it to
           yourself.
 
     =======================================  ==================================================

@@ -206,11 +206,7 @@ def test_generated_code_too(name: str) -> None:
 
 def test_settings_are_put_back_after_an_error_and_by_the_last() -> None:
     with under("all") as wanted:
-<<<<<<< HEAD
         with pytest.raises(ZeroDivisionError), precision.full_precision():  # noqa: PT012
-=======
-        with contextlib.suppress(ZeroDivisionError), precision.full_precision():
->>>>>>> numbers
             assert not precision.is_lowered()
             with precision.full_precision():
                 pass
@@ -281,26 +277,15 @@ def test_noise_that_half_precision_rounds_is_there() -> None:
     assert all(bool(torch.isfinite(p.grad).all()) for p in private.parameters())
 
 
-def in_two(private: fxdp.PrivateModule, x: Tensor) -> None:
-    with private.accumulate():
-        private(x[:2]).backward()
-        private(x[2:4]).backward()
-
-
 @pytest.mark.parametrize("dtype", HALVES)
 def test_pieces_are_not_added_up_in_half_precision(dtype: torch.dtype) -> None:
     """A sum would be rounded before it has its noise."""
     private, x = noisy(dtype, 1.0, 1.0, microbatch_size=2), torch.randn(6, 4, dtype=dtype)
     with pytest.raises(TypeError, match="keep parameters in float32"):
         private(x)
-<<<<<<< HEAD
     with pytest.raises(TypeError, match="keep parameters"), private.accumulate():  # noqa: PT012
         private(x[:2]).backward()
         private(x[2:4]).backward()
-=======
-    with pytest.raises(TypeError, match="keep parameters in float32"):
-        in_two(private, x)
->>>>>>> numbers
     assert private.releases == 0
     assert all(p.grad is None for p in private.parameters())
 
