@@ -268,11 +268,11 @@ class PrivateModule(Unwrapped, nn.Module):
                 p.grad = gradient if p.grad is None else p.grad + gradient
 
     def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
-        """[N] gradient norms, one a sample, over all trainable parameters. Not private."""
+        """[N] gradient norms, one a sample, over all trained parameters; unprotected."""
         return self._inspector.norms(args, kwargs, self._scales)
 
     def per_sample_grads(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """{parameter: [N, *shape]} gradients, one a sample. Not private; for debugging.
+        """{parameter: [N, *shape]} gradients, one a sample; not protected by DP, for debugging.
 
         Runs eagerly and materialises everything.
         """
@@ -280,13 +280,13 @@ class PrivateModule(Unwrapped, nn.Module):
 
     @property
     def last_norms(self) -> Tensor:
-        """[N] gradient norms of the samples of the last release, in order. Not private."""
+        """[N] gradient norms of the samples of the last release, in order; unprotected."""
         return self._last.norms()
 
     @property
     def last_nonfinite(self) -> int:
         """How many samples of the last release had an infinite loss, or a gradient that was
-        infinite or NaN, and so added nothing to it. Not private."""
+        infinite or NaN, and so added nothing to it; unprotected."""
         return self._last.nonfinite()
 
     @property

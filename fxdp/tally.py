@@ -1,4 +1,4 @@
-"""What became of the samples of one logical batch. Nothing here is private."""
+"""Per-sample norms of one logical batch. Raw data, not protected by DP: never publish it."""
 
 from dataclasses import dataclass, field
 

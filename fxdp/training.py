@@ -34,8 +34,8 @@ class Progress:
 
     Guarantees:
         It changes nothing: no release, no random number, no gradient. Loss and share are those of
-        the last batch as they are, without noise: they are not protected by DP, as the line says, and
-        belong to whoever may see the data.
+        the last batch as they are, without noise: they are not protected by DP, as the line says,
+        and belong to whoever may see the data.
 
     ===================================  ==========================================
     case                                 what happens

@@ -447,8 +447,6 @@ class TestBadInput:
     def test_what_is_audited(self) -> None:
         with pytest.raises(TypeError, match="what fxdp.compile returns, not Sequential"):
             fxdp.audit(net(), X, Y)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="audit needs training mode"):
-            fxdp.audit(private_of().eval(), X, Y)
         with pytest.raises(ValueError, match="noise_multiplier above 0"):
             fxdp.audit(private_of(noise_multiplier=0.0), X, Y)
         with pytest.raises(TypeError, match="loss_fn= in place of loss_reduction="):

@@ -55,7 +55,7 @@ def test_what_is_on_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2/2" in last
     assert f"epsilon {private.privacy_spent(DELTA):.3g} |" in last
     assert "at delta 1e-05" in last
-    assert f"not private: loss {loss.item():.4g}, 100% clipped" in last
+    assert f"unprotected: loss {loss.item():.4g}, 100% clipped" in last
 
 
 def test_an_empty_batch_and_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:

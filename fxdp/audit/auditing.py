@@ -56,8 +56,8 @@ def audit(
           in violation.
         - Nothing is changed: parameters, gradients, buffers, the scales, the ledger, torch's
           generators are as before, also after an error.
-        - The report is not protected by DP, and no release that was made for it is counted: keep it to
-          yourself.
+        - The report is not protected by DP, and no release that was made for it is counted: keep
+          it to yourself.
 
     =======================================  ==================================================
     case                                     what happens
@@ -76,7 +76,7 @@ def audit(
     that is shared by parameters at other places than the same ones, counted from the first.
 
     Args:
-        private: made by `fxdp.compile`, in training mode and with noise.
+        private: made by `fxdp.compile`, with noise; in the mode it is in.
         *args, **kwargs: the arguments of a step with at least two samples.
         releases: R, of either kind, at least 2; 2 R steps are run.
         confidence: in (0, 1).
@@ -139,8 +139,6 @@ def check(private: Any, releases: int, confidence: float, delta: float) -> None:
         raise StepError("audit needs steps of their own: call it outside of accumulate()")
     if private._account.noise is not None:
         raise ValueError("audit looks at releases one by one: correlated noise hides them together")
-    if not private.training:
-        raise ValueError("audit needs training mode: in eval mode nothing is released")
     if not private.noise_multiplier > 0:
         raise ValueError(
             "audit needs a noise_multiplier above 0: without noise no privacy is claimed; "

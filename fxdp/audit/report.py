@@ -56,7 +56,7 @@ class Unjudged:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings; true if every claim is consistent, and printable as a table. Not private.
+    """All findings; true if every claim is consistent, and printable as a table. Unprotected.
 
     A claim that could not be judged is no violation. But where one of the three tests judged
     nothing at all, the audit is not true.
