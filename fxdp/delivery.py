@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxdp.errors import NotCompiled, StepError
+from fxdp.fence import announce
 from fxdp.torch_internals import is_batched, peek_interpreter_stack
 
 Gradients = Mapping[Tensor, Tensor]  # by the tensor that they are the gradients of
@@ -127,6 +128,7 @@ class Delivered(torch.autograd.Function):
         once, leaves = ctx.once, ctx.leaves
         with torch.no_grad():
             gradients = dict(once(tangents[0]))
+        announce(gradients)
         ctx.leaves = None
         return None, None, *[gradients.pop(leaf, None) for leaf in leaves]
 

@@ -20,7 +20,7 @@ from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Adaptive
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.errors import NotCompiled, StepError
-from fxdp.fence import Fence, announce
+from fxdp.fence import Fence
 from fxdp.keystream import no_key
 from fxdp.lot import Lot
 from fxdp.ops import RULES
@@ -102,6 +102,15 @@ class Door:
         self._last = Tally()
         self._lock: Any = threading.RLock()
 
+    def __deepcopy__(self, memo: object) -> "Door":
+        raise TypeError(
+            "a step of torch.compile cannot be copied, for its copy would run the graphs of the "
+            "first: copy the model, and compile it again"
+        )
+
+    def __reduce__(self) -> Any:
+        return self.__deepcopy__(None)
+
     def guarded(self, call: Callable[..., Any], model: Callable[..., Any]) -> Callable[..., Any]:
         """The step that torch made of a model, looked at from outside."""
         parameters = [p for m in modules_of(model) for p in m.parameters()]
@@ -144,12 +153,10 @@ class Door:
 
             def work(tangent: Tensor) -> Gradients:
                 with self._lock:
-                    made = self.account.released(
+                    return self.account.released(
                         lot.release, lambda: self._differentiated(ran.gradients, tangent, lot),
                         lambda: setattr(self, "_last", lot.tally),
                     )  # fmt: skip
-                announce(made)
-                return made
 
             outputs[place] = loss = delivered(ran.value, work, ran.leaves)
             self.account.watch(loss)

@@ -1,5 +1,6 @@
 """`torch.compile(model, backend="fxdp")`, as someone who never imports fxdp would use it."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -77,11 +78,8 @@ def test_one_compilation_for_all_batch_sizes() -> None:
     ],
 )
 def test_wrong_options(options: dict[str, Any], text: str) -> None:
-    torch._dynamo.reset()
-    step = torch.compile(WithLoss(), backend="fxdp", options=options)
-    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as error:
-        step(torch.randn(4, 6), torch.randint(3, (4,)))
-    assert text in str(error.value)
+    with pytest.raises(ValueError, match=re.escape(text)):
+        torch.compile(WithLoss(), backend="fxdp", options=options)
 
 
 def test_a_refusal_comes_through_as_it_is() -> None:

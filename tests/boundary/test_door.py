@@ -1,5 +1,6 @@
 """The step of torch.compile(backend="fxdp") keeps account, and fences its parameters."""
 
+import copy
 import gc
 from typing import Any
 
@@ -139,6 +140,22 @@ def test_a_gradient_of_what_is_no_parameter(shape: tuple[int, ...]) -> None:
     with pytest.raises(fxdp.ProofError, match="FXD302.*scale requires a gradient"):
         step(X, Y, scale)
     assert scale.grad is None
+
+
+def test_a_copy_is_refused() -> None:
+    """It would run the first one's graphs."""
+    with pytest.raises(TypeError, match="copy the model"):
+        copy.deepcopy(compiled(Net()))
+
+
+def test_a_private_module_over_the_same_parameters() -> None:
+    """What fxdp.compile's module releases passes the fence of torch.compile's step."""
+    model = Net()
+    step = compiled(model)
+    private = fxdp.compile(model, **OPTIONS)
+    private(X, Y).backward()
+    step(X, Y).backward()
+    assert (private.releases, step.privacy.releases) == (1, 1)
 
 
 def test_two_losses_of_one_step() -> None:
