@@ -52,12 +52,9 @@ def test_identities_are_gone() -> None:
         return torch.ops.aten.alias(torch.ops.aten.detach(x)).sin()
 
     before, after = before_and_after(function, torch.zeros(2))
-    assert before == block("""
-        cos = cos(x_1)
-        detach = detach(x_1)
-        alias = alias(detach)
-        sin = sin(alias)
-    """)
+    # A detach is traced as an alias since torch 2.14.
+    calls = [line.split(" = ")[1].partition("(")[0] for line in before.splitlines()]
+    assert calls in (["cos", "detach", "alias", "sin"], ["cos", "alias", "alias", "sin"])
     assert after == "sin = sin(x_1)"
 
 
