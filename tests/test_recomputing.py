@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from tests.keys import same_noise
 
 N = 11
 HOW = ("never", "except_last", "always")
@@ -82,6 +83,7 @@ def stepped(model: fxdp.PrivateModule, x: Tensor) -> list[Tensor]:
     """Loss, norms and gradients of two steps, with noise, from one seed."""
     found: list[Tensor] = []
     torch.manual_seed(3)
+    same_noise(model, 3)
     for _ in range(2):
         loss = model(x, Y)
         loss.backward()
@@ -126,6 +128,7 @@ def test_a_batch_in_calls(how: str) -> None:
     def step(checkpoint: str) -> list[Tensor]:
         model, x = private("feed", checkpoint, microbatch_size=2), MODELS["feed"][1]
         torch.manual_seed(3)
+        same_noise(model, 3)
         with model.accumulate():
             for part in (slice(0, 5), slice(5, N)):
                 model(x[part], Y[part]).backward()
