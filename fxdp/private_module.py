@@ -261,7 +261,8 @@ class PrivateModule(Unwrapped, nn.Module):
         batch.begin()
 
         def work() -> Gradients:
-            return following.adding()(batch.finished(), batch.tangent or 0.0)
+            found = batch.finished()  # which draws the key that `adding` goes by
+            return following.adding()(found, batch.tangent or 0.0)
 
         with torch.no_grad():
             for p, gradient in self._released(lot, work).items():
