@@ -183,7 +183,6 @@ class PrivateModule(Unwrapped, nn.Module):
         return Lot.of(scales, self.clipping, False, self._account).release
 
     def _see(self, lot: Lot, mask: Tensor) -> None:
-        """Take up the norms of samples whose backward pass is over."""
         extras = self._stepper.record.extras
         lot.tally.add(extras["norms"], extras["finite"], mask)
 
