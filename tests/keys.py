@@ -2,10 +2,11 @@
 
 import fxdp
 from fxdp.privacy.ledger import Ledger
+from fxdp.run_key import BRANCH
 
 
 def same_noise(private: fxdp.PrivateModule, seed: int = 1) -> None:
     """Begin a run anew, with a key that a number decides, and with an empty ledger."""
     keys, account = private._stepper.keys, private._account
-    keys.root, keys.drawn = seed.to_bytes(32), 0
+    keys.root, keys.drawn, keys.branch = seed.to_bytes(32), 0, BRANCH[0]
     account.ledger = Ledger(account.ledger.accountant, account.ledger.neighbours)
