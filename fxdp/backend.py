@@ -212,12 +212,21 @@ def compile_marked(
     with line(), symbolic_kernels(), readable_precision():
         compiled = compiler(gm, example_inputs)
 
+    results: Any = arguments(gm.graph.output_node())[0]
+    place = next(i for i, r in enumerate(results) if isinstance(r, Node) and is_mark(r))
+
     def apart(*args: Any) -> list[Any]:
         record.ran = None
-        outputs, record.ran = run_apart(compiled, args)
+        outputs, record.ran = run_apart(compiled, args, place)
         return outputs
 
     return apart
+
+
+def is_mark(node: Node) -> bool:
+    """Is this where the loss leaves the model?"""
+    ops = torch.ops.fxdp.release
+    return node.target in (ops, ops.default)
 
 
 def finish(

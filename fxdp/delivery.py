@@ -50,25 +50,31 @@ class Ran:
         return gradients
 
 
-def run_apart(compiled: Callable[..., Any], args: Sequence[Any]) -> tuple[list[Any], Ran]:
+def run_apart(
+    compiled: Callable[..., Any], args: Sequence[Any], place: int
+) -> tuple[list[Any], Ran]:
     """Run a compiled forward half on shadows.
+
+    Args:
+        place: which output is to be differentiated; what else has a gradient (a weight that the
+            model keeps, made of its parameters) is cut off from it.
 
     Returns:
         Its outputs, all without gradients; and what is to be differentiated.
 
     Raises:
-        NotCompiled: not one output has a gradient, as one of a private step's has.
+        NotCompiled: that output has no gradient.
     """
     leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
     shadows = [a.detach().requires_grad_() for a in leaves]
     rest = iter(shadows)
     given = [next(rest) if isinstance(a, Tensor) and a.requires_grad else a for a in args]
     outputs = list(compiled(*given))
-    values = [out for out in outputs if isinstance(out, Tensor) and out.requires_grad]
-    if len(values) != 1:
-        raise NotCompiled(f"{len(values)} results have gradients")
-    ran = Ran(values[0], shadows, leaves)
-    return [out.detach() if out is values[0] else out for out in outputs], ran
+    value = outputs[place]
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        raise NotCompiled("its loss has no gradient")
+    plain = [x.detach() if isinstance(x, Tensor) and x.requires_grad else x for x in outputs]
+    return plain, Ran(value, shadows, leaves)
 
 
 class Once:
