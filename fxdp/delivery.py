@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxdp.errors import NotCompiled, StepError
 from fxdp.fence import announce
-from fxdp.torch_internals import is_batched, peek_interpreter_stack
+from fxdp.torch_internals import compiled_autograd, is_batched, peek_interpreter_stack
 
 Gradients = Mapping[Tensor, Tensor]  # by the tensor that they are the gradients of
 Work = Callable[[Tensor], Gradients]
@@ -112,7 +112,12 @@ def refuse_transforms(value: Tensor | None = None) -> None:
     Raises:
         StepError: torch.func, is_grads_batched, compiled autograd or a fake mode is at work.
     """
-    strange = value is not None and (type(value) is not Tensor or is_batched(value))
+    strange = value is not None and (
+        compiled_autograd.compiled_autograd_enabled
+        or compiled_autograd.in_compiled_autograd_region
+        or type(value) is not Tensor
+        or is_batched(value)
+    )
     if strange or peek_interpreter_stack():
         raise StepError(
             "a private step cannot run inside torch.func (vmap, grad, jacrev, functional_call with "

@@ -49,6 +49,9 @@ from torch._decomp import get_decompositions as get_decompositions
 # An LSTM as a loop over time.
 from torch._decomp.decompositions import lstm_impl as lstm_impl
 
+# Is the backward pass itself being compiled?
+from torch._dynamo import compiled_autograd as compiled_autograd
+
 # Settings of capture: recurrent layers, logging, how many graphs a model may have.
 from torch._dynamo import config as dynamo_config
 

@@ -164,6 +164,15 @@ def told_of_vmap() -> bool:
     return seen == [True] and not T.peek_interpreter_stack()
 
 
+def compiles_backward_passes() -> bool:
+    """Is it said when the backward pass itself is compiled?"""
+    seen: list[bool] = []
+    with T.compiled_autograd._enable(lambda graph: graph):
+        seen.append(T.compiled_autograd.compiled_autograd_enabled)
+    seen.append(T.compiled_autograd.compiled_autograd_enabled)
+    return seen == [True, False] and not T.compiled_autograd.in_compiled_autograd_region
+
+
 def told_of_many_gradients() -> bool:
     """Is a tensor seen to be many in a backward pass over many tangents?"""
     seen: list[bool] = []
@@ -234,6 +243,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "cache_dir": lambda: os.path.isabs(T.cache_dir()),
     "clone_preserve_strides": copies_strides,
     "compile_fx_inner": lambda: takes(T.compile_fx_inner, "gm", "example_inputs"),
+    "compiled_autograd": compiles_backward_passes,
     "compile_utils": lambda: isinstance(T.compile_utils.rand_ops, list),
     "core_aten_decompositions": lambda: ADD not in T.core_aten_decompositions(),
     "decomposition_table": lambda: (

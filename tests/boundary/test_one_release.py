@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo import compiled_autograd
 
 import fxdp
 
@@ -47,6 +48,20 @@ def test_many_tangents_at_once() -> None:
     with pytest.raises(fxdp.StepError, match="is_grads_batched"):
         torch.autograd.grad(losses, parameters(private), torch.eye(6), is_grads_batched=True)
     assert private.releases == 0
+
+
+def test_compiled_autograd() -> None:
+    """It would trace what makes the gradients, the ledger and all."""
+    private = compiled(budget=(0.5, 1e-5))
+    loss = private(X, Y)
+    as_it_is = torch.compile(backend="eager")
+    with (
+        pytest.raises(fxdp.StepError, match="compiled autograd"),
+        compiled_autograd._enable(as_it_is),
+    ):
+        loss.backward()
+    assert private.releases == 0
+    assert all(p.grad is None for p in private.parameters())
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev"])
