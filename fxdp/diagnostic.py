@@ -65,8 +65,9 @@ class Location:
 
     @property
     def source(self) -> str:
-        """The line, without its indentation; "" where the file is not below the current folder."""
-        return plain_source(sources.shown_line(self.file, self.line)).strip()
+        """The line, without its indentation; "" where it is in no Python file, or in one that a
+        saved program names. For the eyes of whoever ran the model; reports show fewer."""
+        return plain_source(sources.line(self.file, self.line)).strip()
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" + (f":{self.column}" if self.column else "")

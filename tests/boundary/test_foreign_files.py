@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ import fxdp
 from fxdp import sources
 from fxdp.codes import CODES
 from fxdp.diagnostic import Diagnostic, Location
-from fxdp.lint import cli
+from fxdp.lint import cli, proving
 from fxdp.lint.config import Config
 from fxdp.lint.options import parser, wanted
 from fxdp.lint.result import Finding, Result
@@ -204,12 +205,20 @@ PLACES = [outside, by_dots, by_link, by_linked_folder, beside, no_python, device
 
 @pytest.mark.parametrize("place", PLACES)
 def test_lines_are_from_below_the_current_folder(place: Callable[[Path], str], here: Path) -> None:
-    """Wherever a diagnostic points."""
+    """Wherever a diagnostic points, a report shows no others."""
     location = Location(place(here), 2, "f")
-    assert location.source == ""
     assert sources.shown_lines(location.file) == ()
     d = Diagnostic(CODES["keeps-samples"], location, "op", "why", "help")
-    assert SECRET not in str(d)
+    built: Any = SimpleNamespace(target="Mixes")
+    assert proving.finding(d, built).source == ""
+
+
+def test_who_ran_a_model_sees_its_line(here: Path) -> None:
+    """An installed model, say; but no line of what is no source, or what a saved program names."""
+    assert SECRET in Location(outside(here), 2, "f").source
+    assert Location(sources.FOREIGN + outside(here), 2, "f").source == ""
+    for place in (no_python, device, pipe, large):
+        assert Location(place(here), 2, "f").source == ""
 
 
 def test_lines_from_here_are_shown(here: Path) -> None:
