@@ -6,8 +6,10 @@ of it without its noise. What the caller differentiates is `Delivered`, of which
 the inputs.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,12 @@ from torch import Tensor
 
 from fxdp.errors import NotCompiled, StepError
 from fxdp.fence import announce
-from fxdp.torch_internals import compiled_autograd, is_batched, peek_interpreter_stack
+from fxdp.torch_internals import (
+    compiled_autograd,
+    is_batched,
+    peek_interpreter_stack,
+    top_saved_tensors_hooks,
+)
 
 Gradients = Mapping[Tensor, Tensor]  # by the tensor that they are the gradients of
 Work = Callable[[Tensor], Gradients]
@@ -69,12 +76,33 @@ def run_apart(
     shadows = [a.detach().requires_grad_() for a in leaves]
     rest = iter(shadows)
     given = [next(rest) if isinstance(a, Tensor) and a.requires_grad else a for a in args]
-    outputs = list(compiled(*given))
+    with saved_as_they_are():
+        outputs = list(compiled(*given))
     value = outputs[place]
     if not isinstance(value, Tensor) or not value.requires_grad:
         raise NotCompiled("its loss has no gradient")
     plain = [x.detach() if isinstance(x, Tensor) and x.requires_grad else x for x in outputs]
     return plain, Ran(value, shadows, leaves)
+
+
+@contextlib.contextmanager
+def saved_as_they_are() -> Iterator[None]:
+    """Keep the caller's saved_tensors_hooks from what a backward pass saves.
+
+    Among that are C, sigma and the key of the noise: hooks that compress activations would round
+    the noise, and others could leave it out. Of several hooks torch calls the last alone.
+    """
+    if top_saved_tensors_hooks(False) is None:
+        yield
+        return
+    warnings.warn(
+        "fxdp: torch.autograd.graph.saved_tensors_hooks (save_on_cpu, too) have no effect on a "
+        "private step: the scale of its noise is among what they would change. Use "
+        "microbatch_size= or checkpoint= to save memory",
+        stacklevel=2,
+    )
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, Tensor.detach):
+        yield
 
 
 class Once:

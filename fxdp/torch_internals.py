@@ -34,6 +34,9 @@ from torch._C import _DisableAutocast as DisableAutocast
 from torch._C import _get_fp32_precision_getter as get_fp32_precision
 from torch._C import _set_fp32_precision_setter as set_fp32_precision
 
+# The saved_tensors_hooks that are set.
+from torch._C._autograd import _top_saved_tensors_default_hooks as top_saved_tensors_hooks
+
 # Is a transform of torch.func at work, and on this tensor?
 from torch._C._functorch import is_batchedtensor as is_batchedtensor
 from torch._C._functorch import (

@@ -164,6 +164,13 @@ def told_of_vmap() -> bool:
     return seen == [True] and not T.peek_interpreter_stack()
 
 
+def hooks_are_seen() -> bool:
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, torch.Tensor.clone):
+        seen: Any = T.top_saved_tensors_hooks(False)
+    unhooked: Any = T.top_saved_tensors_hooks(False)
+    return seen == (torch.Tensor.detach, torch.Tensor.clone) and unhooked is None
+
+
 def compiles_backward_passes() -> bool:
     """Is it said when the backward pass itself is compiled?"""
     seen: list[bool] = []
@@ -207,6 +214,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "peek_interpreter_stack": told_of_vmap,
     "prims": lambda: T.prims.sin is torch.ops.prims.sin.default,
     "set_fp32_precision": lambda: callable(T.set_fp32_precision),
+    "top_saved_tensors_hooks": hooks_are_seen,
     "BatchNormBase": lambda: issubclass(nn.BatchNorm2d, T.BatchNormBase),
     "ConstraintViolationError": lambda: issubclass(T.ConstraintViolationError, Exception),
     "DispatchKey": lambda: has(T.DispatchKey, "CompositeImplicitAutograd", "Autograd"),

@@ -50,6 +50,30 @@ def test_many_tangents_at_once() -> None:
     assert private.releases == 0
 
 
+@pytest.mark.parametrize("door", ["compile", "torch.compile"])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_hooks_on_what_is_saved(door: str, backend: str) -> None:
+    """The noise's scale and key are saved for the backward pass: no hook of the caller's gets at
+    them, nor at anything else. These would make all of it zero."""
+    model, step = nn.Linear(5, 3), None
+    options: dict[str, Any] = {"noise_multiplier": 100.0, "backend": backend}
+    if door == "compile":
+        step = compiled(model, **options)
+    else:
+        options |= {"max_grad_norm": 0.5, "expected_batch_size": 6.0, "plan": "fixed"}
+        step = torch.compile(
+            lambda x, y: F.cross_entropy(model(x), y), backend="fxdp", fullgraph=True,
+            options=options,
+        )  # fmt: skip
+    hooks = torch.autograd.graph.saved_tensors_hooks(Tensor.clone, torch.zeros_like)
+    with pytest.warns(UserWarning, match="saved_tensors_hooks"), hooks:
+        loss = step(X, Y)
+    loss.backward()
+    released = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert 2 < released.std() < 30  # 100 C / L = 8.3
+    assert len(released.unique()) == 18
+
+
 def test_compiled_autograd() -> None:
     """It would trace what makes the gradients, the ledger and all."""
     private = compiled(budget=(0.5, 1e-5))
