@@ -5,6 +5,7 @@ made: what comes out of it must be what a release is made of, whatever torch ran
 behind it are fenced (`fxdp.fence`). Without gradients it is the model as it is.
 """
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +42,7 @@ COMPILED = (
     "mesh",
 )  # fmt: skip
 COUNTED = ("sample_rate", "budget", "accountant", "neighbours")
+CALLED = threading.local()  # .door: whose step is being called in this thread
 OPTIONS = (*NEEDED, *COMPILED, "batch_dims", *COUNTED)
 
 
@@ -58,6 +60,8 @@ class Door:
         torch runs the model as it is: a stance,    StepError from the call; if it kept the loss
         a setting, its limit of graphs, an error    to itself, from backward(), before anything
         that it swallows                            is added to a parameter
+        torch runs what was compiled for another    StepError: its options are not these
+        step
         a graph break                               ProofError (FXD501)
         torch.no_grad, torch.inference_mode         the model as it is
         within `fxdp.unprotected(step)`             the model as it is, with its plain gradients
@@ -123,7 +127,7 @@ class Door:
             if not torch.is_grad_enabled():
                 return without_gradients(call(*args, **kwargs))
             self.fence.around(parameters)
-            with capture_errors(model):
+            with capture_errors(model), self._entered():
                 out = call(*args, **kwargs)
             for leaf in pytree.tree_leaves(out):
                 if isinstance(leaf, Tensor) and leaf.requires_grad and not is_delivered(leaf):
@@ -131,6 +135,15 @@ class Door:
             return out
 
         return step
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        """While this step is called: what torch runs must have been compiled for it."""
+        outer, CALLED.door = getattr(CALLED, "door", None), self
+        try:
+            yield
+        finally:
+            CALLED.door = outer
 
     def run(self, compiled: Callable[..., Any], args: tuple[Any, ...], place: int) -> list[Any]:
         """One step.
@@ -140,6 +153,8 @@ class Door:
         """
         if unsafe_stance():
             raise NotCompiled("a stance without guards may run the graph of another batch")
+        if getattr(CALLED, "door", None) is not self:
+            raise NotCompiled("it ran what was compiled for another step, with other options")
         refuse_transforms()
         with self._lock:
             refuse_step(self.settings.apart, (), StepError)

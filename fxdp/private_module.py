@@ -12,11 +12,7 @@ from torch.fx import GraphModule
 
 from fxdp.account import Account
 from fxdp.backend import Settings
-from fxdp.capture import (
-    SMALLEST,
-    BatchDims,
-    Inputs,
-)
+from fxdp.capture import SMALLEST, BatchDims, Inputs
 from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Clipping
 from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
@@ -103,6 +99,7 @@ class PrivateModule(Unwrapped, nn.Module):
         self.__dict__["_lock"] = threading.RLock()
         own(self, model.parameters())
 
+    @torch.compiler.disable(reason="a private step compiles itself")
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """One step's loss, the mean of the samples' own losses, 0-d.
 

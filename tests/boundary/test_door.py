@@ -68,6 +68,36 @@ def test_what_was_spent_goes_on() -> None:
     assert other.privacy.releases == 2
 
 
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_code_of_another_step(kept: bool, warm: bool) -> None:
+    """One of the same class, with other options: a stance lets torch run it."""
+    first, model = Net(), Net()
+    step: Any = torch.compile(first, backend="fxdp", options=OPTIONS | {"noise_multiplier": 0.0})
+    step(X, Y).backward()
+    other: Any = torch.compile(model, backend="fxdp", options=OPTIONS | {"noise_multiplier": 9.0})
+    if warm:
+        other(X, Y).backward()
+        other.zero_grad()
+    account = step.privacy
+    if not kept:
+        del step, first
+        gc.collect()
+    torch.compiler.set_stance("eager_on_recompile")
+    try:
+        other(X, Y).backward()
+    except fxdp.StepError:
+        assert model.fc.weight.grad is None
+        assert other.privacy.releases == warm
+    else:
+        assert model.fc.weight.grad is not None
+        assert model.fc.weight.grad.std() > 0.1  # 9 C / L = 0.45
+        assert other.privacy.releases == warm + 1
+    finally:
+        torch.compiler.set_stance("default")
+    assert account.releases == 1
+
+
 def test_all_graphs_of_a_step_have_one_account() -> None:
     """Train and eval mode, and validation in between, which is the model as it is."""
     model = Net()

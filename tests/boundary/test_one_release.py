@@ -1,6 +1,7 @@
 """One loss is one release, whatever the caller does with it, and whatever goes wrong."""
 
 import threading
+import warnings
 from typing import Any
 
 import pytest
@@ -72,6 +73,30 @@ def test_hooks_on_what_is_saved(door: str, backend: str) -> None:
     released = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert 2 < released.std() < 30  # 100 C / L = 8.3
     assert len(released.unique()) == 18
+
+
+def test_a_training_loop_that_is_compiled() -> None:
+    """By torch.compile, from the step to the optimizer: it runs a private step, and does not trace
+    what makes one."""
+    private = compiled()
+    optimizer = torch.optim.SGD(private.parameters(), 0.1)
+
+    def train(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = private(x, y)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    before = [p.detach().clone() for p in private.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of the `grad` of a loss
+        torch.compile(train, backend="eager")(X, Y)
+    assert private.releases == 1
+    moved = [(p - q).flatten() for p, q in zip(private.parameters(), before, strict=True)]
+    assert torch.cat(moved).std() > 0.02  # 0.1 * 10 C / L = 0.083 of noise
+    torch.compile(private, backend="eager")(X, Y).backward()
+    assert private.releases == 2
 
 
 def test_compiled_autograd() -> None:
