@@ -19,6 +19,8 @@ class NotCompiled(StepError):
             "compile: no torch.compiler.set_stance or disable, no TORCH_COMPILE_DISABLE or "
             "TORCHDYNAMO_DISABLE, no torch._dynamo.config.disable or suppress_errors, no torch "
             "mode around the step, and fewer values (numbers, lists) of the model that change "
-            "from step to step than torch._dynamo.config.recompile_limit. For the plain model, use "
+            "from step to step, and fewer steps of one class of model, than "
+            "torch._dynamo.config.recompile_limit. torch remembers what it did not compile: "
+            "afterwards, torch.compiler.reset() makes it try again. For the plain model, use "
             "torch.no_grad(), or fxdp.unprotected(...) on public data"
         )

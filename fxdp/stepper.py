@@ -8,7 +8,7 @@ captured for each size.
 import contextlib
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,12 +42,20 @@ from fxdp.state import State
 from fxdp.torch_internals import mark_dynamic, pytree, unsafe_stance
 
 
-@dataclass(frozen=True)
 class Compiled:
-    """A step, and what its compilations and runs leave behind."""
+    """A step, and what its compilations and runs leave behind.
 
-    call: Callable[..., Any]
-    record: Record
+    Attributes:
+        call: the step.
+    """
+
+    def __init__(self, make: Callable[[], Callable[..., Any]], record: Record) -> None:
+        self._make, self.record = make, record
+        self.call = make()
+
+    def renew(self) -> None:
+        """Have it compiled again: torch remembers of a function that it could not compile it."""
+        self.call = self._make()
 
 
 class Stepper:
@@ -86,8 +94,12 @@ class Stepper:
         self, settings: Settings, record: Record, passes: tuple[Pass, ...] = PASSES
     ) -> Compiled:
         """Another step of the same model."""
-        step = own_step(self.model, self.loss_fn, settings.reduction)
-        return Compiled(compiled_step(step, settings, record, self.capturing, passes), record)
+
+        def make() -> Callable[..., Any]:
+            step = own_step(self.model, self.loss_fn, settings.reduction)
+            return compiled_step(step, settings, record, self.capturing, passes)
+
+        return Compiled(make, record)
 
     def capturing(self) -> contextlib.AbstractContextManager[None]:
         """What is set while torch captures a step, and at no other time."""
@@ -177,8 +189,13 @@ class Stepper:
         if unsafe_stance():
             raise NotCompiled("a stance without guards may run the graph of another batch")
         step.record.ran, step.record.extras = None, {}
-        loss, others = self.traced(functools.partial(step.call, *given))
-        return loss if others is None else Outcome.of(loss, others), step.record.taken()
+        try:
+            loss, others = self.traced(functools.partial(step.call, *given))
+            ran = step.record.taken()
+        except NotCompiled:
+            step.renew()
+            raise
+        return loss if others is None else Outcome.of(loss, others), ran
 
     def without_padding(self, out: Any, size: int) -> Any:
         """What a model returned beside its loss, with the rows of the first `size` samples."""

@@ -122,6 +122,11 @@ def fenced(optimize: Callable[..., Any]) -> Callable[..., Any]:
         backend.kwargs = {**backend.kwargs, "door": door}
 
         def made(model: Any) -> Any:
+            if isinstance(owner := getattr(model, "__self__", None), nn.Module):
+                raise ValueError(
+                    f'{type(owner).__name__}.compile(backend="fxdp") hands out no step, and so no '
+                    'account of what is released: step = torch.compile(model, backend="fxdp", ...)'
+                )
             step = context(model)
             if isinstance(step, nn.Module):
                 step.__dict__["forward"] = door.guarded(step.forward, model)

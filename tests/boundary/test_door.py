@@ -222,6 +222,14 @@ def test_options_that_it_does_not_take(options: dict[str, Any], words: str) -> N
         compiled(Net(), **options)
 
 
+def test_a_module_that_compiles_itself_is_refused() -> None:
+    """There would be no step to ask for its ledger."""
+    model = Net()
+    with pytest.raises(ValueError, match="hands out no step"):
+        model.compile(backend="fxdp", options=OPTIONS)
+    model(X, Y).backward()
+
+
 def test_the_backend_alone_is_refused() -> None:
     from fxdp.torch_backend import fxdp as backend
 
