@@ -108,6 +108,7 @@ def compile(  # noqa: A001 - torch.compile's name
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     refuse_wrapped(model, ValueError)
+    refuse_private(model)
     check_parameters(model)
     scales, settings = checked_options(
         max_grad_norm, noise_multiplier, expected_batch_size, strategy, backend, rules, plan,
@@ -131,6 +132,16 @@ def compile(  # noqa: A001 - torch.compile's name
     sampling = drawn_by.sampling if isinstance(drawn_by, PrivateSampler) else drawn_by
     account = Account(ledger, as_sampling(sampling), as_budget(budget), correlation, handed)
     return PrivateModule(model, loss_fn, scales, settings, batch_dims, account, microbatch_size)
+
+
+def refuse_private(model: nn.Module) -> None:
+    """A model with a private one in it would train that one's parameters past its account."""
+    for name, module in model.named_modules():
+        if isinstance(module, PrivateModule):
+            raise ValueError(
+                f"model{name and f'.{name}'} is private already: compile the model that it was "
+                "made of, or the whole around that"
+            )
 
 
 def check_parameters(model: nn.Module) -> None:

@@ -30,6 +30,7 @@ from fxdp.outcome import without_gradients
 from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.statement import statement
+from fxdp.private_module import PrivateModule
 from fxdp.processes import refuse_step
 from fxdp.report import Report, report
 from fxdp.run_key import RunKey
@@ -117,7 +118,13 @@ class Door:
 
     def guarded(self, call: Callable[..., Any], model: Callable[..., Any]) -> Callable[..., Any]:
         """The step that torch made of a model, looked at from outside."""
-        parameters = [p for m in modules_of(model) for p in m.parameters()]
+        modules = list(modules_of(model))
+        if any(isinstance(m, PrivateModule) for of in modules for m in of.modules()):
+            raise ValueError(
+                "what is compiled uses a module of fxdp.compile, whose steps are private by "
+                "themselves: leave one of the two out"
+            )
+        parameters = [p for m in modules for p in m.parameters()]
         self.fence.around(parameters)
 
         @functools.wraps(call)

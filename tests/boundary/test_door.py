@@ -197,17 +197,6 @@ def test_two_losses_of_one_step() -> None:
     assert step.privacy.releases == 1
 
 
-def test_a_module_compiled_in_place() -> None:
-    """`model.compile(...)`, which keeps the step to itself."""
-    model = Net()
-    model.compile(backend="fxdp", fullgraph=True, options=OPTIONS)
-    model(X, Y).backward()
-    noisy = model.fc.weight.grad.clone()
-    with torch.compiler.set_stance("force_eager"), pytest.raises(fxdp.StepError):
-        model(X, Y).backward()
-    assert torch.equal(model.fc.weight.grad, noisy)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -220,6 +209,20 @@ def test_a_module_compiled_in_place() -> None:
 def test_options_that_it_does_not_take(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         compiled(Net(), **options)
+
+
+def test_what_is_private_already_is_refused() -> None:
+    """By both doors, at any depth."""
+    private = fxdp.compile(nn.Linear(5, 3), max_grad_norm=1.0, noise_multiplier=1.0,
+                           expected_batch_size=6.0, backend="eager")  # fmt: skip
+    around = nn.Sequential(nn.Linear(5, 5), private)
+    for model in (private, around):
+        with pytest.raises(ValueError, match="private"):
+            compiled(model)
+        with pytest.raises(ValueError, match="private already"):
+            fxdp.compile(model, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=6.0)
+    with pytest.raises(ValueError, match="private by themselves"):
+        torch.compile(lambda x: private(x).sum(), backend="fxdp", options=OPTIONS)
 
 
 def test_a_module_that_compiles_itself_is_refused() -> None:

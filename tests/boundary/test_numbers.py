@@ -179,7 +179,8 @@ def test_norms_and_sums_are_exact_whatever_torch_is_told(strategy: str, before: 
     """Set before compilation and after it; nothing is left behind."""
     x, c, true = cancelling()
     private = product(strategy, 64)
-    for name in SETTINGS if before else ("medium", "all", "mixed"):
+    all_of_them = before and strategy == "ghost"
+    for name in SETTINGS if all_of_them else ("medium", "all", "mixed"):
         torch._dynamo.reset()
         private = product(strategy, 64) if before else private
         if not before:
