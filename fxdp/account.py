@@ -4,6 +4,7 @@ The step itself counts: what releases a gradient asks the ledger before, and tel
 """
 
 import copy
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -64,6 +65,7 @@ class Account:
     noise: Correlation | None = None
     batches: Handed | None = None
     public: Public = field(default_factory=Public)
+    process: int = field(default_factory=os.getpid)  # whose ledger it is
     _open: "weakref.ref[Tensor] | None" = field(default=None, repr=False)
     _lock: Any = field(default_factory=threading.RLock, repr=False)
     _batch: Ticket | None = field(default=None, repr=False)  # of the release that is under way

@@ -45,11 +45,23 @@ class Ran:
     leaves: Sequence[Tensor]
 
     def gradients(self, tangent: Tensor | None = None) -> dict[Tensor, Tensor]:
-        """Run the backward pass. A parameter that has no part in it is left out."""
+        """Run the backward pass. A parameter that has no part in it is left out.
+
+        Raises:
+            StepError: what it needs was changed since.
+        """
         if tangent is None:
             tangent = torch.ones_like(self.value)
         unused: dict[str, Any] = {"allow_unused": True}
-        found: Any = torch.autograd.grad(self.value, self.shadows, tangent, **unused)
+        try:
+            found: Any = torch.autograd.grad(self.value, self.shadows, tangent, **unused)
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise StepError(
+                "a parameter or an argument was changed in place between the step and its backward "
+                "pass; nothing was released. Change them after loss.backward()"
+            ) from error
         gradients: dict[Tensor, Tensor] = {}
         for leaf, gradient in zip(self.leaves, found, strict=True):
             if gradient is not None:
@@ -71,7 +83,14 @@ def run_apart(
 
     Raises:
         NotCompiled: that output has no gradient.
+        StepError: what has a gradient was computed from parameters, outside of the step.
     """
+    if any(isinstance(a, Tensor) and a.requires_grad and not a.is_leaf for a in args):
+        raise StepError(
+            "the model uses a tensor that was computed from its parameters outside of forward, and "
+            "still has their gradients: what reaches them through it would not be bounded; nothing "
+            "was released. Detach it where it is kept, or compute it in forward"
+        )
     leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
     shadows = [a.detach().requires_grad_() for a in leaves]
     rest = iter(shadows)

@@ -21,7 +21,7 @@ from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Adaptive
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.errors import NotCompiled, StepError
-from fxdp.fence import Fence
+from fxdp.fence import Fence, InThisThread
 from fxdp.keystream import no_key
 from fxdp.lot import Lot
 from fxdp.ops import RULES
@@ -76,6 +76,8 @@ class Door:
         last_norms: [N] gradient norms of the last release's samples; not protected by DP.
     """
 
+    unprotected = InThisThread()  # how many `fxdp.unprotected` are around
+
     def __init__(self, options: Mapping[str, Any] | None) -> None:
         """Check the options of torch.compile.
 
@@ -102,7 +104,6 @@ class Door:
         self.account = Account(ledger, sampling, as_budget(budget))
         self.record = Record(keys=RunKey(self.settings.secure))
         self.fence = Fence()
-        self.unprotected = 0  # how many `fxdp.unprotected` are around
         self.refusal: str | None = None  # what fxdp last said of the model to torch
         self._last = Tally()
         self._lock: Any = threading.RLock()
@@ -164,7 +165,8 @@ class Door:
             raise NotCompiled("it ran what was compiled for another step, with other options")
         refuse_transforms()
         with self._lock:
-            refuse_step(self.settings.apart, (), StepError)
+            trained = ((str(i), p) for i, p in enumerate(args) if isinstance(p, nn.Parameter))
+            refuse_step(self.settings.apart, self.account.process, trained, StepError)
             self.account.begin()
             lot = Lot.of(self.scales, self.settings.clipping, self.settings.secure, self.account)
             key = self.record.keys.next(self.releases) if self.scales[1] > 0 else no_key()

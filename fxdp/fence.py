@@ -6,6 +6,7 @@ would run, and its gradients would be plain. So the parameters are fenced: what 
 add to one of them must be what a release delivered.
 """
 
+import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.errors import NotCompiled
+from fxdp.errors import NotCompiled, StepError
+
+
+class InThisThread:
+    """An attribute, a number that each thread has for itself; 0 at first."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}_by_thread"
+
+    def __get__(self, of: Any, owner: type | None = None) -> int:
+        return getattr(self._of(of), "number", 0)
+
+    def __set__(self, of: Any, number: int) -> None:
+        self._of(of).number = number
+
+    def _of(self, of: Any) -> threading.local:
+        return of.__dict__.setdefault(self.name, threading.local())
 
 
 class Post:
@@ -42,14 +59,22 @@ class Post:
 
         Raises:
             NotCompiled: it is one.
+            StepError: it is the sum of one and of what a release delivered, which was counted.
         """
         expected, self.expected = self.expected, None
         (gradient,) = gradients
-        if gradient is not None and gradient is not expected and not self.lifted:
-            raise NotCompiled(
-                "a gradient that no release made was about to be added to a parameter of a step of "
-                'torch.compile(backend="fxdp")'
+        if gradient is None or gradient is expected or self.lifted:
+            return
+        if expected is not None:
+            raise StepError(
+                "a loss had a part that no release made, and the gradient of the whole was about "
+                'to be added to a parameter of a step of torch.compile(backend="fxdp"); it was '
+                "not. The release that is the other part was counted. Make one loss inside the step"
             )
+        raise NotCompiled(
+            "a gradient that no release made was about to be added to a parameter of a step of "
+            'torch.compile(backend="fxdp")'
+        )
 
 
 # Of the parameters of all steps, by id; a post, which holds its parameter, goes with its fences.

@@ -17,6 +17,7 @@ from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Clipping
 from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.errors import StepError
+from fxdp.fence import InThisThread
 from fxdp.following import Following
 from fxdp.inspection import Attempt, Inspector
 from fxdp.logical import Accumulation, Piece, scaled, summed
@@ -63,13 +64,14 @@ class PrivateModule(Unwrapped, nn.Module):
         max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
         microbatch_size: samples that are worked on at a time; None for all.
         releases: how many private gradients were released, as the ledger counts them.
-        unprotected: how many `fxdp.unprotected` are around it.
+        unprotected: how many `fxdp.unprotected` are around it, in this thread.
     """
 
     _model: nn.Module
     _stepper: Stepper
     _inspector: Inspector
     _lock: Any
+    unprotected = InThisThread()
 
     def __init__(
         self,
@@ -95,7 +97,6 @@ class PrivateModule(Unwrapped, nn.Module):
         self.microbatch_size = microbatch_size
         self._logical: Accumulation | None = None
         self._last = Tally()
-        self.unprotected = 0  # how many `fxdp.unprotected` are around
         self.__dict__["_lock"] = threading.RLock()
         own(self, model.parameters())
 
@@ -127,7 +128,8 @@ class PrivateModule(Unwrapped, nn.Module):
             return self._step(args, kwargs, sample_mask)
 
     def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any], sample_mask: Any) -> Any:
-        refuse_step(self._stepper.settings.apart, self.named_parameters(), StepError)
+        apart, process = self._stepper.settings.apart, self._account.process
+        refuse_step(apart, process, self.named_parameters(), StepError)
         inputs, mask, size = self._stepper.prepared(args, kwargs, sample_mask)
         if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")

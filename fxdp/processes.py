@@ -9,6 +9,7 @@ is given a module with private parameters, and sharded parameters at the next st
 """
 
 import gc
+import os
 import sys
 import weakref
 from collections.abc import Iterable
@@ -154,12 +155,13 @@ def holder(parameters: Iterable[Tensor]) -> str | None:
 
 
 def refuse_step(
-    apart: bool, parameters: Iterable[tuple[str, Tensor]], error: type[Exception]
+    apart: bool, process: int, parameters: Iterable[tuple[str, Tensor]], error: type[Exception]
 ) -> None:
     """Refuse a step that other processes take part in, before anything is computed or counted.
 
     Args:
         apart: it was said that they train apart.
+        process: in which the model was made private.
         parameters: of the model, by name.
         error: what is raised.
     """
@@ -169,6 +171,12 @@ def refuse_step(
         raise error(
             f"a private step runs inside of {type(active).__name__}, which averages what is "
             f"released over processes, noise included: {ALONE}"
+        )
+    if os.getpid() != process and any(p.is_shared() for _, p in parameters):
+        raise error(
+            f"this process was forked from {process}, with which it shares the memory of the "
+            "model's parameters: what it releases would train them there, and that process's "
+            "ledger would not count it. Step there, or compile a copy of the model"
         )
     if dist.is_available() and dist.is_initialized():
         refuse_sharded(parameters, error)

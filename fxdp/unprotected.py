@@ -25,6 +25,7 @@ def unprotected(private: Any) -> Iterator[None]:
     ==========================================  ===========================================
     a backward pass after the block             works: the plain loss was made inside; with
                                                 torch.compile's step, the fence stands: StepError
+    in another thread, meanwhile                steps are private
     inside of `accumulate()`                    the block's gradients are no part of the batch
     another private module inside               is private
     blocks inside of blocks                     work, and count each

@@ -50,11 +50,11 @@ def statement(
     """
     known = [samples_known_to(run.release.sampling) for run in ledger.runs]
     require_delta(delta, num_samples or next((n for n in known if n), None))
+    taken = f" Assumed public: {'; '.join(public)}." if public else ""
     if not ledger.runs:
-        return "Nothing was released from the data, which costs no privacy."
+        return f"Nothing was released from the data, which costs no privacy.{taken}"
     released = _released(ledger.runs)
     promise = _promise(ledger, delta)
-    taken = f" Assumed public: {'; '.join(public)}." if public else ""
     return "\n\n".join((released, *promise, _assumptions(ledger.runs) + taken))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,35 @@ class TestUnprotected:
             raise KeyError
         one(X, Y).backward()
         assert (one.releases, other.releases) == (1, 1)
+
+    @pytest.mark.parametrize("door", ["compile", "torch.compile"])
+    def test_other_threads_stay_private(self, door: str) -> None:
+        model = nn.Linear(5, 3)
+        options: dict[str, Any] = {"max_grad_norm": 1.0, "noise_multiplier": 1e4,
+                                   "expected_batch_size": 6.0, "backend": "eager"}  # fmt: skip
+        step: Any = (
+            fxdp.compile(model, loss_fn=F.cross_entropy, **options)
+            if door == "compile"
+            else torch.compile(
+                lambda x, y: F.cross_entropy(model(x), y), backend="fxdp", options=options
+            )
+        )
+        account = step if door == "compile" else step.privacy
+        step(X, Y).backward()
+        model.zero_grad()
+        with fxdp.unprotected(step):
+            other = threading.Thread(target=lambda: step(X, Y).backward())
+            other.start()
+            other.join()
+            assert model.weight.grad is not None
+            assert model.weight.grad.std() > 100
+            assert (account.releases, account.unprotected) == (2, 1)
+
+    def test_nothing_else_was_done(self) -> None:
+        private = compiled(nn.Linear(5, 3))
+        with fxdp.unprotected(private):
+            pass
+        assert "once, by fxdp.unprotected" in private.privacy_statement(1e-5)
 
     def test_a_step_of_torch_compile(self) -> None:
         model = nn.Sequential(nn.Linear(5, 1), nn.Flatten(0))

@@ -99,6 +99,48 @@ def test_a_training_loop_that_is_compiled() -> None:
     assert private.releases == 2
 
 
+def test_what_changes_before_the_backward_pass() -> None:
+    private = compiled()
+    loss = private(X, Y)
+    with torch.no_grad():
+        private.weight.mul_(2)
+    last = nn.Linear(3, 3)
+    other = compiled(nn.Sequential(nn.Linear(5, 3), last))
+    late = other(X, Y)
+    with torch.no_grad():
+        last.weight.mul_(2)
+    with pytest.raises(fxdp.StepError, match="changed in place"):
+        late.backward()
+    assert other.releases == 0
+    loss.backward()  # which needs no weight
+    assert private.releases == 1
+
+
+class Kept(nn.Module):
+    """It keeps what it computes of its weight, outside of forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(5, 3)
+        self.kept = (self.fc.weight * 1000).sum(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x * self.kept)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's, as it looks at such a tensor
+def test_what_was_computed_from_parameters_outside() -> None:
+    """Its gradient goes on to them, through what no graph shows."""
+    model = Kept()
+    private = compiled(model)
+    with pytest.raises(fxdp.StepError, match="outside of forward"):
+        private(X, Y).backward()
+    assert private.releases == 0
+    model.kept = model.kept.detach()
+    private(X, Y).backward()
+    assert private.releases == 1
+
+
 def test_compiled_autograd() -> None:
     """It would trace what makes the gradients, the ledger and all."""
     private = compiled(budget=(0.5, 1e-5))

@@ -130,6 +130,36 @@ def test_the_door_of_torch_compile_asks_too() -> None:
 
 
 @pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("door", ["compile", "torch.compile"])
+def test_a_forked_process_that_shares_the_parameters(door: str) -> None:
+    """Its releases would train this process's model, and this ledger would know nothing of it."""
+    model = network()
+    inner = WithLoss()
+    inner.net = model
+    options = OPTIONS | APART
+    if door == "compile":
+        step: Any = private_of(model, **APART)
+    else:
+        step = torch.compile(inner, backend="fxdp", options=options)
+    step(X, Y).backward()
+    for shared in (False, True):
+        if shared:
+            model.share_memory()
+        got, send = os.pipe()
+        if (pid := os.fork()) == 0:
+            try:
+                step(X, Y).backward()
+                os.write(send, b"released")
+            except fxdp.StepError as error:
+                os.write(send, b"refused" if "ledger would not count" in str(error) else b"?")
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        assert os.read(got, 10) == (b"refused" if shared else b"released")
+        os.close(got)
+        os.close(send)
+
+
 def test_processes_that_train_apart_do() -> None:
     private = private_of(network(), mesh=None)
     private(X, Y).backward()
