@@ -88,7 +88,8 @@ CODES: dict[str, Code] = {
         Code(
             "FXD201",
             "loss-not-separable",
-            "return one loss a sample, or their mean or sum",
+            "return one loss a sample, or their mean or sum; if this is what the model returns and "
+            "no loss, pass loss_fn to fxdp.compile",
             "the loss is not one number for each sample, nor their mean or sum",
             "The privacy of DP-SGD is that of one sample's loss. A loss in which samples meet, or "
             "one for each token, has no such thing.",
@@ -98,11 +99,11 @@ CODES: dict[str, Code] = {
         Code(
             "FXD202",
             "no-loss",
-            "pass loss_fn, or let the model return a loss",
+            "let the model return a loss, or pass loss_fn to fxdp.compile",
             "there is no loss to take gradients of, or no gradient of it",
             "Clipping and noise are put where the loss leaves the model.",
-            "fxdp.compile(model, **options)  # the model returns logits",
-            "fxdp.compile(model, loss_fn=F.cross_entropy, **options)",
+            "return {'logits': logits}",
+            "return {'loss': F.cross_entropy(logits, y), 'logits': logits}",
         ),
         Code(
             "FXD301",
