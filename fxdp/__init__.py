@@ -1,35 +1,67 @@
-"""fxdp: private training from any PyTorch model, proven and compiled."""
+"""fxdp: private training from any PyTorch model, proven and compiled.
 
-from fxdp import clipping as clipping
-from fxdp import correlated as correlated
-from fxdp import data as data
-from fxdp import grams as grams
-from fxdp import opaque as opaque
-from fxdp import operators as operators  # registers the ops that graphs carry
-from fxdp import privacy as privacy
-from fxdp import recurrent as recurrent
-from fxdp import unfolding as unfolding
-from fxdp import weighing as weighing
-from fxdp.audit import Audit, audit
-from fxdp.capture import BatchDims
-from fxdp.certificate import Certificate
-from fxdp.check import MiscompilationWarning
-from fxdp.checkpoint import load_checkpoint, save_checkpoint
-from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
-from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
-from fxdp.errors import StepError
-from fxdp.fix import fix
-from fxdp.make_private import make_private
-from fxdp.ops import RULES
-from fxdp.pipeline import PASSES
-from fxdp.privacy.budget import BudgetExhausted
-from fxdp.private_module import PrivateModule
-from fxdp.public import PublicSizeWarning
-from fxdp.rules import Rule, SumRule, shared
-from fxdp.schedule import ScaleScheduler
-from fxdp.training import Progress
-from fxdp.unprotected import unprotected
-from fxdp.verify import Verification, verify
+A name is loaded when it is first asked for: to import fxdp is to import torch, and hardly more.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxdp import clipping as clipping
+    from fxdp import correlated as correlated
+    from fxdp import data as data
+    from fxdp import privacy as privacy
+    from fxdp.audit import Audit, audit
+    from fxdp.capture import BatchDims
+    from fxdp.certificate import Certificate
+    from fxdp.check import MiscompilationWarning
+    from fxdp.checkpoint import load_checkpoint, save_checkpoint
+    from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
+    from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
+    from fxdp.errors import StepError
+    from fxdp.fix import fix
+    from fxdp.make_private import make_private
+    from fxdp.ops import RULES
+    from fxdp.pipeline import PASSES
+    from fxdp.privacy.budget import BudgetExhausted
+    from fxdp.private_module import PrivateModule
+    from fxdp.public import PublicSizeWarning
+    from fxdp.rules import Rule, SumRule, shared
+    from fxdp.schedule import ScaleScheduler
+    from fxdp.training import Progress
+    from fxdp.unprotected import unprotected
+    from fxdp.verify import Verification, verify
+
+# What stands above, for those who run it: modules, and where the other names are found.
+MODULES = {
+    "clipping": "fxdp.clipping",
+    "correlated": "fxdp.correlated",
+    "data": "fxdp.data",
+    "privacy": "fxdp.privacy",
+}
+PLACES = {
+    "fxdp.audit": ("Audit", "audit"),
+    "fxdp.capture": ("BatchDims",),
+    "fxdp.certificate": ("Certificate",),
+    "fxdp.check": ("MiscompilationWarning",),
+    "fxdp.checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "fxdp.compiler": ("compile", "prove"),
+    "fxdp.diagnostic": ("BatchMixingError", "CaptureError", "Diagnostic", "ProofError"),
+    "fxdp.errors": ("StepError",),
+    "fxdp.fix": ("fix",),
+    "fxdp.make_private": ("make_private",),
+    "fxdp.ops": ("RULES",),
+    "fxdp.pipeline": ("PASSES",),
+    "fxdp.privacy.budget": ("BudgetExhausted",),
+    "fxdp.private_module": ("PrivateModule",),
+    "fxdp.public": ("PublicSizeWarning",),
+    "fxdp.rules": ("Rule", "SumRule", "shared"),
+    "fxdp.schedule": ("ScaleScheduler",),
+    "fxdp.training": ("Progress",),
+    "fxdp.unprotected": ("unprotected",),
+    "fxdp.verify": ("Verification", "verify"),
+}
+HOME = {name: module for module, names in PLACES.items() for name in names}
 
 __all__ = [
     "PASSES",
@@ -62,3 +94,18 @@ __all__ = [
     "shared",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in MODULES:
+        found: Any = importlib.import_module(MODULES[name])
+    elif name in HOME:
+        found = getattr(importlib.import_module(HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'fxdp' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES, *HOME})

@@ -18,7 +18,7 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp import facts, released
+from fxdp import facts, marks, released
 from fxdp.check import Checked, coarsest
 from fxdp.clipping import Clipping, Flat
 from fxdp.delivery import Ran, run_apart
@@ -225,8 +225,7 @@ def compile_marked(
 
 def is_mark(node: Node) -> bool:
     """Is this where the loss leaves the model?"""
-    ops = torch.ops.fxdp.release
-    return node.target in (ops, ops.default)
+    return node.target in (marks.release, marks.release.default)
 
 
 def finish(

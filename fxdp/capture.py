@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxdp import marks
 from fxdp.errors import NoLoss
 from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
@@ -183,12 +184,12 @@ class Step(nn.Module):
         for leaf, dim in zip(leaves, dims, strict=True):
             if dim is not None:
                 torch_check(leaf.shape[dim] == mask.shape[0])
-                leaf = torch.ops.fxdp.samples(leaf, dim)
+                leaf = marks.samples(leaf, dim)
             marked.append(leaf)
         args, kwargs = pytree.tree_unflatten(marked, spec)
         loss, others = local_loss(self.fxdp_model, self.loss_fn, args, kwargs, self.reduction)
         check_loss(loss, "loss_fn" if self.loss_fn is not None else "the model")
-        return torch.ops.fxdp.release(loss, *scales, mask, self.reduction), others
+        return marks.release(loss, *scales, mask, self.reduction), others
 
 
 STEPS = itertools.count()
@@ -272,7 +273,7 @@ def check_loss(loss: Any, source: str) -> None:
 
 def shown(x: Tensor) -> Tensor:
     """x as the caller gets it: marked, so that what the model keeps to itself stands out."""
-    return torch.ops.fxdp.shown(x.detach())
+    return marks.shown(x.detach())
 
 
 MOST_GRAPHS = 64  # that one model may have, for sizes and modes that the proof cannot merge

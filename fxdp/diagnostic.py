@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxdp import sources
+from fxdp import marks, sources
 from fxdp.codes import CODES, Code
 from fxdp.printed import plain, plain_source
 from fxdp.torch_internals import ShortenTraceback
@@ -255,7 +255,7 @@ def not_allowed(d: Diagnostic) -> Diagnostic:
 
 def spelled(node: Node) -> str:
     """The op of a node as the user would know it, before it was decomposed."""
-    if node.target is torch.ops.fxdp.release.default:
+    if node.target is marks.release.default:
         return "loss"
     original: Any = node.meta.get("original_aten") or node.target
     name = getattr(original, "_opname", None) or getattr(original, "__name__", str(original))

@@ -7,12 +7,13 @@ facts a pass gives on its result, so a pass cannot merely believe that it did it
 import torch
 from torch.fx import GraphModule, Node
 
+from fxdp import marks
 from fxdp.graph_pass import gradients, outputs, placement, study
 from fxdp.shapes import sample_axes, shape_of
 from fxdp.sums import holds_samples, is_partial, sum_at
 from fxdp.torch_internals import OpOverload
 
-SEED = torch.ops.fxdp.seed.default
+SEED = marks.seed.default
 NOISE = {"fxdp": "noise"}
 
 
@@ -43,8 +44,8 @@ def placed(gm: GraphModule) -> str | None:
 
 def one_mark(gm: GraphModule) -> str | None:
     """One release, with one clip bound and one noise scale (P6)."""
-    marks = gm.graph.find_nodes(op="call_function", target=torch.ops.fxdp.release.default)
-    return None if len(marks) == 1 else f"there are {len(marks)} releases"
+    found = gm.graph.find_nodes(op="call_function", target=marks.release.default)
+    return None if len(found) == 1 else f"there are {len(found)} releases"
 
 
 def batch_symbolic(gm: GraphModule) -> str | None:

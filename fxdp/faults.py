@@ -13,6 +13,7 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
+from fxdp import marks
 from fxdp.diagnostic import (
     BatchMixingError,
     Diagnostic,
@@ -26,7 +27,6 @@ from fxdp.diagnostic import (
 from fxdp.graph_pass import gradients, mutations, outputs, study
 from fxdp.shapes import shape_of, show
 
-MARKS = torch.ops.fxdp
 Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)
 KEEPS = ("the model keeps a value made of samples, without noise", "keeps-samples")
 WRITES = ("a buffer is written from the samples, without noise", "writes-samples")
@@ -128,7 +128,7 @@ def forward_outputs(gm: GraphModule) -> list[Node]:
 
 def kept_outputs(gm: GraphModule) -> list[Node]:
     """Outputs of the forward pass that the caller does not see: attributes, globals, lists."""
-    returned = (MARKS.release.default, MARKS.shown.default)
+    returned = (marks.release.default, marks.shown.default)
     written = mutations(gm).values()
     return [n for n in forward_outputs(gm) if n.target not in returned and n not in written]
 

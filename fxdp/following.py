@@ -14,6 +14,7 @@ from fxdp.correlated import Correlation
 from fxdp.delivery import Gradients
 from fxdp.keystream import SECURE_TERMS
 from fxdp.options import Scales
+from fxdp.released import released
 from fxdp.stepper import Stepper
 
 
@@ -86,7 +87,7 @@ def made_again(gradient: Tensor, key: Tensor, number: int, terms: int) -> Tensor
     """The normal numbers that a step drew for a parameter, from its key."""
     one = torch.ones((), dtype=torch.float64)
     nothing = torch.zeros_like(gradient)
-    return torch.ops.fxdp.released(nothing, one, one, one, None, key, number, terms)
+    return released(nothing, one, one, one, None, key, number, terms)
 
 
 def check(trained: Mapping[str, Tensor], secure: bool) -> None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import sympy
-import torch
 from torch.fx import Graph, GraphModule, Node
 
+from fxdp import marks
 from fxdp.forms.batch import Strategy
 from fxdp.liveness import Peak
 from fxdp.placement import Placement
@@ -232,7 +232,7 @@ def mark(gm: GraphModule) -> Mark:
     Raises:
         AssertionError: a graph without such a place, or with several.
     """
-    found = gm.graph.find_nodes(op="call_function", target=torch.ops.fxdp.release.default)
+    found = gm.graph.find_nodes(op="call_function", target=marks.release.default)
     if len(found) != 1:
         raise AssertionError(f"one release is expected in a graph, and there are {len(found)}")
     return Mark(found[0], *arguments(found[0]))

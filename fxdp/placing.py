@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch.fx import Node
 
+from fxdp import marks
 from fxdp.faults import is_backward
 from fxdp.graph_pass import arguments
 from fxdp.origin import is_torchs, whose
@@ -22,7 +23,6 @@ from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
 from fxdp.torch_internals import OpOverload, pytree
 
-MARKS = torch.ops.fxdp
 # Names of arguments in which N is nothing but a size, of which the shapes tell, and those that
 # rules look at themselves. A pointwise op may take N as a value: see `localize`.
 SIZES = {
@@ -75,14 +75,14 @@ def scales_losses(node: Node, table: Table) -> bool:
     while open_ends:
         at = open_ends.pop()
         for user in at.users:
-            if is_backward(user) or user in seen or user.target is MARKS.release.default:
+            if is_backward(user) or user in seen or user.target is marks.release.default:
                 continue
             rule = table.get(user.target)  # pyright: ignore[reportArgumentType]
             if rule is None or rule.each is None:
                 return False
             seen.add(user)
             open_ends.append(user)
-    return len(seen) > 1 or any(user.target is MARKS.release.default for user in node.users)
+    return len(seen) > 1 or any(user.target is marks.release.default for user in node.users)
 
 
 def is_shared_alone(node: Node, n: sympy.Symbol) -> bool:
@@ -185,7 +185,7 @@ def place_input(node: Node, n: sympy.Symbol) -> Placement | None:
         return None
     if not sample_axes(shape_of(value.shape), n):
         return Replicate()
-    declared = (MARKS.samples.default, MARKS.release.default, MARKS.seed.default)
+    declared = (marks.samples.default, marks.release.default, marks.seed.default)
     if all(user.target in declared for user in node.users):
         return Shard(sample_axes(shape_of(value.shape), n)[0])
     raise Mixed(
@@ -244,10 +244,10 @@ def place_seed(node: Node, n: sympy.Symbol) -> Placement:
 
 
 MARK_RULES: dict[Any, Callable[[Node, sympy.Symbol], Placement]] = {
-    MARKS.samples.default: place_samples,
-    MARKS.release.default: place_release,
-    MARKS.seed.default: place_seed,
-    MARKS.shown.default: lambda node, n: arguments(node)[0].meta["placement"],
+    marks.samples.default: place_samples,
+    marks.release.default: place_release,
+    marks.seed.default: place_seed,
+    marks.shown.default: lambda node, n: arguments(node)[0].meta["placement"],
 }
 
 

@@ -23,7 +23,7 @@ def earlier(first: Tensor, states: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("fxdp::lstm", mutates_args=())
-def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """States [T, N, H], the last cell [N, H], gates i, f, g, o [T, N, 4H], and the cells with
     their tanh [T, 2, N, H].
 
@@ -49,7 +49,7 @@ def lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Te
     return states, c.clone(), gates, cells
 
 
-@lstm.register_fake
+@_lstm.register_fake
 def _(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     steps, n, size = x.shape[0], h.shape[0], h.shape[1]
     sizes = (steps, n, size), (n, size), (steps, n, 4 * size), (steps, 2, n, size)
@@ -89,7 +89,7 @@ def _(
 
 
 @torch.library.custom_op("fxdp::gru", mutates_args=())
-def gru(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _gru(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """States [T, N, H], and [T, 4, N, H]: gates r, z, n, and what the last got of the state.
 
     Args:
@@ -110,7 +110,7 @@ def gru(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return states, kept
 
 
-@gru.register_fake
+@_gru.register_fake
 def _(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     steps, n, size = x.shape[0], h.shape[0], h.shape[1]
     return x.new_empty(steps, n, size), x.new_empty(steps, 4, n, size)
@@ -147,7 +147,7 @@ def _(
 
 
 @torch.library.custom_op("fxdp::rnn", mutates_args=())
-def rnn(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
+def _rnn(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
     """States [T, N, H], each the tanh or relu of x[t] + h w^T; x [T, N, H], h [N, H], w [H, H]."""
     states = torch.empty_like(x, memory_format=torch.contiguous_format)
     for t in range(len(x)):
@@ -156,7 +156,7 @@ def rnn(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
     return states
 
 
-@rnn.register_fake
+@_rnn.register_fake
 def _(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -190,22 +190,27 @@ def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def lstm_gradients(ctx: Any, g_states: Tensor, g_last: Tensor, *_: Any) -> tuple[Tensor, ...]:
     _, h, c, w, states, _, gates, cells = ctx.saved_tensors
-    g, g_h, g_c = torch.ops.fxdp.lstm_backward(g_states, g_last, gates, cells, c, w)
+    g, g_h, g_c = lstm_backward(g_states, g_last, gates, cells, c, w)
     return g, g_h, g_c, of_weight(g, earlier(h, states))
 
 
 def gru_gradients(ctx: Any, g_states: Tensor, _: Any) -> tuple[Tensor, ...]:
     _, h, w, _, states, kept = ctx.saved_tensors
-    given, own, g_h = torch.ops.fxdp.gru_backward(g_states, states, kept, h, w)
+    given, own, g_h = gru_backward(g_states, states, kept, h, w)
     return given, g_h, of_weight(own, earlier(h, states)), own.sum([0, 1])
 
 
 def rnn_gradients(ctx: Any, g_states: Tensor) -> tuple[Tensor | None, ...]:
     _, h, w, states = ctx.saved_tensors
-    g, g_h = torch.ops.fxdp.rnn_backward(g_states, states, w, *ctx.rest)
+    g, g_h = rnn_backward(g_states, states, w, *ctx.rest)
     return g, g_h, of_weight(g, earlier(h, states)), None
 
 
-lstm.register_autograd(lstm_gradients, setup_context=keep)
-gru.register_autograd(gru_gradients, setup_context=keep)
-rnn.register_autograd(rnn_gradients, setup_context=keep)
+_lstm.register_autograd(lstm_gradients, setup_context=keep)
+_gru.register_autograd(gru_gradients, setup_context=keep)
+_rnn.register_autograd(rnn_gradients, setup_context=keep)
+
+# As they stand in graphs.
+lstm = torch.ops.fxdp.lstm
+gru = torch.ops.fxdp.gru
+rnn = torch.ops.fxdp.rnn

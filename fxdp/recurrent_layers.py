@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxdp.recurrent import gru, lstm, rnn
 from fxdp.torch_internals import OpOverload, lstm_impl
 
 aten = torch.ops.aten
@@ -29,7 +30,7 @@ def lstm_layer(x: Tensor, first: Sequence[Tensor], params: Sequence[Tensor]) -> 
     w, own, *biases = params
     gates = projected(x, w, biases)
     h, c, own = (t.to(gates.dtype) for t in (*first, own))
-    states, cell, *_ = torch.ops.fxdp.lstm(gates, h, c, own)
+    states, cell, *_ = lstm(gates, h, c, own)
     return states, (states[-1], cell)
 
 
@@ -38,7 +39,7 @@ def gru_layer(x: Tensor, first: Sequence[Tensor], params: Sequence[Tensor]) -> A
     gates = projected(x, w, biases[:1])
     bias = biases[1] if biases else own.new_zeros(own.shape[0])
     h, own, bias = (t.to(gates.dtype) for t in (*first, own, bias))
-    states, _ = torch.ops.fxdp.gru(gates, h, own, bias)
+    states, _ = gru(gates, h, own, bias)
     return states, (states[-1],)
 
 
@@ -47,7 +48,7 @@ def rnn_layer(relu: bool) -> Layer:
         w, own, *biases = params
         gates = projected(x, w, biases)
         h, own = (t.to(gates.dtype) for t in (*first, own))
-        states = torch.ops.fxdp.rnn(gates, h, own, relu)
+        states = rnn(gates, h, own, relu)
         return states, (states[-1],)
 
     return layer

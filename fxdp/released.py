@@ -148,14 +148,14 @@ def released_in_place(
     """`released` by the op that works in place, where Inductor finds that nobody else reads
     `total`; of a copy, where somebody does."""
     found: Any = auto_functionalized(
-        torch.ops.fxdp.release_.default,
+        release_.default,
         total=total.contiguous(), scale=scale, expected=expected, tangent=tangent, public=public,
         key=key, draw=draw, terms=terms,
     )  # fmt: skip
     return found[1]
 
 
-FOR_INDUCTOR = {torch.ops.fxdp.released.default: released_in_place}
+FOR_INDUCTOR = {released.default: released_in_place}
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from fxdp import marks
 from fxdp.backend import compile_marked
 from fxdp.deviation import check_deviation
 from fxdp.diagnostic import CODES, CaptureError, Diagnostic, ProofError
@@ -262,7 +263,7 @@ def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> int:
     Returns:
         Which output is the loss.
     """
-    ops, graph = torch.ops.fxdp, gm.graph
+    graph = gm.graph
     size: Node | None = None
     first = next(n for n in graph.nodes if n.op != "placeholder")
     with graph.inserting_before(first):
@@ -270,7 +271,7 @@ def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> int:
         for bound in bounds:
             bound._dynamo_source = None  # type: ignore[attr-defined]
         for node, (_, axis) in inputs.items():
-            marked = graph.call_function(ops.samples.default, (node, axis))
+            marked = graph.call_function(marks.samples.default, (node, axis))
             node.replace_all_uses_with(marked, lambda user, own=marked: user is not own)
             size = size or graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
         whole: dict[str, Any] = {"dtype": torch.bool, "device": a_device(inputs)}
@@ -280,11 +281,11 @@ def mark(gm: GraphModule, inputs: dict[Node, tuple[int, int]]) -> int:
     kept = kept_by_model()
     place = loss_place(results)
     with graph.inserting_before(output):
-        loss = graph.call_function(ops.release.default, (results[place], *bounds, mask))
+        loss = graph.call_function(marks.release.default, (results[place], *bounds, mask))
         results = [
             loss
             if i == place
-            else graph.call_function(ops.shown.default, (graph.call_method("detach", (r,)),))
+            else graph.call_function(marks.shown.default, (graph.call_method("detach", (r,)),))
             if is_tensor(r) and r.name not in kept
             else r
             for i, r in enumerate(results)

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node, traceback
 
+from fxdp import marks
 from fxdp.draws import draws_apart
 from fxdp.graph_pass import study
 from fxdp.shapes import expr
 from fxdp.sums import value
 from fxdp.torch_internals import fx_graph_cse, make_fx
 from fxdp.trace import emit
-
-MARKS = torch.ops.fxdp
 
 
 def lower(
@@ -72,9 +71,9 @@ def drop_marks(gm: GraphModule) -> None:
     """Replace the marks on inputs by the inputs, and the gradient of the loss by ones."""
     graph = gm.graph
     for node in list(graph.nodes):
-        if node.target in (MARKS.samples.default, MARKS.shown.default):
+        if node.target in (marks.samples.default, marks.shown.default):
             node.replace_all_uses_with(as_marked(node))
-        elif node.target is MARKS.seed.default:
+        elif node.target is marks.seed.default:
             node.replace_all_uses_with(emit(node, seeded, *node.args))
     graph.eliminate_dead_code()
     gm.recompile()

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxdp import marks
 from fxdp.facts import NOISE
 from fxdp.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
+from fxdp.released import released
 from fxdp.sums import value
 from fxdp.trace import emit, emit_all
 
-SEED = torch.ops.fxdp.seed.default
+SEED = marks.seed.default
 
 
 def noise(
@@ -97,7 +99,7 @@ def release(
         # An infinite bound without noise is plain training: 0 times infinity is 0 here.
         scale = (sigma * bound).masked_fill(sigma == 0, 0).to(total.dtype)
         rest = (scale, expected, tangent, public, key, draw, terms)
-        return torch.ops.fxdp.released(total, *rest).to(dtype)
+        return released(total, *rest).to(dtype)
 
     scales = (mark.bound, mark.sigma, mark.expected, mark.key)
     return private, (clipped.total, tangent, *scales, clipped.public)

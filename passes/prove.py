@@ -13,6 +13,7 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
+from fxdp import marks
 from fxdp.faults import (
     KEEPS,
     Faults,
@@ -28,8 +29,6 @@ from fxdp.placing import place
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of
 from fxdp.sums import is_total
 from fxdp.torch_internals import pytree
-
-MARKS = torch.ops.fxdp
 
 
 def prove(gm: GraphModule) -> GraphModule:
@@ -57,7 +56,7 @@ def prove(gm: GraphModule) -> GraphModule:
             spoilt.add(node)
             continue
         tainted = any(i in spoilt for i in node.all_input_nodes) or (
-            node.target is MARKS.seed.default and here.mark.node in spoilt
+            node.target is marks.seed.default and here.mark.node in spoilt
         )
         try:
             node.meta["placement"] = place(node, here.n, here.table, node not in forward)
@@ -72,7 +71,7 @@ def prove(gm: GraphModule) -> GraphModule:
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
     report(gm, faults, later, lost)
-    shown = gm.graph.find_nodes(op="call_function", target=MARKS.shown.default)
+    shown = gm.graph.find_nodes(op="call_function", target=marks.shown.default)
     here.shown = tuple(n.meta["placement"] for n in shown)
     # What is left are assertions about the whole batch, and what a line allows to be kept.
     for node in reversed(gm.graph.nodes):

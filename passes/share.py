@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from fxdp.grams import ghost_outer, ghost_outers
 from fxdp.graph_pass import hinted
 from fxdp.shapes import expr
 from fxdp.sums import value
 from fxdp.torch_internals import OperatorBase, OpOverload, pytree, stable_topological_sort
 from fxdp.trace import emit
 
-NORM = torch.ops.fxdp.ghost_outer.default
+NORM = ghost_outer.default
 
 
 def share(gm: GraphModule) -> GraphModule:
@@ -39,7 +40,7 @@ def share(gm: GraphModule) -> GraphModule:
 
 def norms(common: Tensor, others: list[Tensor]) -> list[Tensor]:
     """[N] squared norms, for each of the others."""
-    return list(torch.ops.fxdp.ghost_outers(common, others).unbind(0))
+    return list(ghost_outers(common, others).unbind(0))
 
 
 def best(

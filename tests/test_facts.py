@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp import facts
+from fxdp import facts, marks
 from fxdp.graph_pass import outputs, study
+from fxdp.released import released
 from tests.passes.graphs import linear, made
 
 
@@ -45,7 +46,7 @@ def test_one_mark() -> None:
     """No release, and two."""
     gm = graph("tidy")
     assert facts.one_mark(gm) is None
-    (mark,) = find(gm, torch.ops.fxdp.release.default)
+    (mark,) = find(gm, marks.release.default)
     with gm.graph.inserting_after(mark):
         second = gm.graph.node_copy(mark)
     assert facts.one_mark(gm) == "there are 2 releases"
@@ -108,7 +109,7 @@ def test_noise_once() -> None:
     """A draw that is missing, one too many, and a graph that has no gradients."""
     gm = graph("noise")
     assert facts.noise_once(gm) is None
-    first, second = find(gm, torch.ops.fxdp.released.default)
+    first, second = find(gm, released.default)
     with gm.graph.inserting_after(second):
         third = gm.graph.node_copy(second)
     assert facts.noise_once(gm) == "3 noises are drawn for 2 gradients"

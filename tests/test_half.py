@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.audit.neighbours import ROUNDING
+from fxdp.released import release_, released
 from tests.oracle import clipped_sum, norms, per_sample
 
 N, D, C = 24, 6, 3
-NOISE = (torch.ops.fxdp.released.default, torch.ops.fxdp.release_.default)
+NOISE = (released.default, release_.default)
 
 
 class Small(nn.Sequential):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fxdp import released as module
 from fxdp.keystream import HALF, Bits
-from fxdp.released import BLOCK, add_noise, compiled
+from fxdp.released import BLOCK, add_noise, compiled, release_
+from fxdp.released import released as op
 
 SHAPES = [(), (0,), (3, 4), (BLOCK + 5,), (2, BLOCK)]
 DTYPES = [torch.float32, torch.float64]
@@ -27,7 +28,7 @@ def released(
     total: Tensor, scale: float, public: Tensor | None = None, draw: int = 0, terms: int = 1,
     key: Tensor = KEY,
 ) -> Tensor:  # fmt: skip
-    return torch.ops.fxdp.released(total, *scalars(scale), public, key, draw, terms)
+    return op(total, *scalars(scale), public, key, draw, terms)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -85,7 +86,7 @@ def test_in_place(shape: tuple[int, ...], dtype: torch.dtype, terms: int) -> Non
     """The same numbers, by the compiled loop, in the memory of the sum."""
     total, public = (torch.randn(shape, dtype=dtype) for _ in range(2))
     wanted = released(total, 8.0, public, 5, terms)
-    torch.ops.fxdp.release_(total, *scalars(8.0), public, KEY, 5, terms)
+    release_(total, *scalars(8.0), public, KEY, 5, terms)
     torch.testing.assert_close(total, wanted)
     assert compiled(dtype, terms) is not module.blend
 

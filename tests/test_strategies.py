@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fxdp
 from fxdp.demo import network
 from fxdp.options import STRATEGIES
+from fxdp.released import released
 from tests.oracle import clipped_sum, per_sample
 
 BATCH, BOUND = 10, 0.3
@@ -79,7 +80,7 @@ def test_a_step_is_the_formula(optimizer: type[torch.optim.Optimizer]) -> None:
     private(x, y).backward()
     key, one = private._stepper.key, torch.tensor(1.0)
     for draw, (name, p) in enumerate(twin.named_parameters()):
-        known = torch.ops.fxdp.released(torch.zeros_like(p), one, one, one, None, key, draw, 1)
+        known = released(torch.zeros_like(p), one, one, one, None, key, draw, 1)
         p.grad = sums[name] + sigma * BOUND * known / expected
     for step in steps:
         step.step()

@@ -9,6 +9,7 @@ from torch import Tensor
 from fxdp.placement import Shard
 from fxdp.shapes import expr, quotient
 from fxdp.torch_internals import pytree
+from fxdp.weighing import weighed_sum
 
 Strategy = Literal["instantiate", "unfold", "crb", "ghost", "naive", "multi"]
 
@@ -85,7 +86,7 @@ def weighed(x: Tensor, factor: Tensor) -> Tensor:
 def summed(x: Tensor, factor: Tensor) -> Tensor:
     """[...], the sum of factor[n] * x[n, ...]."""
     if has_ops(x):
-        return torch.ops.fxdp.weighed_sum(wide(x), factor)
+        return weighed_sum(wide(x), factor)
     return weighed(x, factor).sum(0)
 
 

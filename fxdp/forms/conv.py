@@ -11,9 +11,13 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.chain_rule import chained
+from fxdp import loops
+from fxdp.chain_rule import chained, crb_conv
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
+from fxdp.grams import ghost_whole
 from fxdp.shapes import expr, product
+from fxdp.unfolding import ghost_conv, unfolded_conv
+from fxdp.weighing import weighed_conv
 
 WEIGHT_ONLY = [False, True, False]
 
@@ -77,7 +81,7 @@ class Conv:
             case "unfold":
                 return self.by_windows()
             case "naive" | "multi":
-                loops, s = torch.ops.fxdp, self.spec
+                s = self.spec
                 run = loops.loop_conv if strategy == "naive" else loops.replicas_conv
                 spec = (s.weight, s.stride, s.padding, s.dilation, s.groups)
                 return run(wide(self.x), wide(self.g), *spec)
@@ -112,13 +116,13 @@ class Conv:
     def chain_rule_based(self) -> Tensor:
         """A convolution of x with g as its kernel (`fxdp.chain_rule`)."""
         s, x, g = self.spec, wide(self.x), wide(self.g)
-        run: Any = torch.ops.fxdp.crb_conv if has_ops(x, g) else chained
+        run: Any = crb_conv if has_ops(x, g) else chained
         return run(x, g, s.weight, s.stride, s.padding, s.dilation, s.groups)
 
     def by_windows(self) -> Tensor:
         """A matrix product of the gradient with the kernel's windows, for each sample."""
         if self.has_windows:
-            each = torch.ops.fxdp.unfolded_conv(*self.folded())
+            each = unfolded_conv(*self.folded())
             return each.unflatten(0, self.x.shape[:2]).sum(1)
         x, g = self.unfolded()
         return torch.einsum("ngtc,ngtd->ngdc", x, g).reshape(-1, *self.spec.weight)
@@ -155,8 +159,8 @@ class Conv:
             return sq_sum(self.per_sample(strategy))
         exact = self.exact()
         if exact.has_windows and exact.x.shape[1] == 1:
-            return torch.ops.fxdp.ghost_conv(*exact.folded())
-        return torch.ops.fxdp.ghost_whole(*exact.unfolded()).sum(1)
+            return ghost_conv(*exact.folded())
+        return ghost_whole(*exact.unfolded()).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[D, C / G, *k], the sum with sample n counted factor[n] times."""
@@ -164,7 +168,7 @@ class Conv:
         if has_ops(exact.x, exact.g):
             each = factor.unsqueeze(1).expand(exact.x.shape[:2]).flatten()
             x, g, *spec = exact.folded()
-            return torch.ops.fxdp.weighed_conv(x, g, each, *spec)
+            return weighed_conv(x, g, each, *spec)
         x, g = muted(exact.x, factor), weighed(exact.g, factor)
         return exact.replica(x.flatten(0, 1), g.flatten(0, 1))
 

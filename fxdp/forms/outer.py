@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
-from fxdp.grams import underflow
+from fxdp.grams import ghost_outer, ghost_whole, underflow
+from fxdp.loops import loop_outer
 from fxdp.shapes import expr, product
+from fxdp.weighing import weighed_outer
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Outer:
             )
         match strategy:
             case "naive":
-                return torch.ops.fxdp.loop_outer(a, b)
+                return loop_outer(a, b)
             case "multi":
                 return torch.vmap(lambda x, y: x.transpose(-2, -1) @ y)(a, b)
             case _ if a.shape[1] == 1:
@@ -75,13 +77,13 @@ class Outer:
             squares = (lengths[0] * lengths[1]).square() + lost
             return squares.unsqueeze(-1).flatten(1).sum(1)
         if a.dim() == 3 and has_ops(a, b):
-            return torch.ops.fxdp.ghost_outer(a, b)
-        return torch.ops.fxdp.ghost_whole(a, b).unsqueeze(-1).flatten(1).sum(1)
+            return ghost_outer(a, b)
+        return ghost_whole(a, b).unsqueeze(-1).flatten(1).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""
         if self.a.dim() == 3 and has_ops(self.a, self.b):
-            return torch.ops.fxdp.weighed_outer(wide(self.a), wide(self.b), factor)
+            return weighed_outer(wide(self.a), wide(self.b), factor)
         a, b = muted(self.a, factor), weighed(self.b, factor)
         if a.dim() > 3:
             return torch.einsum("n...ti,n...to->...io", a, b)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, has_ops, sq_sum, weighed, wide
-from fxdp.segments import added_up
+from fxdp.segments import added_up, segment_squares
 from fxdp.shapes import expr
 
 
@@ -54,7 +54,7 @@ class Scatter:
         if g.shape[1] == 1:
             return sq_sum(g)
         if has_ops(g):
-            return torch.ops.fxdp.segment_squares(self.ids, g)
+            return segment_squares(self.ids, g)
         return sq_sum(added_up(self.ids, g))
 
     def total(self, factor: Tensor) -> Tensor:

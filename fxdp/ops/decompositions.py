@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdp.grouped import convolution, convolution_weight
+from fxdp.opaque import max_pool2d_backward
 from fxdp.torch_internals import OpOverload, core_aten_decompositions, get_decompositions
 
 aten = torch.ops.aten
@@ -231,7 +233,7 @@ def opaque_convolution(
     """A convolution with the samples among its groups, kept out of Inductor's hands."""
     if not isinstance(groups, torch.SymInt) or bias is not None or transposed:
         return NotImplemented
-    return torch.ops.fxdp.convolution(x, weight, stride, padding, dilation, groups)
+    return convolution(x, weight, stride, padding, dilation, groups)
 
 
 def opaque_convolution_backward(
@@ -243,7 +245,7 @@ def opaque_convolution_backward(
     if not isinstance(groups, torch.SymInt) or transposed or mask != [False, True, False]:
         return NotImplemented
     shape = list(weight.shape)
-    only = torch.ops.fxdp.convolution_weight(grad, x, shape, stride, padding, dilation, groups)
+    only = convolution_weight(grad, x, shape, stride, padding, dilation, groups)
     return None, only, None
 
 
@@ -254,9 +256,7 @@ def opaque_max_pool_backward(
     """torch's own kernel on a CPU: the code that Inductor writes takes several times as long."""
     if x.device.type != "cpu":
         return NotImplemented
-    return torch.ops.fxdp.max_pool2d_backward(
-        g, x, kernel, stride, padding, dilation, ceil, indices
-    )
+    return max_pool2d_backward(g, x, kernel, stride, padding, dilation, ceil, indices)
 
 
 # Inductor makes a number of groups a constant, and with it the batch size that is a part of it.

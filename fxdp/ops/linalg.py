@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.each import Each, folded, given
+from fxdp.matrix_exp import matrix_exp, matrix_exp_backward
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, is_shared
 from fxdp.torch_internals import OpOverload
 
 aten = torch.ops.aten
-own = torch.ops.fxdp
 
 
 @dataclass(frozen=True)
@@ -157,10 +157,10 @@ STACKED = (
     aten.cholesky_inverse.default,
 )
 
-RULES: Table = {op: Rule(stacked) for op in (*STACKED, own.matrix_exp.default)} | {
+RULES: Table = {op: Rule(stacked) for op in (*STACKED, matrix_exp.default)} | {
     op: Rule(place)
     for op, place in {
-        own.matrix_exp_backward.default: exponential_back,
+        matrix_exp_backward.default: exponential_back,
         aten._linalg_check_errors.default: checked_errors,
         aten._linalg_solve_ex.default: solved,
         aten.linalg_lu_solve.default: solved_by_factors,
@@ -196,11 +196,11 @@ def each_solved_cholesky(b: Each, factor: Tensor, *upper: Any) -> Each:
 
 
 def each_exponential_back(grad: Each, x: Tensor) -> Each:
-    return Each(own.matrix_exp_backward(grad.value, given(x, grad.value.shape[0])))
+    return Each(matrix_exp_backward(grad.value, given(x, grad.value.shape[0])))
 
 
 EACH: dict[OpOverload, Callable[..., Any]] = {
-    own.matrix_exp_backward.default: each_exponential_back,
+    matrix_exp_backward.default: each_exponential_back,
     aten._linalg_solve_ex.default: each_solved,
     aten.linalg_solve_triangular.default: each_solved_triangular,
     aten.linalg_lu_solve.default: each_solved_by_factors,

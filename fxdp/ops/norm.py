@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdp import opaque as whole
 from fxdp.forms.each import Each, given
 from fxdp.placement import Mixed, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, agreed, linear, refuse_samples
 from fxdp.torch_internals import OpOverload, decomposition_table, statically_known_true
 
-aten, whole = torch.ops.aten, torch.ops.fxdp
+aten = torch.ops.aten
 INPUT_ONLY = [True, False, False]
 
 

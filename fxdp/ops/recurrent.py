@@ -6,15 +6,13 @@ Letters: T steps, N rows, H width, as in `fxdp.recurrent`.
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fxdp import recurrent as own
 from fxdp.forms.each import Each, count, given
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_samples
 from fxdp.torch_internals import OpOverload
-
-own = torch.ops.fxdp
 
 
 def rows(*operands: tuple[Any, int]) -> Placement:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fxdp.matrix_exp import matrix_exp, matrix_exp_backward
 from fxdp.ops import linalg
 from tests.ops.placements import Case, T, case, each, hold
 
@@ -25,9 +26,9 @@ CASES = [
     case(aten.linalg_inv_ex.default, MATRICES),
     case(aten.linalg_lu_factor_ex.default, MATRICES),
     case(aten.linalg_matrix_exp.default, MATRICES),
-    case(torch.ops.fxdp.matrix_exp.default, MATRICES),
+    case(matrix_exp.default, MATRICES),
     case(
-        torch.ops.fxdp.matrix_exp_backward.default,
+        matrix_exp_backward.default,
         each(T(2, 3, 3, only=FEW), T(3, 3, only=FEW)), each(MATRICES, T(3, 3, only=FEW)),
     ),
     case(aten.linalg_qr.default, T(2, 3, 2)),

@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
+from fxdp import opaque as whole
 from fxdp.ops import norm
 from tests.ops.placements import Case, T, case, each, hold
 
-aten, whole = torch.ops.aten, torch.ops.fxdp
+aten = torch.ops.aten
 FEW = "replicate shard partial"
 SHARED = "replicate shard"
 X, STATS = T(2, 2, only=FEW), T(2, 1, only=FEW)

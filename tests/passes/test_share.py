@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
+from fxdp.grams import ghost_outer, ghost_outers
 from fxdp.graph_pass import outputs
 from fxdp.passes.share import best, norms, numbered
 from tests.oracle import compare
 from tests.passes.graphs import Run, block, cut, made, passed, sequence, sum_square
 
-GHOST, GHOSTS = torch.ops.fxdp.ghost_outer.default, torch.ops.fxdp.ghost_outers.default
+GHOST, GHOSTS = ghost_outer.default, ghost_outers.default
 
 
 class Heads(nn.Module):

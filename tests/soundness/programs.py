@@ -29,6 +29,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
+from fxdp import marks
 from fxdp.backend import safe_views
 from fxdp.diagnostic import ProofError
 from fxdp.graph_pass import Study, mark, outputs, study
@@ -132,19 +133,19 @@ def joint(program: Program, count: dict[str, int]) -> Callable[..., list[Any]]:
     def run(n: Any, mask: Tensor, tangent: Tensor, own: Tensor, *rest: Tensor) -> list[Any]:
         scales, leaves = rest[:SCALES], rest[SCALES:]
         marked = [
-            x if d is None else torch.ops.fxdp.samples(x, d)
+            x if d is None else marks.samples(x, d)
             for x, d in zip(leaves, program.dims, strict=True)
         ]
         wanted = [x for x, w in zip(leaves, program.wanted, strict=True) if w]
         outs = program.function(*marked)
         if program.losses:
-            loss = torch.ops.fxdp.release(outs[0], *scales, mask)
+            loss = marks.release(outs[0], *scales, mask)
             found = list(torch.autograd.grad(loss, wanted, tangent, allow_unused=True))
             count["forward"] = len(outs)
-            shown = [torch.ops.fxdp.shown(o.detach()) for o in outs[1:]]
+            shown = [marks.shown(o.detach()) for o in outs[1:]]
             return [loss, *shown, *found]
         # The passes look for a loss; this one has nothing to do with the program.
-        released = torch.ops.fxdp.release(own, *scales, mask)
+        released = marks.release(own, *scales, mask)
         found = gradients_of(outs, wanted, lambda i, o: torch.ops.fxdp_test.cotangent(o, i))
         count["forward"] = len(outs) + 1
         return [released, *(o.detach() for o in outs), *found]
