@@ -35,11 +35,11 @@ from fxdp.naming import Names, input_names
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.precision import full_precision, readable_precision
-from fxdp.progress import line, say
 from fxdp.recomputing import recompute_forward
 from fxdp.rows import Rows
 from fxdp.rules import Table
 from fxdp.run_key import RunKey
+from fxdp.status import line, say
 from fxdp.sums import value
 from fxdp.torch_internals import (
     InvalidCxxCompiler,

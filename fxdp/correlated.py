@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from scipy.signal import lfilter
 from torch import Tensor
 
-from fxdp.privacy.arguments import require, require_one_of, require_whole
+from fxdp.arguments import require, require_one_of, require_whole
 
 Objective = Literal["max-error", "mean-error"]
 Floats = NDArray[np.float64]

@@ -18,9 +18,9 @@ from fxdp import marks
 from fxdp.forms.batch import Strategy
 from fxdp.liveness import Peak
 from fxdp.placement import Placement
-from fxdp.progress import say
 from fxdp.rules import Table
 from fxdp.shapes import expr
+from fxdp.status import say
 from fxdp.torch_internals import value_at_capture
 from fxdp.trials import Trial
 

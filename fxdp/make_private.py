@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
+from fxdp.arguments import require_delta, require_whole
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.data import FixedSizeSampler, PrivateLoader, PrivateSampler, private_loader
 from fxdp.privacy.accounting import Accountant, Neighbours
-from fxdp.privacy.arguments import require_delta, require_whole
 from fxdp.privacy.planning import calibrate
 from fxdp.private_module import PrivateModule
 from fxdp.processes import UNSAID, Mesh

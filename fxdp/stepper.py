@@ -36,9 +36,9 @@ from fxdp.options import Scales, check_scales
 from fxdp.outcome import Outcome
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.placement import Shard
-from fxdp.progress import line, say
 from fxdp.run_key import RunKey
 from fxdp.state import State
+from fxdp.status import line, say
 from fxdp.torch_internals import mark_dynamic, pytree, unsafe_stance
 
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from torch import Tensor
 
-from fxdp.privacy.arguments import require_delta, require_whole
+from fxdp.arguments import require_delta, require_whole
 from fxdp.private_module import PrivateModule
 
 PAUSE = 0.1  # seconds between two looks at the loss and the norms

@@ -9,7 +9,7 @@ from torch import nn
 
 import fxdp
 from fxdp import training
-from tests.test_progress import Terminal
+from tests.test_status import Terminal
 
 DELTA = 1e-5
 

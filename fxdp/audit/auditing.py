@@ -8,6 +8,7 @@ import dp_accounting
 import numpy as np
 from torch import Tensor
 
+from fxdp.arguments import require, require_delta
 from fxdp.audit.canary import Guesses
 from fxdp.audit.neighbours import Canary, Neighbours
 from fxdp.audit.noise import Noise
@@ -17,9 +18,8 @@ from fxdp.check import random_state
 from fxdp.errors import StepError
 from fxdp.options import count
 from fxdp.privacy import Accountant, epsilon
-from fxdp.privacy.arguments import require, require_delta
 from fxdp.private_module import PrivateModule
-from fxdp.progress import line, say
+from fxdp.status import line, say
 
 LEAST_NOISE = 0.1  # the noise multiplier from which an accountant is asked
 QUESTIONS = 6  # that are answered by chance: two bounds on epsilon, and four of the noise

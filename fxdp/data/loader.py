@@ -18,11 +18,11 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from fxdp.arguments import require_rate
 from fxdp.data.collate import poisson_collate
 from fxdp.data.handed import mark
 from fxdp.data.sampler import PrivateSampler
 from fxdp.data.samplers import FixedSizeSampler, PoissonSampler
-from fxdp.privacy.arguments import require_rate
 from fxdp.processes import UNSAID, Mesh, trains_apart
 
 # What a DataLoader was made with and its successor keeps.

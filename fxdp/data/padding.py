@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from fxdp.arguments import require_whole
 from fxdp.data.collate import Collate
-from fxdp.privacy.arguments import require_whole
 
 Field = int | str
 Number = int | float

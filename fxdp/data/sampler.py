@@ -13,9 +13,9 @@ from typing import Any, Self
 import torch
 from torch.utils.data import Sampler
 
+from fxdp.arguments import require_whole
 from fxdp.data.handed import Handed, Ticket
 from fxdp.data.stream import ChaCha20, Philox, Stream
-from fxdp.privacy.arguments import require_whole
 from fxdp.privacy.sampling import Sampling
 from fxdp.privacy.state import sampling_to_plain
 

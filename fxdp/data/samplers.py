@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fxdp.arguments import require_rate
 from fxdp.data.sampler import PrivateSampler
 from fxdp.data.stream import Stream, Words
-from fxdp.privacy.arguments import require_rate
 from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, TruncatedPoisson
 
 SPLIT = 2**64 - 1  # the step whose words say who is in which part; no run comes so far

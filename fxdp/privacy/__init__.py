@@ -5,8 +5,8 @@
 counts during one, and `statement` says afterwards what may be claimed.
 """
 
+from fxdp.arguments import DeltaWarning
 from fxdp.privacy.accounting import Accountant, Neighbours, epsilon
-from fxdp.privacy.arguments import DeltaWarning
 from fxdp.privacy.budget import Budget, BudgetExhausted
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.planning import calibrate, steps_within

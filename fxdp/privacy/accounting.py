@@ -25,7 +25,7 @@ from typing import Literal
 import dp_accounting
 from dp_accounting import pld, rdp
 
-from fxdp.privacy.arguments import require_delta, require_one_of, require_whole
+from fxdp.arguments import require_delta, require_one_of, require_whole
 from fxdp.privacy.grid import COARSEST, FINEST, distance, interval
 from fxdp.privacy.release import Mechanism
 from fxdp.privacy.sampling import (

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from fxdp.privacy.arguments import require_delta, require_epsilon
+from fxdp.arguments import require_delta, require_epsilon
 
 
 @dataclass(frozen=True)

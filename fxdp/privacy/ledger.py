@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from fxdp.arguments import require, require_delta, require_one_of, require_whole
 from fxdp.privacy.accounting import (
     Accountant,
     Composed,
@@ -21,7 +22,6 @@ from fxdp.privacy.accounting import (
     epsilon_of,
     with_more,
 )
-from fxdp.privacy.arguments import require, require_delta, require_one_of, require_whole
 from fxdp.privacy.budget import Budget, BudgetExhausted
 from fxdp.privacy.release import Release, Run
 from fxdp.privacy.search import most_steps

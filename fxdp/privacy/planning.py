@@ -4,6 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fxdp.arguments import (
+    require,
+    require_delta,
+    require_epsilon,
+    require_number,
+    require_whole,
+)
 from fxdp.privacy.accounting import (
     Accountant,
     Neighbours,
@@ -11,13 +18,6 @@ from fxdp.privacy.accounting import (
     check_supported,
     compose,
     epsilon_of,
-)
-from fxdp.privacy.arguments import (
-    require,
-    require_delta,
-    require_epsilon,
-    require_number,
-    require_whole,
 )
 from fxdp.privacy.release import Mechanism
 from fxdp.privacy.sampling import (

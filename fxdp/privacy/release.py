@@ -9,7 +9,7 @@ at most C. Adding or removing a sample moves that sum by at most C, replacing on
 import math
 from dataclasses import dataclass
 
-from fxdp.privacy.arguments import require, require_noise, require_whole
+from fxdp.arguments import require, require_noise, require_whole
 from fxdp.privacy.sampling import CyclicPoisson, Poisson, Sampling
 
 

@@ -16,7 +16,7 @@ chance, the way is None, and nothing is amplified.
 
 from dataclasses import dataclass
 
-from fxdp.privacy.arguments import require, require_rate, require_whole
+from fxdp.arguments import require, require_rate, require_whole
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
+from fxdp.arguments import require_one_of, require_whole
 from fxdp.privacy.accounting import Accountant, Neighbours
-from fxdp.privacy.arguments import require_one_of, require_whole
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release, Run
 from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, Sampling, TruncatedPoisson
 

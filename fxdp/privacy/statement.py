@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from fxdp.arguments import require_delta
 from fxdp.privacy.accounting import Accountant, Neighbours, epsilon_of_known_batches
-from fxdp.privacy.arguments import require_delta
 from fxdp.privacy.budget import rounded_up
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Run

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fxdp
-from fxdp import progress
+from fxdp import status
 
 
 class Terminal(io.StringIO):
@@ -36,7 +36,7 @@ def test_stages_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stages = ["capturing", "prove", "measure", "noise", "lower"]
     assert [s for s in stages if s in said] == stages
     assert sorted(stages, key=said.index) == stages
-    assert said.endswith(progress.ERASE)
+    assert said.endswith(status.ERASE)
     step(private)
     assert terminal.getvalue() == said  # a step that compiles nothing says nothing
 
@@ -51,13 +51,13 @@ def test_a_failure_takes_the_line_with_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(sys, "stderr", terminal)
 
     def fail() -> None:
-        progress.say("dividing")
+        status.say("dividing")
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), progress.line():
+    with pytest.raises(ZeroDivisionError), status.line():
         fail()
     assert "dividing" in terminal.getvalue()
-    assert terminal.getvalue().endswith(progress.ERASE)
+    assert terminal.getvalue().endswith(status.ERASE)
     before = terminal.getvalue()
-    progress.say("outside")
+    status.say("outside")
     assert terminal.getvalue() == before
