@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from fxdp.check import MiscompilationWarning
     from fxdp.checkpoint import load_checkpoint, save_checkpoint
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
-    from fxdp.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
-    from fxdp.errors import StepError
-    from fxdp.fix import fix
+    from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
+    from fxdp.diagnostics.errors import StepError
+    from fxdp.diagnostics.fix import fix
     from fxdp.make_private import make_private
     from fxdp.ops import RULES
     from fxdp.pipeline import PASSES
@@ -46,8 +46,8 @@ PLACES = {
     "fxdp.check": ("MiscompilationWarning",),
     "fxdp.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "fxdp.compiler": ("compile", "prove"),
-    "fxdp.diagnostic": ("BatchMixingError", "CaptureError", "Diagnostic", "ProofError"),
-    "fxdp.errors": ("StepError",),
+    "fxdp.diagnostics.diagnostic": ("BatchMixingError", "CaptureError", "Diagnostic", "ProofError"),
+    "fxdp.diagnostics.errors": ("StepError",),
     "fxdp.fix": ("fix",),
     "fxdp.make_private": ("make_private",),
     "fxdp.ops": ("RULES",),

@@ -17,7 +17,7 @@ from fxdp.certificate import Assumption
 from fxdp.correlated import Correlation
 from fxdp.data.handed import Handed, Ticket, tickets
 from fxdp.delivery import Gradients
-from fxdp.errors import StepError
+from fxdp.diagnostics.errors import StepError
 from fxdp.privacy.accounting import check_supported
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger

@@ -23,8 +23,8 @@ from fxdp.check import Checked, coarsest
 from fxdp.clipping import Clipping, Flat
 from fxdp.delivery import Ran, run_apart
 from fxdp.deviation import check_deviation
+from fxdp.diagnostics.errors import NotCompiled
 from fxdp.draws import draws_apart, refuse_second_draws
-from fxdp.errors import NotCompiled
 from fxdp.forms.batch import HALVES
 from fxdp.graph_pass import Pass, Study, arguments, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors

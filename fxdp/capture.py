@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdp import marks
-from fxdp.errors import NoLoss
+from fxdp.diagnostics.errors import NoLoss
 from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.torch_internals import (

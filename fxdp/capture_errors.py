@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fxdp.diagnostic import (
+from fxdp.diagnostics.diagnostic import (
     CODES,
     BatchMixingError,
     CaptureError,
@@ -14,8 +14,8 @@ from fxdp.diagnostic import (
     ProofError,
     is_library,
 )
-from fxdp.errors import NoLoss, NotCompiled
-from fxdp.fix import advised
+from fxdp.diagnostics.errors import NoLoss, NotCompiled
+from fxdp.diagnostics.fix import advised
 from fxdp.torch_internals import (
     NOT_COMPILED,
     ConstraintViolationError,

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from fxdp import timings
 from fxdp.atomic import read, sweep, write
 from fxdp.data import PrivateLoader, PrivateSampler
-from fxdp.errors import StepError
+from fxdp.diagnostics.errors import StepError
 from fxdp.generators import check_generator_states, generator_states, set_generator_states
 from fxdp.options import check_scales
 from fxdp.private_module import PrivateModule

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.errors import NotCompiled, StepError
+from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.fence import announce
 from fxdp.torch_internals import (
     compiled_autograd,

@@ -20,7 +20,7 @@ from fxdp.capture_errors import capture_errors
 from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Adaptive
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
-from fxdp.errors import NotCompiled, StepError
+from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.fence import Fence, InThisThread
 from fxdp.keystream import no_key
 from fxdp.lot import Lot

@@ -14,7 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxdp import marks
-from fxdp.diagnostic import (
+from fxdp.diagnostics.diagnostic import (
     BatchMixingError,
     Diagnostic,
     ProofError,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.errors import NotCompiled, StepError
+from fxdp.diagnostics.errors import NotCompiled, StepError
 
 
 class InThisThread:

@@ -21,7 +21,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostic import (
+from fxdp.diagnostics.diagnostic import (
     CODES,
     BatchMixingError,
     Diagnostic,

@@ -10,7 +10,7 @@ from torch import Tensor
 from fxdp.backend import Record, Settings
 from fxdp.capture import Inputs
 from fxdp.certificate import Certificate, certify
-from fxdp.diagnostic import ProofError
+from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.options import Scales

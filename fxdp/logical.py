@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxdp.capture import SMALLEST, Inputs
 from fxdp.delivery import Gradients, Ran, delivered
-from fxdp.errors import StepError
+from fxdp.diagnostics.errors import StepError
 from fxdp.forms.batch import HALVES
 from fxdp.state import State
 

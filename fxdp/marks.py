@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.errors import NotCompiled
+from fxdp.diagnostics.errors import NotCompiled
 
 
 @torch.library.custom_op("fxdp::samples", mutates_args=())

@@ -16,7 +16,7 @@ from fxdp.capture import SMALLEST, BatchDims, Inputs
 from fxdp.certificate import Certificate, certify
 from fxdp.clipping import Clipping
 from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
-from fxdp.errors import StepError
+from fxdp.diagnostics.errors import StepError
 from fxdp.fence import InThisThread
 from fxdp.following import Following
 from fxdp.inspection import Attempt, Inspector

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from fxdp.clipping import Adaptive
-from fxdp.errors import StepError
+from fxdp.diagnostics.errors import StepError
 from fxdp.options import check_scales
 from fxdp.privacy.ledger import Ledger
 from fxdp.private_module import PrivateModule

@@ -27,8 +27,8 @@ from fxdp.capture import (
 from fxdp.capture_errors import capture_errors
 from fxdp.delivery import Ran, refuse_transforms
 from fxdp.deviation import check_deviation
-from fxdp.diagnostic import ProofError
-from fxdp.errors import NotCompiled
+from fxdp.diagnostics.diagnostic import ProofError
+from fxdp.diagnostics.errors import NotCompiled
 from fxdp.graph_pass import Pass, Study
 from fxdp.keystream import no_key
 from fxdp.naming import module_behind, parameters

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostic import ProofError, diagnose
+from fxdp.diagnostics.diagnostic import ProofError, diagnose
 from fxdp.forms import Form, Reduce, joined
 from fxdp.forms.batch import Batch, all_wide
 from fxdp.forms.each import Each

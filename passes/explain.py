@@ -7,7 +7,7 @@ that the clipped sum could miss.
 
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostic import ProofError, diagnose
+from fxdp.diagnostics.diagnostic import ProofError, diagnose
 from fxdp.graph_pass import Gradient, gradients, placement, study
 from fxdp.placement import Replicate
 from fxdp.sums import sum_at, trace_back, unfollowed, value

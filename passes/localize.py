@@ -13,7 +13,7 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostic import BatchMixingError, diagnose
+from fxdp.diagnostics.diagnostic import BatchMixingError, diagnose
 from fxdp.graph_pass import Gradient, placement, study
 from fxdp.placement import Partial, Shard
 from fxdp.rules import SumRule

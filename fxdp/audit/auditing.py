@@ -15,7 +15,7 @@ from fxdp.audit.noise import Noise
 from fxdp.audit.releases import Batch, Gradients, Releases, dot, gap, length, untouched
 from fxdp.audit.report import Audit, Finding, Unjudged
 from fxdp.check import random_state
-from fxdp.errors import StepError
+from fxdp.diagnostics.errors import StepError
 from fxdp.options import count
 from fxdp.privacy import Accountant, epsilon
 from fxdp.private_module import PrivateModule

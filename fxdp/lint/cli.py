@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from fxdp.diagnostics.printed import plain
 from fxdp.lint import machine, sarif, text
 from fxdp.lint.apart import apart, hush_at_exit
 from fxdp.lint.building import Built
@@ -23,7 +24,6 @@ from fxdp.lint.selection import explain, selected, wanted_codes
 from fxdp.lint.targets import LeftOut, expanded, models
 from fxdp.lint.trouble import Trouble
 from fxdp.lint.wanted import Wanted
-from fxdp.printed import plain
 
 CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fxdp.sources import LARGEST
+from fxdp.diagnostics.sources import LARGEST
 
 EXAMPLE, INPUTS = "fxdp_example", "example_inputs"
 SKIPPED = {"site-packages", "node_modules", "__pycache__", "build", "dist"}

@@ -13,7 +13,7 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostic import ROOT, STEP, nearest, spelled
+from fxdp.diagnostics.diagnostic import ROOT, STEP, nearest, spelled
 from fxdp.faults import forward_outputs, is_backward, kept_outputs
 from fxdp.graph_pass import Study, gradients, mutations
 from fxdp.lint.html_layout import Outline, spots

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from fxdp import sources
 from fxdp.compiler import attempt
-from fxdp.diagnostic import Diagnostic
+from fxdp.diagnostics import sources
+from fxdp.diagnostics.diagnostic import Diagnostic
 from fxdp.lint.building import Built
 from fxdp.lint.result import Finding, Result
 from fxdp.lint.step import step

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fxdp.certificate import own_version
-from fxdp.codes import CODES, Code
+from fxdp.diagnostics.codes import CODES, Code
 from fxdp.lint.result import Finding, Result
 from fxdp.lint.text import sorted_findings
 

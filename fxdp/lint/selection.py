@@ -6,7 +6,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.text import Text
 
-from fxdp.codes import CODES, Code
+from fxdp.diagnostics.codes import CODES, Code
 from fxdp.lint.result import Result
 from fxdp.lint.trouble import Trouble
 

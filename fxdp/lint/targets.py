@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fxdp.diagnostic import is_library
+from fxdp.diagnostics.diagnostic import is_library
 from fxdp.lint import discovery
 from fxdp.lint.building import Built, Given, Mode, anywhere, call, inputs_of, make
 from fxdp.lint.exported import load, module_of

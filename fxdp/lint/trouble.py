@@ -5,8 +5,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from fxdp import sources
-from fxdp.diagnostic import is_library
+from fxdp.diagnostics import sources
+from fxdp.diagnostics.diagnostic import is_library
 from fxdp.torch_internals import TorchRuntimeError
 
 

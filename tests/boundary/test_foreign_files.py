@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 import fxdp
-from fxdp import sources
-from fxdp.codes import CODES
-from fxdp.diagnostic import Diagnostic, Location
+from fxdp.diagnostics import sources
+from fxdp.diagnostics.codes import CODES
+from fxdp.diagnostics.diagnostic import Diagnostic, Location
+from fxdp.diagnostics.printed import is_unprinted
 from fxdp.lint import cli, proving
 from fxdp.lint.config import Config
 from fxdp.lint.options import parser, wanted
 from fxdp.lint.result import Finding, Result
-from fxdp.printed import is_unprinted
 
 FORMATS = ("text", "full", "json", "sarif", "github", "html")
 SECRET = "TOP-SECRET"

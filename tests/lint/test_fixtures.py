@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fxdp.codes import CODES
+from fxdp.diagnostics.codes import CODES
 from fxdp.lint.cli import main
 
 FOLDER = Path(__file__).parent / "fixtures"

@@ -31,7 +31,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from fxdp import marks
 from fxdp.backend import safe_views
-from fxdp.diagnostic import ProofError
+from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph_pass import Study, mark, outputs, study
 from fxdp.guards import always, names_of, one_kernel, question
 from fxdp.lint.proving import TimeUp, limit

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.backend import safe_views
-from fxdp.diagnostic import ProofError
+from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.facts import batch_symbolic
 from fxdp.graph_pass import Gradient, outputs, study
 from fxdp.ops import RULES

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fxdp.diagnostic import Diagnostic
+from fxdp.diagnostics.diagnostic import Diagnostic
 from fxdp.torch_internals import BatchNormBase
 
 # The classes themselves, not what is derived from them: a subclass may do more than normalise.

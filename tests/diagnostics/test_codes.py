@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fxdp.codes import CODES, Code, table
+from fxdp.diagnostics.codes import CODES, Code, table
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -30,5 +30,5 @@ def test_only_what_is_merely_kept_may_be_allowed():
 
 
 def test_the_table_in_readme_is_fresh():
-    """To renew it: python -c "import fxdp.codes; print(fxdp.codes.table())"."""
+    """To renew it: python -c "import fxdp.diagnostics.codes; print(fxdp.diagnostics.codes.table())"."""
     assert table() in README

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
-from fxdp.fix import groups_for
+from fxdp.diagnostics.fix import groups_for
 
 
 class Own(nn.BatchNorm2d):
