@@ -28,13 +28,13 @@ from fxdp.draws import draws_apart, refuse_second_draws
 from fxdp.forms.batch import HALVES
 from fxdp.graph_pass import Pass, Study, arguments, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors
+from fxdp.kernels.precision import full_precision, readable_precision
 from fxdp.keystream import SECURE_TERMS
 from fxdp.layout import contiguous_is_faster
 from fxdp.liveness import Peak, peak
 from fxdp.naming import Names, input_names
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
-from fxdp.precision import full_precision, readable_precision
 from fxdp.recomputing import recompute_forward
 from fxdp.rows import Rows
 from fxdp.rules import Table

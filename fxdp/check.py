@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from fxdp.precision import is_lowered
+from fxdp.kernels.precision import is_lowered
 from fxdp.rows import Rows, kind
 from fxdp.torch_internals import clone_preserve_strides, pytree
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxdp.recurrent import gru, lstm, rnn
+from fxdp.kernels.recurrent import gru, lstm, rnn
 from fxdp.torch_internals import OpOverload, lstm_impl
 
 aten = torch.ops.aten

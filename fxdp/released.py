@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 from fxdp.keystream import GROUP, HALF, Bits, normals, secret_of
 from fxdp.torch_internals import auto_functionalized, compile_fx_inner, make_fx, select_decomp_table
 

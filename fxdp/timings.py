@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.precision import full_precision
+from fxdp.kernels.precision import full_precision
 from fxdp.torch_internals import cache_dir, disable_current_modes
 
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from fxdp.grams import ghost_outer, ghost_outers
 from fxdp.graph_pass import hinted
+from fxdp.kernels.ghost import ghost_outer, ghost_outers
 from fxdp.shapes import expr
 from fxdp.sums import value
 from fxdp.torch_internals import OperatorBase, OpOverload, pytree, stable_topological_sort

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fxdp.kernels.clipped_sum import weighed_sum
 from fxdp.placement import Shard
 from fxdp.shapes import expr, quotient
 from fxdp.torch_internals import pytree
-from fxdp.weighing import weighed_sum
 
 Strategy = Literal["instantiate", "unfold", "crb", "ghost", "naive", "multi"]
 
@@ -91,7 +91,7 @@ def summed(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def has_ops(*operands: Tensor) -> bool:
-    """Do the ops of `fxdp.weighing` take these?"""
+    """Do the ops of `fxdp.kernels.clipped_sum` take these?"""
     return all(x.device.type == "cpu" and not x.is_complex() for x in operands)
 
 

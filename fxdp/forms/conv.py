@@ -11,13 +11,13 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp import loops
-from fxdp.chain_rule import chained, crb_conv
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
-from fxdp.grams import ghost_whole
+from fxdp.kernels import loops
+from fxdp.kernels.clipped_sum import weighed_conv
+from fxdp.kernels.crb import chained, crb_conv
+from fxdp.kernels.ghost import ghost_whole
+from fxdp.kernels.unfold import ghost_conv, unfolded_conv
 from fxdp.shapes import expr, product
-from fxdp.unfolding import ghost_conv, unfolded_conv
-from fxdp.weighing import weighed_conv
 
 WEIGHT_ONLY = [False, True, False]
 
@@ -114,7 +114,7 @@ class Conv:
         return out.reshape(n, t, *s.weight).sum(1)
 
     def chain_rule_based(self) -> Tensor:
-        """A convolution of x with g as its kernel (`fxdp.chain_rule`)."""
+        """A convolution of x with g as its kernel (`fxdp.kernels.crb`)."""
         s, x, g = self.spec, wide(self.x), wide(self.g)
         run: Any = crb_conv if has_ops(x, g) else chained
         return run(x, g, s.weight, s.stride, s.padding, s.dilation, s.groups)
@@ -129,7 +129,7 @@ class Conv:
 
     @property
     def has_windows(self) -> bool:
-        """Do the ops of `fxdp.unfolding` take this?"""
+        """Do the ops of `fxdp.kernels.unfold` take this?"""
         return has_ops(self.x, self.g) and len(self.spec.kernel) < 3
 
     def folded(self) -> tuple[Any, ...]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
-from fxdp.grams import ghost_outer, ghost_whole, underflow
-from fxdp.loops import loop_outer
+from fxdp.kernels.clipped_sum import weighed_outer
+from fxdp.kernels.ghost import ghost_outer, ghost_whole, underflow
+from fxdp.kernels.loops import loop_outer
 from fxdp.shapes import expr, product
-from fxdp.weighing import weighed_outer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.batch import Strategy, has_ops, sq_sum, weighed, wide
-from fxdp.segments import added_up, segment_squares
+from fxdp.kernels.ghost_embedding import added_up, segment_squares
 from fxdp.shapes import expr
 
 
@@ -46,7 +46,7 @@ class Scatter:
 
     def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
         """[N] squared norms; the ghost norm is that of a table with a row for each id of the
-        sample (`fxdp.segments`).
+        sample (`fxdp.kernels.ghost_embedding`).
         """
         if strategy != "ghost" or self.g.is_complex():
             return sq_sum(self.per_sample())

@@ -12,7 +12,7 @@ from torch import Tensor
 from fxdp.forms.batch import Strategy, sq_sum, weighed, wide
 from fxdp.forms.outer import Outer
 from fxdp.forms.scatter import Scatter
-from fxdp.grams import inner
+from fxdp.kernels.ghost import inner
 
 
 @dataclass(frozen=True)

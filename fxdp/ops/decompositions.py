@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.grouped import convolution, convolution_weight
-from fxdp.opaque import max_pool2d_backward
+from fxdp.kernels.grouped import convolution, convolution_weight
+from fxdp.kernels.opaque import max_pool2d_backward
 from fxdp.torch_internals import OpOverload, core_aten_decompositions, get_decompositions
 
 aten = torch.ops.aten

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxdp.matrix_exp import matrix_exp as whole_matrix_exp
+from fxdp.kernels.matrix_exp import matrix_exp as whole_matrix_exp
 from fxdp.recurrent_layers import RECURRENT
 from fxdp.torch_internals import DispatchKey, OpOverload
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxdp.forms.each import Each, folded, given
-from fxdp.matrix_exp import matrix_exp, matrix_exp_backward
+from fxdp.kernels.matrix_exp import matrix_exp, matrix_exp_backward
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, is_shared
 from fxdp.torch_internals import OpOverload

@@ -2,7 +2,7 @@
 
 The gradients of scale and shift sum over samples and that of the input does not, so the
 backward op reaches the proof split: the input's gradient as one node, the others spelled out.
-The nodes are of ops of `fxdp.opaque`, which see to the strides that torch's kernels rely on.
+The nodes are of ops of `fxdp.kernels.opaque`, which see to the strides that torch's kernels rely on.
 
 Letters: N samples, t positions folded into the batch axis, C channels in G groups.
 """
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp import opaque as whole
 from fxdp.forms.each import Each, given
+from fxdp.kernels import opaque as whole
 from fxdp.placement import Mixed, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, agreed, linear, refuse_samples
 from fxdp.torch_internals import OpOverload, decomposition_table, statically_known_true

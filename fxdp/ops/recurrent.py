@@ -1,6 +1,6 @@
 """Recurrent layers: every row of the batch has states of its own.
 
-Letters: T steps, N rows, H width, as in `fxdp.recurrent`.
+Letters: T steps, N rows, H width, as in `fxdp.kernels.recurrent`.
 """
 
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fxdp import recurrent as own
 from fxdp.forms.each import Each, count, given
+from fxdp.kernels import recurrent as own
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_samples
 from fxdp.torch_internals import OpOverload

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp import clipping, precision
+from fxdp import clipping
 from fxdp.clipping import Flat
+from fxdp.kernels import precision
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxdp.matrix_exp import matrix_exp, matrix_exp_backward
+from fxdp.kernels.matrix_exp import matrix_exp, matrix_exp_backward
 from fxdp.ops import linalg
 from tests.ops.placements import Case, T, case, each, hold
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
-from fxdp import opaque as whole
+from fxdp.kernels import opaque as whole
 from fxdp.ops import norm
 from tests.ops.placements import Case, T, case, each, hold
 

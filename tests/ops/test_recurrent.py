@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
-from fxdp import recurrent as own
+from fxdp.kernels import recurrent as own
 from fxdp.ops import recurrent
 from tests.ops.placements import Case, T, case, each, hold
 

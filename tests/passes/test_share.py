@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from fxdp.grams import ghost_outer, ghost_outers
 from fxdp.graph_pass import outputs
+from fxdp.kernels.ghost import ghost_outer, ghost_outers
 from fxdp.passes.share import best, norms, numbered
 from tests.oracle import compare
 from tests.passes.graphs import Run, block, cut, made, passed, sequence, sum_square

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 
 
 @define("loop_outer")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxdp.forms import Scatter
-from fxdp.segments import segment_squares, segments
+from fxdp.kernels.ghost_embedding import segment_squares, segments
 from tests.forms.loops import QUICK, drawn
 
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fxdp import grams
 from fxdp.forms import Conv, Outer, Tied
 from fxdp.forms.conv import Spec
-from fxdp.grams import ghost_outer, ghost_outers, pairs, products, spans
+from fxdp.kernels import ghost
+from fxdp.kernels.ghost import ghost_outer, ghost_outers, pairs, products, spans
 
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 @pytest.mark.parametrize("t", [0, 1, 3, 63, 64, 65, 200])
 def test_pieces_add_up(n: int, t: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grams, "CACHED", 2 * max(t, 1) * grams.ROWS)  # two samples at a time
+    monkeypatch.setattr(ghost, "CACHED", 2 * max(t, 1) * ghost.ROWS)  # two samples at a time
     a, b = (torch.randn(n, t, k, dtype=torch.double) for k in (4, 7))
     wanted = torch.einsum("nti,nto->nio", a, b).square().sum((1, 2))
     torch.testing.assert_close(ghost_outer(a, b), wanted)
@@ -24,7 +24,7 @@ def test_pieces_add_up(n: int, t: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_matrix_for_several_norms(monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, each as if it were alone."""
-    monkeypatch.setattr(grams, "ROWS", 3)
+    monkeypatch.setattr(ghost, "ROWS", 3)
     a, *others = (torch.randn(4, 7, k, dtype=torch.double) for k in (3, 5, 2, 3))
     found = ghost_outers(a, others)
     wanted = torch.stack([ghost_outer(b, a) for b in others])
@@ -99,7 +99,7 @@ def test_the_slack_is_more_than_any_error() -> None:
         square, gross = products(pairs(a, 0, t, 0, t), pairs(b, 0, t, 0, t))
         error = (square.double() - norms_of(Outer(a, b)).square()).abs() / gross.double().square()
         found = max(found, float(error.max()) / 2**-24)
-    assert 0.5 < found < grams.SLACK / 2
+    assert 0.5 < found < ghost.SLACK / 2
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-20, 1e-15, 1.0])

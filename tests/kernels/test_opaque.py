@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import fxdp.opaque as opaque
+import fxdp.kernels.opaque as opaque
 
 Layout = Callable[[Tensor], Tensor]
 LAYOUTS: dict[str, Layout] = {

@@ -6,7 +6,7 @@ they are where autograd calls them; here they see to that themselves.
 import torch
 from torch import Tensor
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 
 INPUT_ONLY = [True, False, False]
 

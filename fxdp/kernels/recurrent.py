@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ Letters: n samples, t positions folded into the batch axis, C channels in, D cha
 import torch
 from torch import Tensor
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 
 
 def chained(

@@ -9,7 +9,7 @@ factors first, and copy only then; and it weighs the smaller of two operands.
 import torch
 from torch import Tensor
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 
 WEIGHT_ONLY = [False, True, False]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fxdp.definition import define, fake
-from fxdp.grams import at_once
+from fxdp.kernels.ghost import at_once
+from fxdp.kernels.library import define, fake
 
 CACHED = 1 << 19  # numbers in the windows of the samples that are taken at once
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 
 
 def segments(ids: Tensor) -> Tensor:

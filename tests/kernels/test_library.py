@@ -3,7 +3,7 @@
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 
 
 @define("test_doubled")

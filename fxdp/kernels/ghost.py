@@ -15,12 +15,12 @@ import math
 import torch
 from torch import Tensor
 
-from fxdp.definition import define, fake
+from fxdp.kernels.library import define, fake
 
 ROWS = 64  # of a Gram matrix at a time: fewer make products small, more waste the upper half
 CACHED = 1 << 19  # numbers of one Gram matrix that are worked out at once
 # Errors of a ghost norm, in units in the last place of (sum_t |a_t| |b_t|)^2, which no product of
-# its sum exceeds: a search among operands that cancel finds 2.5 at most (tests/test_grams.py).
+# its sum exceeds: a search among operands that cancel finds 2.5 at most (tests/kernels/test_ghost.py).
 SLACK = 8.0
 
 
@@ -37,7 +37,7 @@ def rounded_up(square: Tensor, gross: Tensor, lost: Tensor) -> Tensor:
 
 def slack(dtype: torch.dtype) -> float:
     """How far a sum of products may be from what it should be, for absolute values that add
-    up to 1; worked out in full precision (`fxdp.precision`)."""
+    up to 1; worked out in full precision (`fxdp.kernels.precision`)."""
     return SLACK * torch.finfo(dtype).eps / 2
 
 
