@@ -7,8 +7,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxdp import clipping as clipping
-    from fxdp import correlated as correlated
     from fxdp import data as data
     from fxdp import privacy as privacy
     from fxdp.audit import Audit, audit
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     from fxdp.diagnostics.errors import StepError
     from fxdp.diagnostics.fix import fix
     from fxdp.make_private import make_private
+    from fxdp.mechanism import clipping as clipping
+    from fxdp.mechanism import correlated as correlated
     from fxdp.ops import RULES
     from fxdp.pipeline import PASSES
     from fxdp.privacy.budget import BudgetExhausted

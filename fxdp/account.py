@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from fxdp.certificate import Assumption
-from fxdp.correlated import Correlation
 from fxdp.data.handed import Handed, Ticket, tickets
 from fxdp.delivery import Gradients
 from fxdp.diagnostics.errors import StepError
+from fxdp.mechanism.correlated import Correlation
 from fxdp.privacy.accounting import check_supported
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger

@@ -18,27 +18,28 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp import facts, marks, released
+from fxdp import facts, marks
 from fxdp.check import Checked, coarsest
-from fxdp.clipping import Clipping, Flat
 from fxdp.delivery import Ran, run_apart
-from fxdp.deviation import check_deviation
 from fxdp.diagnostics.errors import NotCompiled
 from fxdp.draws import draws_apart, refuse_second_draws
 from fxdp.forms.batch import HALVES
 from fxdp.graph_pass import Pass, Study, arguments, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.kernels.precision import full_precision, readable_precision
-from fxdp.keystream import SECURE_TERMS
 from fxdp.layout import contiguous_is_faster
 from fxdp.liveness import Peak, peak
+from fxdp.mechanism import gaussian
+from fxdp.mechanism.clipping import Clipping, Flat
+from fxdp.mechanism.deviation import check_deviation
+from fxdp.mechanism.keystream import SECURE_TERMS
+from fxdp.mechanism.run_key import RunKey
 from fxdp.naming import Names, input_names
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.recomputing import recompute_forward
 from fxdp.rows import Rows
 from fxdp.rules import Table
-from fxdp.run_key import RunKey
 from fxdp.status import line, say
 from fxdp.sums import value
 from fxdp.torch_internals import (
@@ -145,7 +146,7 @@ def compile_marked(
     """
     backend = usable(settings.backend)
     with inductor_config.patch(RANDOM):
-        for_inductor = select_decomp_table() | FOR_INDUCTOR | released.FOR_INDUCTOR
+        for_inductor = select_decomp_table() | FOR_INDUCTOR | gaussian.FOR_INDUCTOR
     refuse_closed(gm, settings.table)
     scalars_stay_tensors(gm)
 

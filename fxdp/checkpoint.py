@@ -21,9 +21,9 @@ from fxdp.atomic import read, sweep, write
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.diagnostics.errors import StepError
 from fxdp.generators import check_generator_states, generator_states, set_generator_states
+from fxdp.mechanism.run_key import checked as check_keys
 from fxdp.options import check_scales
 from fxdp.private_module import PrivateModule
-from fxdp.run_key import checked as check_keys
 
 VERSION = 2
 SCALES = ("max_grad_norm", "noise_multiplier", "expected_batch_size")

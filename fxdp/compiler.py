@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from fxdp.account import Account, as_budget
 from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
-from fxdp.clipping import Clipping
-from fxdp.correlated import BandMF, Correlation
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.dataless import is_dataless, on_cpu
 from fxdp.inspection import Attempt
+from fxdp.mechanism.clipping import Clipping
+from fxdp.mechanism.correlated import BandMF, Correlation
 from fxdp.ops import RULES
 from fxdp.options import checked_options, count
 from fxdp.privacy.accounting import Accountant, Neighbours, as_sampling
@@ -91,7 +91,7 @@ def compile(  # noqa: A001 - torch.compile's name
             time for memory; "except_last" does so in all pieces of a batch but the last, and so
             has that one's memory; what is released is the same, with the same dropout masks.
         secure: draw the noise from the system's entropy, in float64, and as a sum of four normal
-            numbers, against attacks on floating point (`fxdp.keystream`). It cannot be repeated
+            numbers, against attacks on floating point (`fxdp.mechanism.keystream`). It cannot be repeated
             by a seed, and takes some eight times as long to make.
         noise: `fxdp.correlated.BandMF(bands=...)` for noise of which part cancels out over the
             steps, for batches drawn by `CyclicPoisson`; None for independent noise. It takes

@@ -18,12 +18,13 @@ from fxdp.account import Account, as_budget
 from fxdp.backend import Record
 from fxdp.capture_errors import capture_errors
 from fxdp.certificate import Certificate, certify
-from fxdp.clipping import Adaptive
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.fence import Fence, InThisThread
-from fxdp.keystream import no_key
 from fxdp.lot import Lot
+from fxdp.mechanism.clipping import Adaptive
+from fxdp.mechanism.keystream import no_key
+from fxdp.mechanism.run_key import RunKey
 from fxdp.ops import RULES
 from fxdp.options import checked_options
 from fxdp.outcome import without_gradients
@@ -33,7 +34,6 @@ from fxdp.privacy.statement import statement
 from fxdp.private_module import PrivateModule
 from fxdp.processes import refuse_step
 from fxdp.report import Report, report
-from fxdp.run_key import RunKey
 from fxdp.tally import Tally
 from fxdp.torch_internals import pytree, unsafe_stance
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxdp.correlated import Correlation
 from fxdp.delivery import Gradients
-from fxdp.keystream import SECURE_TERMS
+from fxdp.mechanism.correlated import Correlation
+from fxdp.mechanism.gaussian import released
+from fxdp.mechanism.keystream import SECURE_TERMS
 from fxdp.options import Scales
-from fxdp.released import released
 from fxdp.stepper import Stepper
 
 

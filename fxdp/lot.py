@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fxdp.account import Account
-from fxdp.clipping import Adaptive, Clipping
-from fxdp.keystream import SECURE_TERMS, Bits, normals
+from fxdp.mechanism.clipping import Adaptive, Clipping
+from fxdp.mechanism.keystream import SECURE_TERMS, Bits, normals
 from fxdp.options import Scales, check_scales
 from fxdp.privacy.release import Release, noise_beside_count
 from fxdp.tally import Tally

@@ -4,8 +4,8 @@ import math
 from typing import Any, get_args
 
 from fxdp.backend import Backend, Checkpoint, Settings
-from fxdp.clipping import Adaptive, Automatic, Clipping, Normalize, as_clipping
 from fxdp.forms.batch import Strategy
+from fxdp.mechanism.clipping import Adaptive, Automatic, Clipping, Normalize, as_clipping
 from fxdp.ops import RULES
 from fxdp.processes import UNSAID, Mesh, trains_apart
 from fxdp.rules import Table

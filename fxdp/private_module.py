@@ -14,7 +14,6 @@ from fxdp.account import Account
 from fxdp.backend import Settings
 from fxdp.capture import SMALLEST, BatchDims, Inputs
 from fxdp.certificate import Certificate, certify
-from fxdp.clipping import Clipping
 from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.diagnostics.errors import StepError
 from fxdp.fence import InThisThread
@@ -22,6 +21,7 @@ from fxdp.following import Following
 from fxdp.inspection import Attempt, Inspector
 from fxdp.logical import Accumulation, Piece, scaled, summed
 from fxdp.lot import Lot
+from fxdp.mechanism.clipping import Clipping
 from fxdp.ops import RULES
 from fxdp.options import Scales, count
 from fxdp.outcome import with_loss, without_gradients

@@ -26,17 +26,17 @@ from fxdp.capture import (
 )
 from fxdp.capture_errors import capture_errors
 from fxdp.delivery import Ran, refuse_transforms
-from fxdp.deviation import check_deviation
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
 from fxdp.graph_pass import Pass, Study
-from fxdp.keystream import no_key
+from fxdp.mechanism.deviation import check_deviation
+from fxdp.mechanism.keystream import no_key
+from fxdp.mechanism.run_key import RunKey
 from fxdp.naming import module_behind, parameters
 from fxdp.options import Scales, check_scales
 from fxdp.outcome import Outcome
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.placement import Shard
-from fxdp.run_key import RunKey
 from fxdp.state import State
 from fxdp.status import line, say
 from fxdp.torch_internals import mark_dynamic, pytree, unsafe_stance

@@ -15,12 +15,12 @@ from torch.fx import GraphModule, Node
 
 from fxdp import marks
 from fxdp.backend import compile_marked
-from fxdp.deviation import check_deviation
 from fxdp.diagnostics.diagnostic import CODES, CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import StepError
 from fxdp.door import NEEDED, Door
 from fxdp.graph_pass import copied
-from fxdp.keystream import no_key
+from fxdp.mechanism.deviation import check_deviation
+from fxdp.mechanism.keystream import no_key
 from fxdp.naming import names_in, roots
 from fxdp.pipeline import PASSES
 from fxdp.processes import own, refuse_held, refuse_step

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.clipping import Clipping, Flat
 from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph_pass import Choice, study
+from fxdp.mechanism.clipping import Clipping, Flat
 from fxdp.placement import Shard
 from fxdp.sums import Sum, each_image, sum_at, value, whole
 from fxdp.trace import emit, emit_all

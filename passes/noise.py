@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from fxdp import marks
 from fxdp.facts import NOISE
 from fxdp.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
-from fxdp.released import released
+from fxdp.mechanism.gaussian import released
 from fxdp.sums import value
 from fxdp.trace import emit, emit_all
 

@@ -1,8 +1,8 @@
 """The same noise for two modules, which no seed gives them."""
 
 import fxdp
+from fxdp.mechanism.run_key import BRANCH
 from fxdp.privacy.ledger import Ledger
-from fxdp.run_key import BRANCH
 
 
 def same_noise(private: fxdp.PrivateModule, seed: int = 1) -> None:

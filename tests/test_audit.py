@@ -21,7 +21,7 @@ from fxdp.audit.canary import Guesses
 from fxdp.audit.correlation import strongest_pair
 from fxdp.audit.noise import Noise
 from fxdp.audit.report import Audit, Finding, Unjudged
-from fxdp.clipping import Flat
+from fxdp.mechanism.clipping import Flat
 from fxdp.placement import Shard
 from fxdp.privacy.sampling import CyclicPoisson
 from fxdp.trace import emit

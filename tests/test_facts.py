@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp import facts, marks
 from fxdp.graph_pass import outputs, study
-from fxdp.released import released
+from fxdp.mechanism.gaussian import released
 from tests.passes.graphs import linear, made
 
 

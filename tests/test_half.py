@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.audit.neighbours import ROUNDING
-from fxdp.released import release_, released
+from fxdp.mechanism.gaussian import release_, released
 from tests.oracle import clipped_sum, norms, per_sample
 
 N, D, C = 24, 6, 3

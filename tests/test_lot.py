@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.clipping import Adaptive
+from fxdp.mechanism.clipping import Adaptive
 from fxdp.privacy.release import CountedRelease, together
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.demo import network
+from fxdp.mechanism.gaussian import released
 from fxdp.options import STRATEGIES
-from fxdp.released import released
 from tests.oracle import clipped_sum, per_sample
 
 BATCH, BOUND = 10, 0.3

@@ -10,10 +10,10 @@ from torch import Tensor
 from fxdp.account import Account
 from fxdp.capture import Inputs
 from fxdp.check import random_state, set_random_state
+from fxdp.mechanism.run_key import RunKey, seed_root
 from fxdp.outcome import loss_of
 from fxdp.privacy.ledger import Ledger
 from fxdp.private_module import PrivateModule
-from fxdp.run_key import RunKey, seed_root
 from fxdp.torch_internals import pytree
 from fxdp.verify import rows
 

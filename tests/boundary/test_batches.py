@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxdp
-from fxdp.correlated import BandMF
 from fxdp.data import CyclicPoissonSampler, FixedSizeSampler, PoissonSampler, private_loader
+from fxdp.mechanism.correlated import BandMF
 
 N, STEPS = 24, 6
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))

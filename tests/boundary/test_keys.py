@@ -1,4 +1,4 @@
-"""Noise never repeats: each line of the table of `fxdp.run_key.RunKey`."""
+"""Noise never repeats: each line of the table of `fxdp.mechanism.run_key.RunKey`."""
 
 import copy
 import multiprocessing
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.run_key import RunKey
+from fxdp.mechanism.run_key import RunKey
 
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
@@ -103,7 +103,7 @@ def test_processes_that_start_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     for rank, name in (("0", "MainProcess"), ("1", "MainProcess"), ("0", "SpawnProcess-1")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setattr(multiprocessing.current_process(), "_name", name)
-        monkeypatch.setattr("fxdp.run_key.RUNS", iter([0]))
+        monkeypatch.setattr("fxdp.mechanism.run_key.RUNS", iter([0]))
         torch.manual_seed(0)
         found.append(tuple(RunKey().next().tolist()))
     assert len(set(found)) == 3
@@ -113,7 +113,7 @@ def test_one_seed_at_the_start_makes_a_run_repeatable(monkeypatch: pytest.Monkey
     """In a new process, which has had as many runs before: none."""
     found = []
     for _ in range(2):
-        monkeypatch.setattr("fxdp.run_key.RUNS", iter([0]))
+        monkeypatch.setattr("fxdp.mechanism.run_key.RUNS", iter([0]))
         torch.manual_seed(3)
         private = compiled(nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)))
         for _ in range(2):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fxdp
-from fxdp import backend, clipping
-from fxdp.correlated import BandMF
+from fxdp import backend
 from fxdp.graph_pass import gradient_places
+from fxdp.mechanism import clipping
+from fxdp.mechanism.correlated import BandMF
 from fxdp.privacy.sampling import CyclicPoisson
 
 OPTIONS: dict[str, Any] = {

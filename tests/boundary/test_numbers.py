@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp import clipping
-from fxdp.clipping import Flat
 from fxdp.kernels import precision
+from fxdp.mechanism import clipping
+from fxdp.mechanism.clipping import Flat
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from fxdp.clipping import Flat
+from fxdp.mechanism.clipping import Flat
 from fxdp.passes.measure import clip_factor, finite_samples
 from tests.passes.graphs import block, conv, cut, linear, sequence, shape
 

@@ -5,9 +5,9 @@ import torch
 
 import fxdp
 from fxdp.graph_pass import gradient_places, outputs, run
+from fxdp.mechanism.run_key import RunKey
 from fxdp.passes.noise import noise
 from fxdp.pipeline import PASSES
-from fxdp.run_key import RunKey
 from tests.passes.graphs import Decay, block, cut, linear, passed
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.clipping import PerGroup
+from fxdp.mechanism.clipping import PerGroup
 from tests.keys import same_noise
 from tests.oracle import per_sample
 

@@ -10,10 +10,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fxdp import released as module
-from fxdp.keystream import HALF, Bits
-from fxdp.released import BLOCK, add_noise, compiled, release_
-from fxdp.released import released as op
+from fxdp.mechanism import gaussian as module
+from fxdp.mechanism.gaussian import BLOCK, add_noise, compiled, release_
+from fxdp.mechanism.gaussian import released as op
+from fxdp.mechanism.keystream import HALF, Bits
 
 SHAPES = [(), (0,), (3, 4), (BLOCK + 5,), (2, BLOCK)]
 DTYPES = [torch.float32, torch.float64]

@@ -16,9 +16,9 @@ from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.correlated import BandMF
 from fxdp.data import CyclicPoissonSampler, private_loader
 from fxdp.following import check
+from fxdp.mechanism.correlated import BandMF
 from fxdp.privacy import BandedRelease, CyclicPoisson, GaussianRelease, Poisson
 from tests.keys import same_noise
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxdp.kernels.library import define, fake
-from fxdp.keystream import GROUP, HALF, Bits, normals, secret_of
+from fxdp.mechanism.keystream import GROUP, HALF, Bits, normals, secret_of
 from fxdp.torch_internals import auto_functionalized, compile_fx_inner, make_fx, select_decomp_table
 
 BLOCK = 1 << 17  # numbers that the processor's cache holds, with room for as many more

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.keystream import KEY_WORDS
+from fxdp.mechanism.keystream import KEY_WORDS
 
 RUNS = itertools.count()  # runs of this process so far, which all have keys of their own
 ROOT_BYTES = 32

@@ -7,7 +7,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
-from fxdp.keystream import GROUP, HALF, Bits, no_key, noise_of, normals
+from fxdp.mechanism.keystream import GROUP, HALF, Bits, no_key, noise_of, normals
 
 KEY = torch.tensor([1, 2])
 WORDS = {1: torch.int32, 4: torch.int64}

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import torch
 
-FARTHEST = 10.0  # deviations: no noise is beyond 9.5 (`fxdp.keystream.normals`)
+FARTHEST = 10.0  # deviations: no noise is beyond 9.5 (`fxdp.mechanism.keystream.normals`)
 
 
 def check_deviation(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.clipping import Adaptive, Automatic, Clipping, Flat, Normalize, PerGroup
+from fxdp.mechanism.clipping import Adaptive, Automatic, Clipping, Flat, Normalize, PerGroup
 from tests.oracle import per_sample
 
 N, C, L = 9, 0.7, 4.0
