@@ -10,6 +10,7 @@ from fxdp.capture import BatchDims
 from fxdp.certificate import Certificate
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.dataless import is_dataless, on_cpu
+from fxdp.distributed.guard import UNSAID, Mesh, refuse_wrapped
 from fxdp.inspection import Attempt
 from fxdp.mechanism.clipping import Clipping
 from fxdp.mechanism.correlated import BandMF, Correlation
@@ -20,7 +21,6 @@ from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.sampling import Sampling
 from fxdp.private_module import PrivateModule
-from fxdp.processes import UNSAID, Mesh, refuse_wrapped
 from fxdp.rules import Table
 
 

@@ -20,6 +20,7 @@ from fxdp.capture_errors import capture_errors
 from fxdp.certificate import Certificate, certify
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.diagnostics.errors import NotCompiled, StepError
+from fxdp.distributed.guard import refuse_step
 from fxdp.fence import Fence, InThisThread
 from fxdp.lot import Lot
 from fxdp.mechanism.clipping import Adaptive
@@ -32,7 +33,6 @@ from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.statement import statement
 from fxdp.private_module import PrivateModule
-from fxdp.processes import refuse_step
 from fxdp.report import Report, report
 from fxdp.tally import Tally
 from fxdp.torch_internals import pytree, unsafe_stance

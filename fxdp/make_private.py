@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from fxdp.arguments import require_delta, require_whole
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.data import FixedSizeSampler, PrivateLoader, PrivateSampler, private_loader
+from fxdp.distributed.guard import UNSAID, Mesh
 from fxdp.privacy.accounting import Accountant, Neighbours
 from fxdp.privacy.planning import calibrate
 from fxdp.private_module import PrivateModule
-from fxdp.processes import UNSAID, Mesh
 
 
 def make_private(

@@ -4,10 +4,10 @@ import math
 from typing import Any, get_args
 
 from fxdp.backend import Backend, Checkpoint, Settings
+from fxdp.distributed.guard import UNSAID, Mesh, trains_apart
 from fxdp.forms.batch import Strategy
 from fxdp.mechanism.clipping import Adaptive, Automatic, Clipping, Normalize, as_clipping
 from fxdp.ops import RULES
-from fxdp.processes import UNSAID, Mesh, trains_apart
 from fxdp.rules import Table
 
 Scales = tuple[float, float, float]  # clip bound, noise multiplier, expected batch size

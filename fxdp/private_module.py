@@ -16,6 +16,7 @@ from fxdp.capture import SMALLEST, BatchDims, Inputs
 from fxdp.certificate import Certificate, certify
 from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.diagnostics.errors import StepError
+from fxdp.distributed.guard import Unwrapped, own, refuse_step
 from fxdp.fence import InThisThread
 from fxdp.following import Following
 from fxdp.inspection import Attempt, Inspector
@@ -28,7 +29,6 @@ from fxdp.outcome import with_loss, without_gradients
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
-from fxdp.processes import Unwrapped, own, refuse_step
 from fxdp.report import Report, report
 from fxdp.stepper import Stepper
 from fxdp.tally import Tally

@@ -17,13 +17,13 @@ from fxdp import marks
 from fxdp.backend import compile_marked
 from fxdp.diagnostics.diagnostic import CODES, CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import StepError
+from fxdp.distributed.guard import own, refuse_held, refuse_step
 from fxdp.door import NEEDED, Door
 from fxdp.graph_pass import copied
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.naming import names_in, roots
 from fxdp.pipeline import PASSES
-from fxdp.processes import own, refuse_held, refuse_step
 from fxdp.torch_internals import (
     InstructionTranslator,
     TensorifyScalarRestartAnalysis,

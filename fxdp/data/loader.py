@@ -23,7 +23,7 @@ from fxdp.data.collate import poisson_collate
 from fxdp.data.handed import mark
 from fxdp.data.sampler import PrivateSampler
 from fxdp.data.samplers import FixedSizeSampler, PoissonSampler
-from fxdp.processes import UNSAID, Mesh, trains_apart
+from fxdp.distributed.guard import UNSAID, Mesh, trains_apart
 
 # What a DataLoader was made with and its successor keeps.
 KEPT = (

@@ -1,0 +1,1 @@
+"""What other processes may do to a private step: for now, nothing."""
