@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp import facts, marks
+from fxdp.autotune.layout import contiguous_is_faster
 from fxdp.check import Checked, coarsest
 from fxdp.delivery import Ran, run_apart
 from fxdp.diagnostics.errors import NotCompiled
@@ -27,7 +28,6 @@ from fxdp.forms.batch import HALVES
 from fxdp.graph_pass import Pass, Study, arguments, at_hand, copied, outputs, run, study
 from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.kernels.precision import full_precision, readable_precision
-from fxdp.layout import contiguous_is_faster
 from fxdp.liveness import Peak, peak
 from fxdp.mechanism import gaussian
 from fxdp.mechanism.clipping import Clipping, Flat

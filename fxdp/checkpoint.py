@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxdp import timings
 from fxdp.atomic import read, sweep, write
+from fxdp.autotune import timings
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.diagnostics.errors import StepError
 from fxdp.generators import check_generator_states, generator_states, set_generator_states

@@ -15,6 +15,7 @@ import sympy
 from torch.fx import Graph, GraphModule, Node
 
 from fxdp import marks
+from fxdp.autotune.trials import Trial
 from fxdp.forms.batch import Strategy
 from fxdp.liveness import Peak
 from fxdp.placement import Placement
@@ -22,7 +23,6 @@ from fxdp.rules import Table
 from fxdp.shapes import expr
 from fxdp.status import say
 from fxdp.torch_internals import value_at_capture
-from fxdp.trials import Trial
 
 NO_SOURCE = object()
 Fact = Callable[[GraphModule], str | None]

@@ -13,13 +13,13 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
+from fxdp.autotune.trials import Trial, trials
 from fxdp.forms import Tied, joined
 from fxdp.forms.batch import Strategy
 from fxdp.graph_pass import Choice, Gradient, at_hand, hinted, study
 from fxdp.shapes import expr
 from fxdp.sums import fake_form, is_partial, sum_at, value
 from fxdp.torch_internals import OpOverload
-from fxdp.trials import Trial, trials
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 # These two differ in kind; what the others cost, no count of flops tells.

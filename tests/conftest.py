@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxdp import timings
+from fxdp.autotune import timings
 
 
 def pytest_collection_finish() -> None:

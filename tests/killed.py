@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import fxdp
-from fxdp import timings
+from fxdp.autotune import timings
 from tests.keys import same_noise
 
 EPOCHS, EVERY = 10, 2

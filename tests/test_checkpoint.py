@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
-from fxdp import checkpoint, timings, trials
+from fxdp import checkpoint
+from fxdp.autotune import timings, trials
 from fxdp.data import PoissonSampler
 from fxdp.generators import check_generator_states, generator_states, set_generator_states
 from tests import killed

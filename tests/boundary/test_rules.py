@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 import fxdp
-from fxdp import forms, layout, timings, trials
+from fxdp import forms
+from fxdp.autotune import layout, timings, trials
 from fxdp.forms.conv import Spec
 from fxdp.graph_pass import Pass, run
 from fxdp.passes.measure import measure

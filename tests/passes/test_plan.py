@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import fxdp
+from fxdp.autotune.trials import Trial
 from fxdp.passes import plan as plan_module
-from fxdp.trials import Trial
 from tests.passes.graphs import Run, Twice, conv, linear, mean_square, passed, sequence, sum_square
 
 

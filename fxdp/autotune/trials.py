@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdp.autotune.timings import REPEATS, described, seconds, timed
 from fxdp.forms.batch import Strategy, sq_sum, summed
-from fxdp.timings import REPEATS, described, seconds, timed
 
 FRESH = 1 << 24  # numbers; allocators ask the system for so many at a time
 

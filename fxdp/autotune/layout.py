@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxdp.autotune.timings import Times, described, seconds, timed
 from fxdp.graph_pass import at_hand
-from fxdp.timings import Times, described, seconds, timed
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fxdp import timings
-from fxdp.timings import Times, timed
-from fxdp.trials import Trial
+from fxdp.autotune import timings
+from fxdp.autotune.timings import Times, timed
+from fxdp.autotune.trials import Trial
 
 CPU = torch.device("cpu")
 

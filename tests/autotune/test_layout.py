@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp import layout
-from fxdp.layout import contiguous_is_faster, measured
-from fxdp.timings import Times, check
+from fxdp.autotune import layout
+from fxdp.autotune.layout import contiguous_is_faster, measured
+from fxdp.autotune.timings import Times, check
 
 pytestmark = pytest.mark.usefixtures("own_times")
 torch.manual_seed(0)

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from fxdp import trials as tried
+from fxdp.autotune import trials as tried
+from fxdp.autotune.trials import trials
 from fxdp.forms import Conv, Outer, Scatter
 from fxdp.forms.conv import Spec
-from fxdp.trials import trials
 
 OUTER = Outer(torch.randn(4, 6, 3), torch.randn(4, 6, 5))
 # Times are those of this test alone.
