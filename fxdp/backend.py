@@ -18,17 +18,19 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp import facts, marks
+from fxdp import facts
 from fxdp.autotune.layout import contiguous_is_faster
 from fxdp.check import Checked, coarsest
 from fxdp.delivery import Ran, run_apart
 from fxdp.diagnostics.errors import NotCompiled
-from fxdp.draws import draws_apart, refuse_second_draws
 from fxdp.forms.batch import HALVES
-from fxdp.graph_pass import Pass, Study, arguments, at_hand, copied, outputs, run, study
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import Pass, Study, arguments, at_hand, copied, outputs, run, study
+from fxdp.graph.memory import Peak, peak
+from fxdp.graph.randomness import draws_apart, refuse_second_draws
+from fxdp.graph.sums import value
 from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.kernels.precision import full_precision, readable_precision
-from fxdp.liveness import Peak, peak
 from fxdp.mechanism import gaussian
 from fxdp.mechanism.clipping import Clipping, Flat
 from fxdp.mechanism.deviation import check_deviation
@@ -41,7 +43,6 @@ from fxdp.recomputing import recompute_forward
 from fxdp.rows import Rows
 from fxdp.rules import Table
 from fxdp.status import line, say
-from fxdp.sums import value
 from fxdp.torch_internals import (
     InvalidCxxCompiler,
     OpOverload,

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp import marks
 from fxdp.diagnostics.errors import NoLoss
+from fxdp.graph import marks
 from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
 from fxdp.torch_internals import (

@@ -22,6 +22,7 @@ from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step
 from fxdp.fence import Fence, InThisThread
+from fxdp.graph.report import Report, report
 from fxdp.lot import Lot
 from fxdp.mechanism.clipping import Adaptive
 from fxdp.mechanism.keystream import no_key
@@ -33,7 +34,6 @@ from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.statement import statement
 from fxdp.private_module import PrivateModule
-from fxdp.report import Report, report
 from fxdp.tally import Tally
 from fxdp.torch_internals import pytree, unsafe_stance
 

@@ -7,10 +7,10 @@ facts a pass gives on its result, so a pass cannot merely believe that it did it
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp import marks
-from fxdp.graph_pass import gradients, outputs, placement, study
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import gradients, outputs, placement, study
+from fxdp.graph.sums import holds_samples, is_partial, sum_at
 from fxdp.shapes import sample_axes, shape_of
-from fxdp.sums import holds_samples, is_partial, sum_at
 from fxdp.torch_internals import OpOverload
 
 SEED = marks.seed.default

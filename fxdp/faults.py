@@ -13,7 +13,6 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp import marks
 from fxdp.diagnostics.diagnostic import (
     BatchMixingError,
     Diagnostic,
@@ -24,7 +23,8 @@ from fxdp.diagnostics.diagnostic import (
     nearest,
     not_allowed,
 )
-from fxdp.graph_pass import gradients, mutations, outputs, study
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import gradients, mutations, outputs, study
 from fxdp.shapes import shape_of, show
 
 Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)

@@ -30,7 +30,7 @@ from fxdp.diagnostics.diagnostic import (
     diagnose,
     is_library,
 )
-from fxdp.origin import is_torchs, overloads, whose
+from fxdp.graph.origin import is_torchs, overloads, whose
 from fxdp.rules import Table
 from fxdp.torch_internals import (
     FakeTensor,

@@ -11,7 +11,7 @@ from fxdp.backend import Record, Settings
 from fxdp.capture import Inputs
 from fxdp.certificate import Certificate, certify
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.graph_pass import Pass, Study
+from fxdp.graph.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.options import Scales
 from fxdp.pipeline import PROOF, Proven, stop

@@ -10,7 +10,7 @@ from fxdp import facts
 from fxdp.backend import Record, Settings, compile_marked
 from fxdp.capture import Step, capture_settings, captured_within
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.graph_pass import Pass
+from fxdp.graph.graph_pass import Pass
 from fxdp.naming import known_names
 from fxdp.passes.clip import clip
 from fxdp.passes.explain import explain

@@ -14,10 +14,10 @@ import sympy
 import torch
 from torch.fx import Node
 
-from fxdp import marks
 from fxdp.faults import is_backward
-from fxdp.graph_pass import arguments
-from fxdp.origin import is_torchs, whose
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import arguments
+from fxdp.graph.origin import is_torchs, whose
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show

@@ -19,6 +19,7 @@ from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
 from fxdp.fence import InThisThread
 from fxdp.following import Following
+from fxdp.graph.report import Report, report
 from fxdp.inspection import Attempt, Inspector
 from fxdp.logical import Accumulation, Piece, scaled, summed
 from fxdp.lot import Lot
@@ -29,7 +30,6 @@ from fxdp.outcome import with_loss, without_gradients
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
-from fxdp.report import Report, report
 from fxdp.stepper import Stepper
 from fxdp.tally import Tally
 

@@ -28,7 +28,7 @@ from fxdp.capture_errors import capture_errors
 from fxdp.delivery import Ran, refuse_transforms
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
-from fxdp.graph_pass import Pass, Study
+from fxdp.graph.graph_pass import Pass, Study
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxdp import marks
 from fxdp.backend import compile_marked
 from fxdp.diagnostics.diagnostic import CODES, CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import own, refuse_held, refuse_step
 from fxdp.door import NEEDED, Door
-from fxdp.graph_pass import copied
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import copied
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.naming import names_in, roots

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from fxdp.capture import BatchDims, Inputs, gather, local_loss
 from fxdp.check import coarsest
 from fxdp.compiler import compile  # noqa: A004
+from fxdp.graph.report import as_text
 from fxdp.naming import module_behind, parameters
 from fxdp.ops import RULES
 from fxdp.outcome import Outcome
 from fxdp.private_module import PrivateModule
-from fxdp.report import as_text
 from fxdp.rules import Table
 from fxdp.torch_internals import DropoutBase, pytree
 

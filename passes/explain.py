@@ -8,9 +8,9 @@ that the clipped sum could miss.
 from torch.fx import GraphModule, Node
 
 from fxdp.diagnostics.diagnostic import ProofError, diagnose
-from fxdp.graph_pass import Gradient, gradients, placement, study
+from fxdp.graph.graph_pass import Gradient, gradients, placement, study
+from fxdp.graph.sums import sum_at, trace_back, unfollowed, value
 from fxdp.placement import Replicate
-from fxdp.sums import sum_at, trace_back, unfollowed, value
 
 
 def explain(gm: GraphModule) -> GraphModule:

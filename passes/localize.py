@@ -14,13 +14,21 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxdp.diagnostics.diagnostic import BatchMixingError, diagnose
-from fxdp.graph_pass import Gradient, placement, study
+from fxdp.graph.emit import emit
+from fxdp.graph.graph_pass import Gradient, placement, study
+from fxdp.graph.sums import (
+    each_image,
+    holds_samples,
+    is_total,
+    sum_at,
+    trace_back,
+    unfollowed,
+    value,
+)
 from fxdp.placement import Partial, Shard
 from fxdp.rules import SumRule
 from fxdp.shapes import expr, local, quotient
-from fxdp.sums import each_image, holds_samples, is_total, sum_at, trace_back, unfollowed, value
 from fxdp.torch_internals import pytree
-from fxdp.trace import emit
 
 
 def localize(gm: GraphModule) -> GraphModule:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node, traceback
 
-from fxdp import marks
-from fxdp.draws import draws_apart
-from fxdp.graph_pass import study
+from fxdp.graph import marks
+from fxdp.graph.emit import emit
+from fxdp.graph.graph_pass import study
+from fxdp.graph.randomness import draws_apart
+from fxdp.graph.sums import value
 from fxdp.shapes import expr
-from fxdp.sums import value
 from fxdp.torch_internals import fx_graph_cse, make_fx
-from fxdp.trace import emit
 
 
 def lower(

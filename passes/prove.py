@@ -13,7 +13,6 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp import marks
 from fxdp.faults import (
     KEEPS,
     Faults,
@@ -22,12 +21,13 @@ from fxdp.faults import (
     report,
 )
 from fxdp.fingerprint import fingerprint
-from fxdp.graph_pass import Seen, gradients, mark, mutations, study
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import Seen, gradients, mark, mutations, study
+from fxdp.graph.sums import is_total
 from fxdp.guards import refuse_fixed_size, refuse_other_programs
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.placing import place
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of
-from fxdp.sums import is_total
 from fxdp.torch_internals import pytree
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from fxdp.graph_pass import hinted
+from fxdp.graph.emit import emit
+from fxdp.graph.graph_pass import hinted
+from fxdp.graph.sums import value
 from fxdp.kernels.ghost import ghost_outer, ghost_outers
 from fxdp.shapes import expr
-from fxdp.sums import value
 from fxdp.torch_internals import OperatorBase, OpOverload, pytree, stable_topological_sort
-from fxdp.trace import emit
 
 NORM = ghost_outer.default
 

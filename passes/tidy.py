@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.graph_pass import arguments, study
+from fxdp.graph.graph_pass import arguments, study
 from fxdp.shapes import shape_of
 from fxdp.torch_internals import OpOverload, pytree
 

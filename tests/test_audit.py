@@ -21,10 +21,10 @@ from fxdp.audit.canary import Guesses
 from fxdp.audit.correlation import strongest_pair
 from fxdp.audit.noise import Noise
 from fxdp.audit.report import Audit, Finding, Unjudged
+from fxdp.graph.emit import emit
 from fxdp.mechanism.clipping import Flat
 from fxdp.placement import Shard
 from fxdp.privacy.sampling import CyclicPoisson
-from fxdp.trace import emit
 
 N = 12
 X = torch.randn(N, 4, generator=torch.manual_seed(0)) * 3

@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp import facts, marks
-from fxdp.graph_pass import outputs, study
+from fxdp import facts
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import outputs, study
 from fxdp.mechanism.gaussian import released
 from tests.passes.graphs import linear, made
 

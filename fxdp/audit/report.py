@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from rich.console import RenderableType
 from rich.table import Table
 
-from fxdp.report import as_text
+from fxdp.graph.report import as_text
 
 Test = Literal["neighbours", "canary", "noise"]
 

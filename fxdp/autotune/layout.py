@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.autotune.timings import Times, described, seconds, timed
-from fxdp.graph_pass import at_hand
+from fxdp.graph.graph_pass import at_hand
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)

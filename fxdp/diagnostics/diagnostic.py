@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from fxdp import marks
 from fxdp.diagnostics import sources
 from fxdp.diagnostics.codes import CODES, Code
 from fxdp.diagnostics.printed import plain, plain_source
+from fxdp.graph import marks
 from fxdp.torch_internals import ShortenTraceback
 
 # Remedies for ops that people meet often: the first whose word is in the op's name.

@@ -9,7 +9,7 @@ from fxdp.certificate import Certificate
 from fxdp.diagnostics.codes import Code
 from fxdp.diagnostics.diagnostic import Diagnostic
 from fxdp.diagnostics.printed import plain, plain_lines, plain_source
-from fxdp.graph_pass import Study
+from fxdp.graph.graph_pass import Study
 
 COMMANDS = ("::", "##[")  # what GitHub takes for a command where a line of a log begins so
 LARGEST = 2**31 - 2  # of a line or column, for whoever reads a report

@@ -9,7 +9,7 @@ import torch
 from torch._ops import OpOverload
 
 from fxdp import facts
-from fxdp.graph_pass import outputs
+from fxdp.graph.graph_pass import outputs
 from tests.passes.graphs import Run, block, conv, cut, linear, sequence
 
 MARKS = {"fxdp::samples", "fxdp::shown", "fxdp::release", "fxdp::seed"}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fxdp
-from fxdp.graph_pass import gradient_places, outputs, run
+from fxdp.graph.graph_pass import gradient_places, outputs, run
 from fxdp.mechanism.run_key import RunKey
 from fxdp.passes.noise import noise
 from fxdp.pipeline import PASSES

@@ -29,10 +29,11 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from fxdp import marks
 from fxdp.backend import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.graph_pass import Study, mark, outputs, study
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import Study, mark, outputs, study
+from fxdp.graph.sums import holds_samples, is_total
 from fxdp.guards import always, names_of, one_kernel, question
 from fxdp.lint.proving import TimeUp, limit
 from fxdp.ops import DECOMPOSITIONS, RULES
@@ -42,7 +43,6 @@ from fxdp.passes.tidy import tidy
 from fxdp.placement import Mixed, Partial, Placement, Replicate
 from fxdp.placing import place
 from fxdp.rules import Call, Rule, Table
-from fxdp.sums import holds_samples, is_total
 
 BATCH_NORM = torch.ops.aten.native_batch_norm.default
 LIMIT = 20  # seconds that one capture may take

@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 from fxdp.backend import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.facts import batch_symbolic
-from fxdp.graph_pass import Gradient, outputs, study
+from fxdp.graph.graph_pass import Gradient, outputs, study
+from fxdp.graph.sums import image, is_total, sum_at
 from fxdp.ops import RULES
 from fxdp.passes.explain import explain
 from fxdp.passes.localize import localize
@@ -29,7 +30,6 @@ from fxdp.passes.prove import prove
 from fxdp.passes.tidy import tidy
 from fxdp.placement import Partial, Shard
 from fxdp.rules import Table
-from fxdp.sums import image, is_total, sum_at
 from tests.soundness.local_runs import Whole, alone, held, run_whole, same, size_of, trouble
 from tests.soundness.menu import Made, make
 from tests.soundness.programs import NotCapturedError, Program, captured

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import sympy
 from torch.fx import Graph, GraphModule, Node
 
-from fxdp import marks
 from fxdp.autotune.trials import Trial
 from fxdp.forms.batch import Strategy
-from fxdp.liveness import Peak
+from fxdp.graph import marks
+from fxdp.graph.memory import Peak
 from fxdp.placement import Placement
 from fxdp.rules import Table
 from fxdp.shapes import expr

@@ -6,10 +6,10 @@ import sympy
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from fxdp.graph_pass import Choice, Study
-from fxdp.liveness import Peak
+from fxdp.graph.graph_pass import Choice, Study
+from fxdp.graph.memory import Peak
+from fxdp.graph.sums import value
 from fxdp.shapes import shape_of, show
-from fxdp.sums import value
 
 # The strategies that differ in what they cost by this model; the others cost what the first does.
 SHOWN = ("instantiate", "ghost")

@@ -17,11 +17,11 @@ from fxdp.diagnostics.diagnostic import ProofError, diagnose
 from fxdp.forms import Form, Reduce, joined
 from fxdp.forms.batch import Batch, all_wide
 from fxdp.forms.each import Each
-from fxdp.graph_pass import Gradient, arguments, placement, study
+from fxdp.graph.emit import emit
+from fxdp.graph.graph_pass import Gradient, arguments, placement, study
 from fxdp.placement import Partial, Replicate, Shard
 from fxdp.rules import SumRule
 from fxdp.torch_internals import pytree
-from fxdp.trace import emit
 
 
 @dataclass(frozen=True)
