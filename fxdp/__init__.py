@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from fxdp import privacy as privacy
     from fxdp.audit import Audit, audit
     from fxdp.capture import BatchDims
-    from fxdp.certificate import Certificate
     from fxdp.check import MiscompilationWarning
     from fxdp.checkpoint import load_checkpoint, save_checkpoint
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from fxdp.pipeline import PASSES
     from fxdp.privacy.budget import BudgetExhausted
     from fxdp.private_module import PrivateModule
+    from fxdp.proof.certificate import Certificate
     from fxdp.public import PublicSizeWarning
     from fxdp.rules import Rule, SumRule, shared
     from fxdp.schedule import ScaleScheduler
@@ -42,7 +42,7 @@ MODULES = {
 PLACES = {
     "fxdp.audit": ("Audit", "audit"),
     "fxdp.capture": ("BatchDims",),
-    "fxdp.certificate": ("Certificate",),
+    "fxdp.proof.certificate": ("Certificate",),
     "fxdp.check": ("MiscompilationWarning",),
     "fxdp.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "fxdp.compiler": ("compile", "prove"),

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from fxdp.certificate import Assumption
 from fxdp.data.handed import Handed, Ticket, tickets
 from fxdp.delivery import Gradients
 from fxdp.diagnostics.errors import StepError
@@ -23,6 +22,7 @@ from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release
 from fxdp.privacy.sampling import CyclicPoisson, Sampling
+from fxdp.proof.certificate import Assumption
 from fxdp.public import Public, as_assumed
 
 VERSION = 2  # of the state

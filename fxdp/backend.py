@@ -18,7 +18,6 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp import facts
 from fxdp.autotune.layout import contiguous_is_faster
 from fxdp.check import Checked, coarsest
 from fxdp.delivery import Ran, run_apart
@@ -29,7 +28,6 @@ from fxdp.graph.graph_pass import Pass, Study, arguments, at_hand, copied, outpu
 from fxdp.graph.memory import Peak, peak
 from fxdp.graph.randomness import draws_apart, refuse_second_draws
 from fxdp.graph.sums import value
-from fxdp.guards import refuse_closed, scalars_stay_tensors
 from fxdp.kernels.precision import full_precision, readable_precision
 from fxdp.mechanism import gaussian
 from fxdp.mechanism.clipping import Clipping, Flat
@@ -39,6 +37,8 @@ from fxdp.mechanism.run_key import RunKey
 from fxdp.naming import Names, input_names
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.ops.kernels import symbolic_kernels
+from fxdp.proof import facts
+from fxdp.proof.guards import refuse_closed, scalars_stay_tensors
 from fxdp.recomputing import recompute_forward
 from fxdp.rows import Rows
 from fxdp.rules import Table

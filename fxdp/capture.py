@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fxdp.diagnostics.errors import NoLoss
 from fxdp.graph import marks
-from fxdp.guards import one_kernel, users_lines
 from fxdp.ops.kernels import symbolic_kernels
+from fxdp.proof.guards import one_kernel, users_lines
 from fxdp.torch_internals import (
     IgnoredFunctions,
     OptimizeContext,

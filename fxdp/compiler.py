@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from fxdp.account import Account, as_budget
 from fxdp.capture import BatchDims
-from fxdp.certificate import Certificate
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.dataless import is_dataless, on_cpu
 from fxdp.distributed.guard import UNSAID, Mesh, refuse_wrapped
@@ -21,6 +20,7 @@ from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.sampling import Sampling
 from fxdp.private_module import PrivateModule
+from fxdp.proof.certificate import Certificate
 from fxdp.rules import Table
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from fxdp.account import Account, as_budget
 from fxdp.backend import Record
 from fxdp.capture_errors import capture_errors
-from fxdp.certificate import Certificate, certify
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step
@@ -34,6 +33,7 @@ from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.statement import statement
 from fxdp.private_module import PrivateModule
+from fxdp.proof.certificate import Certificate, certify
 from fxdp.tally import Tally
 from fxdp.torch_internals import pytree, unsafe_stance
 

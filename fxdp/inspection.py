@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fxdp.backend import Record, Settings
 from fxdp.capture import Inputs
-from fxdp.certificate import Certificate, certify
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.options import Scales
 from fxdp.pipeline import PROOF, Proven, stop
+from fxdp.proof.certificate import Certificate, certify
 from fxdp.public import Public
 from fxdp.stepper import Compiled, Stepper
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from fxdp import facts
 from fxdp.backend import Record, Settings, compile_marked
 from fxdp.capture import Step, capture_settings, captured_within
 from fxdp.diagnostics.diagnostic import ProofError
@@ -22,6 +21,7 @@ from fxdp.passes.plan import plan
 from fxdp.passes.prove import prove
 from fxdp.passes.share import share
 from fxdp.passes.tidy import tidy
+from fxdp.proof import facts
 
 PASSES: tuple[Pass, ...] = (
     # One spelling of each op.

@@ -13,7 +13,6 @@ from torch.fx import GraphModule
 from fxdp.account import Account
 from fxdp.backend import Settings
 from fxdp.capture import SMALLEST, BatchDims, Inputs
-from fxdp.certificate import Certificate, certify
 from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
@@ -30,6 +29,7 @@ from fxdp.outcome import with_loss, without_gradients
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
+from fxdp.proof.certificate import Certificate, certify
 from fxdp.stepper import Stepper
 from fxdp.tally import Tally
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fxdp.capture import Inputs
-from fxdp.certificate import ASSUMPTIONS, CALLER, Assumption
+from fxdp.proof.certificate import ASSUMPTIONS, CALLER, Assumption
 
 EXPECTED = "expected_batch_size"
 SIZE = "a size that differed between steps"

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.facts import NOISE
 from fxdp.graph import marks
 from fxdp.graph.emit import emit, emit_all
 from fxdp.graph.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
 from fxdp.graph.sums import value
 from fxdp.mechanism.gaussian import released
+from fxdp.proof.facts import NOISE
 
 SEED = marks.seed.default
 

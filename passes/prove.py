@@ -13,20 +13,20 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.faults import (
+from fxdp.graph import marks
+from fxdp.graph.graph_pass import Seen, gradients, mark, mutations, study
+from fxdp.graph.sums import is_total
+from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
+from fxdp.proof.faults import (
     KEEPS,
     Faults,
     forward_outputs,
     kept_outputs,
     report,
 )
-from fxdp.fingerprint import fingerprint
-from fxdp.graph import marks
-from fxdp.graph.graph_pass import Seen, gradients, mark, mutations, study
-from fxdp.graph.sums import is_total
-from fxdp.guards import refuse_fixed_size, refuse_other_programs
-from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
-from fxdp.placing import place
+from fxdp.proof.fingerprint import fingerprint
+from fxdp.proof.guards import refuse_fixed_size, refuse_other_programs
+from fxdp.proof.placing import place
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of
 from fxdp.torch_internals import pytree
 

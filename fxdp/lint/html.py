@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from fxdp.certificate import own_version
 from fxdp.lint.html_graph import Names, drawing
 from fxdp.lint.html_parts import (
     certificate,
@@ -30,6 +29,7 @@ from fxdp.lint.html_parts import (
     source,
 )
 from fxdp.lint.result import Result
+from fxdp.proof.certificate import own_version
 
 SCRIPTS = ("base.js", "graph.js", "modules.js", "source.js", "page.js")
 SOURCE_LIMIT = 600_000  # characters of source files in a page, beside those with faults

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from fxdp.certificate import Certificate
 from fxdp.diagnostics import sources
 from fxdp.diagnostics.printed import plain, plain_lines, plain_source
 from fxdp.lint.proving import shortened
 from fxdp.lint.result import Finding
+from fxdp.proof.certificate import Certificate
 
 
 def modules(model: nn.Module | None, used: Sequence[str]) -> list[dict[str, Any]]:

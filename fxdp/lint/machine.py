@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from fxdp.certificate import own_version
 from fxdp.lint.result import Finding, Result
 from fxdp.lint.text import sorted_findings
+from fxdp.proof.certificate import own_version
 
 
 def as_json(results: Sequence[Result]) -> str:

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fxdp.certificate import Certificate
 from fxdp.diagnostics.codes import Code
 from fxdp.diagnostics.diagnostic import Diagnostic
 from fxdp.diagnostics.printed import plain, plain_lines, plain_source
 from fxdp.graph.graph_pass import Study
+from fxdp.proof.certificate import Certificate
 
 COMMANDS = ("::", "##[")  # what GitHub takes for a command where a line of a log begins so
 LARGEST = 2**31 - 2  # of a line or column, for whoever reads a report

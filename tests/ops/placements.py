@@ -24,7 +24,7 @@ from fxdp.ops import RULES
 from fxdp.passes.localize import laid_out
 from fxdp.passes.tidy import spell
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
-from fxdp.placing import place
+from fxdp.proof.placing import place
 from fxdp.rules import SumRule, Table
 
 N = sympy.Symbol("N", positive=True, integer=True)
@@ -251,7 +251,7 @@ def has_guards(n: Any) -> bool:
     symbol, env = n.node.expr, n.node.shape_env
     if not isinstance(symbol, sympy.Symbol):
         return True
-    # torch asks for the batch size to choose a convolution kernel, too: `fxdp.guards`.
+    # torch asks for the batch size to choose a convolution kernel, too: `fxdp.proof.guards`.
     asked = [g.expr for g in env.guards if getattr(g.sloc.framework_loc, "name", "") != "conv"]
     return any(a.subs(symbol, size) == sympy.false for a in asked for size in range(2, 20))
 
@@ -282,7 +282,7 @@ def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
     except Exception:
         return Tally(impossible=1)
     symbol = n.node.expr
-    if has_guards(n):  # another program for other batch sizes: `fxdp.guards` refuses those
+    if has_guards(n):  # another program for other batch sizes: `fxdp.proof.guards` refuses those
         WORLD.clear()
         return Tally(impossible=1)
     spell(node)

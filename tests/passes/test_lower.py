@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch._ops import OpOverload
 
-from fxdp import facts
 from fxdp.graph.graph_pass import outputs
+from fxdp.proof import facts
 from tests.passes.graphs import Run, block, conv, cut, linear, sequence
 
 MARKS = {"fxdp::samples", "fxdp::shown", "fxdp::release", "fxdp::seed"}

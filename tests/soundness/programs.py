@@ -34,14 +34,14 @@ from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph import marks
 from fxdp.graph.graph_pass import Study, mark, outputs, study
 from fxdp.graph.sums import holds_samples, is_total
-from fxdp.guards import always, names_of, one_kernel, question
 from fxdp.lint.proving import TimeUp, limit
 from fxdp.ops import DECOMPOSITIONS, RULES
 from fxdp.passes.localize import counts, localize
 from fxdp.passes.prove import batch_symbol, needed_for
 from fxdp.passes.tidy import tidy
 from fxdp.placement import Mixed, Partial, Placement, Replicate
-from fxdp.placing import place
+from fxdp.proof.guards import always, names_of, one_kernel, question
+from fxdp.proof.placing import place
 from fxdp.rules import Call, Rule, Table
 
 BATCH_NORM = torch.ops.aten.native_batch_norm.default

@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 
 from fxdp.backend import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.facts import batch_symbolic
 from fxdp.graph.graph_pass import Gradient, outputs, study
 from fxdp.graph.sums import image, is_total, sum_at
 from fxdp.ops import RULES
@@ -29,6 +28,7 @@ from fxdp.passes.localize import localize
 from fxdp.passes.prove import prove
 from fxdp.passes.tidy import tidy
 from fxdp.placement import Partial, Shard
+from fxdp.proof.facts import batch_symbolic
 from fxdp.rules import Table
 from tests.soundness.local_runs import Whole, alone, held, run_whole, same, size_of, trouble
 from tests.soundness.menu import Made, make

@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp import facts
 from fxdp.graph import marks
 from fxdp.graph.graph_pass import outputs, study
 from fxdp.mechanism.gaussian import released
+from fxdp.proof import facts
 from tests.passes.graphs import linear, made
 
 

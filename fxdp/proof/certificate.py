@@ -73,7 +73,7 @@ class Certificate:
         obligations: P1 to P6.
         assumptions: what no graph shows.
         fallbacks: generated code that differed from its graph and was replaced by it.
-        graph: SHA-256 of the graph, see `fxdp.fingerprint`.
+        graph: SHA-256 of the graph, see `fxdp.proof.fingerprint`.
         versions: of torch and fxdp.
     """
 

@@ -1,0 +1,1 @@
+"""How a value is placed, what must hold (P1 to P6), how faults are reported, the certificate."""
