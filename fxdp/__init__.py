@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fxdp import data as data
     from fxdp import privacy as privacy
     from fxdp.audit import Audit, audit
-    from fxdp.capture import BatchDims
+    from fxdp.capture.capture import BatchDims
     from fxdp.check import MiscompilationWarning
     from fxdp.checkpoint import load_checkpoint, save_checkpoint
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
@@ -41,7 +41,7 @@ MODULES = {
 }
 PLACES = {
     "fxdp.audit": ("Audit", "audit"),
-    "fxdp.capture": ("BatchDims",),
+    "fxdp.capture.capture": ("BatchDims",),
     "fxdp.proof.certificate": ("Certificate",),
     "fxdp.check": ("MiscompilationWarning",),
     "fxdp.checkpoint": ("load_checkpoint", "save_checkpoint"),

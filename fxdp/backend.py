@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.autotune.layout import contiguous_is_faster
+from fxdp.capture.naming import Names, input_names
+from fxdp.capture.polyfills import symbolic_kernels
 from fxdp.check import Checked, coarsest
 from fxdp.delivery import Ran, run_apart
 from fxdp.diagnostics.errors import NotCompiled
@@ -34,9 +36,7 @@ from fxdp.mechanism.clipping import Clipping, Flat
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import SECURE_TERMS
 from fxdp.mechanism.run_key import RunKey
-from fxdp.naming import Names, input_names
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
-from fxdp.ops.kernels import symbolic_kernels
 from fxdp.proof import facts
 from fxdp.proof.guards import refuse_closed, scalars_stay_tensors
 from fxdp.recomputing import recompute_forward

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxdp.account import Account, as_budget
-from fxdp.capture import BatchDims
+from fxdp.capture.capture import BatchDims
+from fxdp.capture.fake import is_dataless, on_cpu
 from fxdp.data import PrivateLoader, PrivateSampler
-from fxdp.dataless import is_dataless, on_cpu
 from fxdp.distributed.guard import UNSAID, Mesh, refuse_wrapped
 from fxdp.inspection import Attempt
 from fxdp.mechanism.clipping import Clipping

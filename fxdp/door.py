@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fxdp.account import Account, as_budget
 from fxdp.backend import Record
-from fxdp.capture_errors import capture_errors
+from fxdp.capture.errors import capture_errors
 from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxdp.backend import Record, Settings
-from fxdp.capture import Inputs
+from fxdp.capture.capture import Inputs
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.graph_pass import Pass, Study
 from fxdp.ops import RULES

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fxdp.capture import SMALLEST, Inputs
+from fxdp.capture.capture import SMALLEST, Inputs
 from fxdp.delivery import Gradients, Ran, delivered
 from fxdp.diagnostics.errors import StepError
 from fxdp.forms.batch import HALVES

@@ -7,10 +7,10 @@ from typing import Any
 from torch.fx import GraphModule
 
 from fxdp.backend import Record, Settings, compile_marked
-from fxdp.capture import Step, capture_settings, captured_within
+from fxdp.capture.capture import Step, capture_settings, captured_within
+from fxdp.capture.naming import known_names
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.graph_pass import Pass
-from fxdp.naming import known_names
 from fxdp.passes.clip import clip
 from fxdp.passes.explain import explain
 from fxdp.passes.localize import localize
@@ -57,7 +57,7 @@ def compiled_step(
     capturing: Callable[[], AbstractContextManager[None]] = capture_settings,
     passes: tuple[Pass, ...] = PASSES,
 ) -> Callable[..., Any]:
-    """A step of a model (`fxdp.capture.own_step`) as torch compiles it, with passes inside.
+    """A step of a model (`fxdp.capture.capture.own_step`) as torch compiles it, with passes inside.
 
     Args:
         capturing: what is entered while torch captures the step.

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from fxdp.account import Account
 from fxdp.backend import Settings
-from fxdp.capture import SMALLEST, BatchDims, Inputs
+from fxdp.capture.capture import SMALLEST, BatchDims, Inputs
 from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step

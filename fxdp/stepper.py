@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdp.backend import Record, Settings
-from fxdp.capture import (
+from fxdp.capture.capture import (
     SMALLEST,
     BatchDims,
     Inputs,
@@ -24,7 +24,8 @@ from fxdp.capture import (
     gather,
     own_step,
 )
-from fxdp.capture_errors import capture_errors
+from fxdp.capture.errors import capture_errors
+from fxdp.capture.naming import module_behind, parameters
 from fxdp.delivery import Ran, refuse_transforms
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
@@ -32,7 +33,6 @@ from fxdp.graph.graph_pass import Pass, Study
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
-from fxdp.naming import module_behind, parameters
 from fxdp.options import Scales, check_scales
 from fxdp.outcome import Outcome
 from fxdp.pipeline import PASSES, Proven, compiled_step

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxdp.backend import compile_marked
+from fxdp.capture.naming import names_in, roots
+from fxdp.capture.totals import check_total
 from fxdp.diagnostics.diagnostic import CODES, CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import own, refuse_held, refuse_step
@@ -22,7 +24,6 @@ from fxdp.graph import marks
 from fxdp.graph.graph_pass import copied
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
-from fxdp.naming import names_in, roots
 from fxdp.pipeline import PASSES
 from fxdp.torch_internals import (
     InstructionTranslator,
@@ -33,7 +34,6 @@ from fxdp.torch_internals import (
     mark_dynamic,
     replace_optimize,
 )
-from fxdp.totals import check_total
 
 
 class WithDynamicBatch(TensorifyScalarRestartAnalysis):

@@ -198,7 +198,7 @@ def test_an_error_reads_well():
 
 def test_lines_of_libraries_are_not_the_users():
     assert is_library(torch.nn.functional.__file__)
-    assert is_library(fxdp.capture.__file__)
+    assert is_library(fxdp.capture.capture.__file__)
     assert is_library(fxdp.passes.__file__)
     assert is_library(logging.__file__)
     assert is_library("<string>")

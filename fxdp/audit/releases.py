@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxdp.account import Account
-from fxdp.capture import Inputs
+from fxdp.capture.capture import Inputs
 from fxdp.check import random_state, set_random_state
 from fxdp.mechanism.run_key import RunKey, seed_root
 from fxdp.outcome import loss_of

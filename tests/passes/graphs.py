@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxdp
 from fxdp.backend import Record, Settings
-from fxdp.capture import own_step
+from fxdp.capture.capture import own_step
 from fxdp.graph.graph_pass import Pass, Study
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES, Proven, compiled_step

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxdp.capture.polyfills import symbolic_kernels
+from fxdp.capture.totals import check_total
 from fxdp.diagnostics.errors import NoLoss
 from fxdp.graph import marks
-from fxdp.ops.kernels import symbolic_kernels
 from fxdp.proof.guards import one_kernel, users_lines
 from fxdp.torch_internals import (
     IgnoredFunctions,
@@ -30,7 +31,6 @@ from fxdp.torch_internals import (
     shapes_config,
     torch_check,
 )
-from fxdp.totals import check_total
 
 BatchDims = Mapping[str, int | None] | int
 TARGET = "target"

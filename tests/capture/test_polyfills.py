@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fxdp
-from fxdp.ops.kernels import FUNCTIONS, KERNELS, symbolic_kernels
+from fxdp.capture.polyfills import FUNCTIONS, KERNELS, symbolic_kernels
 from tests.oracle import Applied, compare
 
 pytestmark = pytest.mark.usefixtures("double")

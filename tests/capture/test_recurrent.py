@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxdp.ops.kernels import symbolic_kernels
+from fxdp.capture.polyfills import symbolic_kernels
 
 LAYERS: dict[str, Callable[..., nn.RNNBase]] = {
     "lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN,

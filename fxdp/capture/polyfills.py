@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxdp.capture.recurrent import RECURRENT
 from fxdp.kernels.matrix_exp import matrix_exp as whole_matrix_exp
-from fxdp.recurrent_layers import RECURRENT
 from fxdp.torch_internals import DispatchKey, OpOverload
 
 aten = torch.ops.aten

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
-from fxdp.dataless import on_cpu
+from fxdp.capture.fake import on_cpu
 
 N, D = 6, 4
 
