@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from fxdp import data as data
     from fxdp import privacy as privacy
     from fxdp.audit import Audit, audit
+    from fxdp.backend.check import MiscompilationWarning
     from fxdp.capture.capture import BatchDims
-    from fxdp.check import MiscompilationWarning
     from fxdp.checkpoint import load_checkpoint, save_checkpoint
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
     from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
@@ -43,7 +43,7 @@ PLACES = {
     "fxdp.audit": ("Audit", "audit"),
     "fxdp.capture.capture": ("BatchDims",),
     "fxdp.proof.certificate": ("Certificate",),
-    "fxdp.check": ("MiscompilationWarning",),
+    "fxdp.backend.check": ("MiscompilationWarning",),
     "fxdp.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "fxdp.compiler": ("compile", "prove"),
     "fxdp.diagnostics.diagnostic": ("BatchMixingError", "CaptureError", "Diagnostic", "ProofError"),

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from fxdp.backend.delivery import Gradients
 from fxdp.data.handed import Handed, Ticket, tickets
-from fxdp.delivery import Gradients
 from fxdp.diagnostics.errors import StepError
 from fxdp.mechanism.correlated import Correlation
 from fxdp.privacy.accounting import check_supported

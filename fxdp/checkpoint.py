@@ -18,11 +18,11 @@ from torch.optim import Optimizer
 
 from fxdp.atomic import read, sweep, write
 from fxdp.autotune import timings
+from fxdp.backend.options import check_scales
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.diagnostics.errors import StepError
 from fxdp.generators import check_generator_states, generator_states, set_generator_states
 from fxdp.mechanism.run_key import checked as check_keys
-from fxdp.options import check_scales
 from fxdp.private_module import PrivateModule
 
 VERSION = 2

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxdp.account import Account, as_budget
+from fxdp.backend.options import checked_options, count
 from fxdp.capture.capture import BatchDims
 from fxdp.capture.fake import is_dataless, on_cpu
 from fxdp.data import PrivateLoader, PrivateSampler
@@ -14,7 +15,6 @@ from fxdp.inspection import Attempt
 from fxdp.mechanism.clipping import Clipping
 from fxdp.mechanism.correlated import BandMF, Correlation
 from fxdp.ops import RULES
-from fxdp.options import checked_options, count
 from fxdp.privacy.accounting import Accountant, Neighbours, as_sampling
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger

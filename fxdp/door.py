@@ -2,7 +2,7 @@
 
 torch calls fxdp for what it captures, and for nothing else. So the step is wrapped where it is
 made: what comes out of it must be what a release is made of, whatever torch ran, and the parameters
-behind it are fenced (`fxdp.fence`). Without gradients it is the model as it is.
+behind it are fenced (`fxdp.backend.fence`). Without gradients it is the model as it is.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from fxdp.account import Account, as_budget
-from fxdp.backend import Record
+from fxdp.backend.backend import Record
+from fxdp.backend.delivery import Gradients, delivered, is_delivered, refuse_transforms
+from fxdp.backend.fence import Fence, InThisThread
+from fxdp.backend.options import checked_options
 from fxdp.capture.errors import capture_errors
-from fxdp.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step
-from fxdp.fence import Fence, InThisThread
 from fxdp.graph.report import Report, report
 from fxdp.lot import Lot
 from fxdp.mechanism.clipping import Adaptive
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
 from fxdp.ops import RULES
-from fxdp.options import checked_options
 from fxdp.outcome import without_gradients
 from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.ledger import Ledger

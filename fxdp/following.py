@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxdp.delivery import Gradients
+from fxdp.backend.delivery import Gradients
+from fxdp.backend.options import Scales
 from fxdp.mechanism.correlated import Correlation
 from fxdp.mechanism.gaussian import released
 from fxdp.mechanism.keystream import SECURE_TERMS
-from fxdp.options import Scales
 from fxdp.stepper import Stepper
 
 

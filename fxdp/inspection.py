@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.backend import Record, Settings
+from fxdp.backend.backend import Record, Settings
+from fxdp.backend.options import Scales
 from fxdp.capture.capture import Inputs
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.graph_pass import Pass, Study
 from fxdp.ops import RULES
-from fxdp.options import Scales
 from fxdp.pipeline import PROOF, Proven, stop
 from fxdp.proof.certificate import Certificate, certify
 from fxdp.public import Public

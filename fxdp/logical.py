@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fxdp.backend.delivery import Gradients, Ran, delivered
 from fxdp.capture.capture import SMALLEST, Inputs
-from fxdp.delivery import Gradients, Ran, delivered
 from fxdp.diagnostics.errors import StepError
 from fxdp.forms.batch import HALVES
 from fxdp.state import State

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fxdp.account import Account
+from fxdp.backend.options import Scales, check_scales
 from fxdp.mechanism.clipping import Adaptive, Clipping
 from fxdp.mechanism.keystream import SECURE_TERMS, Bits, normals
-from fxdp.options import Scales, check_scales
 from fxdp.privacy.release import Release, noise_beside_count
 from fxdp.tally import Tally
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import GraphModule
 
-from fxdp.backend import Record, Settings, compile_marked
+from fxdp.backend.backend import Record, Settings, compile_marked
 from fxdp.capture.capture import Step, capture_settings, captured_within
 from fxdp.capture.naming import known_names
 from fxdp.diagnostics.diagnostic import ProofError

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fxdp.account import Account
-from fxdp.backend import Settings
+from fxdp.backend.backend import Settings
+from fxdp.backend.delivery import Gradients, Ran, delivered, refuse_transforms
+from fxdp.backend.fence import InThisThread
+from fxdp.backend.options import Scales, count
 from fxdp.capture.capture import SMALLEST, BatchDims, Inputs
-from fxdp.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
-from fxdp.fence import InThisThread
 from fxdp.following import Following
 from fxdp.graph.report import Report, report
 from fxdp.inspection import Attempt, Inspector
@@ -24,7 +25,6 @@ from fxdp.logical import Accumulation, Piece, scaled, summed
 from fxdp.lot import Lot
 from fxdp.mechanism.clipping import Clipping
 from fxdp.ops import RULES
-from fxdp.options import Scales, count
 from fxdp.outcome import with_loss, without_gradients
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from fxdp.backend.options import check_scales
 from fxdp.diagnostics.errors import StepError
 from fxdp.mechanism.clipping import Adaptive
-from fxdp.options import check_scales
 from fxdp.privacy.ledger import Ledger
 from fxdp.private_module import PrivateModule
 

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.backend import Record, Settings
+from fxdp.backend.backend import Record, Settings
+from fxdp.backend.delivery import Ran, refuse_transforms
+from fxdp.backend.options import Scales, check_scales
 from fxdp.capture.capture import (
     SMALLEST,
     BatchDims,
@@ -26,14 +28,12 @@ from fxdp.capture.capture import (
 )
 from fxdp.capture.errors import capture_errors
 from fxdp.capture.naming import module_behind, parameters
-from fxdp.delivery import Ran, refuse_transforms
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
 from fxdp.graph.graph_pass import Pass, Study
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
-from fxdp.options import Scales, check_scales
 from fxdp.outcome import Outcome
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.placement import Shard

@@ -15,9 +15,9 @@ from rich.console import RenderableType
 from rich.table import Table as RichTable
 from torch import Tensor, nn
 
+from fxdp.backend.check import coarsest
 from fxdp.capture.capture import BatchDims, Inputs, gather, local_loss
 from fxdp.capture.naming import module_behind, parameters
-from fxdp.check import coarsest
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.graph.report import as_text
 from fxdp.ops import RULES

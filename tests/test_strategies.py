@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from fxdp.backend.options import STRATEGIES
 from fxdp.demo import network
 from fxdp.mechanism.gaussian import released
-from fxdp.options import STRATEGIES
 from tests.oracle import clipped_sum, per_sample
 
 BATCH, BOUND = 10, 0.3

@@ -14,9 +14,9 @@ from fxdp.audit.neighbours import Canary, Neighbours
 from fxdp.audit.noise import Noise
 from fxdp.audit.releases import Batch, Gradients, Releases, dot, gap, length, untouched
 from fxdp.audit.report import Audit, Finding, Unjudged
-from fxdp.check import random_state
+from fxdp.backend.check import random_state
+from fxdp.backend.options import count
 from fxdp.diagnostics.errors import StepError
-from fxdp.options import count
 from fxdp.privacy import Accountant, epsilon
 from fxdp.private_module import PrivateModule
 from fxdp.status import line, say

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fxdp.account import Account
+from fxdp.backend.check import random_state, set_random_state
 from fxdp.capture.capture import Inputs
-from fxdp.check import random_state, set_random_state
 from fxdp.mechanism.run_key import RunKey, seed_root
 from fxdp.outcome import loss_of
 from fxdp.privacy.ledger import Ledger

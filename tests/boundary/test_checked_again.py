@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import fxdp
-from fxdp import backend, check
-from fxdp.check import MiscompilationWarning
-from fxdp.rows import Layout, Place, Rows, kind
+from fxdp.backend import backend, check
+from fxdp.backend.check import MiscompilationWarning
+from fxdp.backend.rows import Layout, Place, Rows, kind
 from tests.keys import same_noise
 
 Wrong = Callable[[int], bool]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fxdp
-from fxdp import backend
+from fxdp.backend import backend
 from fxdp.graph.graph_pass import gradient_places
 from fxdp.mechanism import clipping
 from fxdp.mechanism.correlated import BandMF

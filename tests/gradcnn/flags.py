@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from fxdp.options import STRATEGIES
+from fxdp.backend.options import STRATEGIES
 from tests.gradcnn.experiments import FIGURES, PRINTED
 
 MNIST = "mnist"

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxdp
-from fxdp.backend import Record, Settings
+from fxdp.backend.backend import Record, Settings
 from fxdp.capture.capture import own_step
 from fxdp.graph.graph_pass import Pass, Study
 from fxdp.ops import RULES

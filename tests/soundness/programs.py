@@ -29,7 +29,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from fxdp.backend import safe_views
+from fxdp.backend.backend import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph import marks
 from fxdp.graph.graph_pass import Study, mark, outputs, study

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from fxdp.backend import safe_views
+from fxdp.backend.backend import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.graph_pass import Gradient, outputs, study
 from fxdp.graph.sums import image, is_total, sum_at

@@ -4,7 +4,7 @@ fxdp is a partition function: AOTAutograd traces forward and backward into one j
 asks how to split it; before it is split, the pipeline proves and rewrites it. Both halves then
 run as they are (`eager`) or are compiled by Inductor; the backward half, which has all norms and
 sums, in full precision. What Inductor makes of a graph is compared with the graph before anything
-is released, at each kind of batch size (`fxdp.check`).
+is released, at each kind of batch size (`fxdp.backend.check`).
 """
 
 import functools
@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.autotune.layout import contiguous_is_faster
+from fxdp.backend.check import Checked, coarsest
+from fxdp.backend.checkpointing import recompute_forward
+from fxdp.backend.delivery import Ran, run_apart
+from fxdp.backend.rows import Rows
 from fxdp.capture.naming import Names, input_names
 from fxdp.capture.polyfills import symbolic_kernels
-from fxdp.check import Checked, coarsest
-from fxdp.delivery import Ran, run_apart
 from fxdp.diagnostics.errors import NotCompiled
 from fxdp.forms.batch import HALVES
 from fxdp.graph import marks
@@ -39,8 +41,6 @@ from fxdp.mechanism.run_key import RunKey
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR, RULES
 from fxdp.proof import facts
 from fxdp.proof.guards import refuse_closed, scalars_stay_tensors
-from fxdp.recomputing import recompute_forward
-from fxdp.rows import Rows
 from fxdp.rules import Table
 from fxdp.status import line, say
 from fxdp.torch_internals import (

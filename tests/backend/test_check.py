@@ -14,8 +14,8 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 
 import fxdp
-from fxdp.backend import safe_views
-from fxdp.check import Checked, MiscompilationWarning, difference
+from fxdp.backend.backend import safe_views
+from fxdp.backend.check import Checked, MiscompilationWarning, difference
 
 
 class MnistNet(nn.Module):

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxdp.backend.fence import announce
 from fxdp.diagnostics.errors import NotCompiled, StepError
-from fxdp.fence import announce
 from fxdp.torch_internals import (
     compiled_autograd,
     is_batched,

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from fxdp.backend.rows import Rows, kind
 from fxdp.kernels.precision import is_lowered
-from fxdp.rows import Rows, kind
 from fxdp.torch_internals import clone_preserve_strides, pytree
 
 Boxed = Callable[[list[Any]], Any]
@@ -43,7 +43,7 @@ class Checked:
     Guarantees:
         - No result of the compiled graph is returned before it agreed with the eager graph, on
           these inputs or on a part of them, at a number of samples of the same kind
-          (`fxdp.rows.kind`), or at 2, 5 and more where the inputs are large; in the same state
+          (`fxdp.backend.rows.kind`), or at 2, 5 and more where the inputs are large; in the same state
           of the random generators.
         - With a noise multiplier among the inputs, they agreed twice: at multiplier 0, so that
           the clipped sums themselves are compared, and with the noise.

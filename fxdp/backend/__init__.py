@@ -1,0 +1,1 @@
+"""From a captured step to compiled halves: the partition, the check of generated code, the one delivery."""
