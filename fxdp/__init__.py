@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from fxdp.make_private import make_private
     from fxdp.mechanism import clipping as clipping
     from fxdp.mechanism import correlated as correlated
+    from fxdp.module.private_module import PrivateModule
+    from fxdp.module.public import PublicSizeWarning
     from fxdp.ops import RULES
     from fxdp.pipeline import PASSES
     from fxdp.privacy.budget import BudgetExhausted
-    from fxdp.private_module import PrivateModule
     from fxdp.proof.certificate import Certificate
-    from fxdp.public import PublicSizeWarning
     from fxdp.rules import Rule, SumRule, shared
     from fxdp.schedule import ScaleScheduler
     from fxdp.training import Progress
@@ -53,8 +53,8 @@ PLACES = {
     "fxdp.ops": ("RULES",),
     "fxdp.pipeline": ("PASSES",),
     "fxdp.privacy.budget": ("BudgetExhausted",),
-    "fxdp.private_module": ("PrivateModule",),
-    "fxdp.public": ("PublicSizeWarning",),
+    "fxdp.module.private_module": ("PrivateModule",),
+    "fxdp.module.public": ("PublicSizeWarning",),
     "fxdp.rules": ("Rule", "SumRule", "shared"),
     "fxdp.schedule": ("ScaleScheduler",),
     "fxdp.training": ("Progress",),

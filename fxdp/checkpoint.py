@@ -23,7 +23,7 @@ from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.diagnostics.errors import StepError
 from fxdp.generators import check_generator_states, generator_states, set_generator_states
 from fxdp.mechanism.run_key import checked as check_keys
-from fxdp.private_module import PrivateModule
+from fxdp.module.private_module import PrivateModule
 
 VERSION = 2
 SCALES = ("max_grad_norm", "noise_multiplier", "expected_batch_size")

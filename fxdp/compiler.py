@@ -5,21 +5,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fxdp.account import Account, as_budget
 from fxdp.backend.options import checked_options, count
 from fxdp.capture.capture import BatchDims
 from fxdp.capture.fake import is_dataless, on_cpu
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.distributed.guard import UNSAID, Mesh, refuse_wrapped
-from fxdp.inspection import Attempt
 from fxdp.mechanism.clipping import Clipping
 from fxdp.mechanism.correlated import BandMF, Correlation
+from fxdp.module.account import Account, as_budget
+from fxdp.module.inspection import Attempt
+from fxdp.module.private_module import PrivateModule
 from fxdp.ops import RULES
 from fxdp.privacy.accounting import Accountant, Neighbours, as_sampling
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.sampling import Sampling
-from fxdp.private_module import PrivateModule
 from fxdp.proof.certificate import Certificate
 from fxdp.rules import Table
 

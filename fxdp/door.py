@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.account import Account, as_budget
 from fxdp.backend.backend import Record
 from fxdp.backend.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.backend.fence import Fence, InThisThread
@@ -23,18 +22,19 @@ from fxdp.capture.errors import capture_errors
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step
 from fxdp.graph.report import Report, report
-from fxdp.lot import Lot
 from fxdp.mechanism.clipping import Adaptive
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
+from fxdp.module.account import Account, as_budget
+from fxdp.module.lot import Lot
+from fxdp.module.output import without_gradients
+from fxdp.module.private_module import PrivateModule
+from fxdp.module.tally import Tally
 from fxdp.ops import RULES
-from fxdp.outcome import without_gradients
 from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.statement import statement
-from fxdp.private_module import PrivateModule
 from fxdp.proof.certificate import Certificate, certify
-from fxdp.tally import Tally
 from fxdp.torch_internals import pytree, unsafe_stance
 
 NEEDED = ("max_grad_norm", "noise_multiplier", "expected_batch_size")

@@ -13,9 +13,9 @@ from fxdp.arguments import require_delta, require_whole
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.data import FixedSizeSampler, PrivateLoader, PrivateSampler, private_loader
 from fxdp.distributed.guard import UNSAID, Mesh
+from fxdp.module.private_module import PrivateModule
 from fxdp.privacy.accounting import Accountant, Neighbours
 from fxdp.privacy.planning import calibrate
-from fxdp.private_module import PrivateModule
 
 
 def make_private(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from fxdp.backend.options import check_scales
 from fxdp.diagnostics.errors import StepError
 from fxdp.mechanism.clipping import Adaptive
+from fxdp.module.private_module import PrivateModule
 from fxdp.privacy.ledger import Ledger
-from fxdp.private_module import PrivateModule
 
 Factor = Callable[[int], float]
 

@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from fxdp.arguments import require_delta, require_whole
-from fxdp.private_module import PrivateModule
+from fxdp.module.private_module import PrivateModule
 
 PAUSE = 0.1  # seconds between two looks at the loss and the norms
 ASK_EVERY = 1.0  # seconds between two questions to the accountant

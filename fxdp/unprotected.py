@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fxdp.door import Door
-from fxdp.private_module import PrivateModule
+from fxdp.module.private_module import PrivateModule
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ from fxdp.capture.capture import BatchDims, Inputs, gather, local_loss
 from fxdp.capture.naming import module_behind, parameters
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.graph.report import as_text
+from fxdp.module.output import Outcome
+from fxdp.module.private_module import PrivateModule
 from fxdp.ops import RULES
-from fxdp.outcome import Outcome
-from fxdp.private_module import PrivateModule
 from fxdp.rules import Table
 from fxdp.torch_internals import DropoutBase, pytree
 

@@ -271,7 +271,7 @@ class TestBrokenNoise:
 
     def test_noise_in_every_piece(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Three microbatches with noise each have sqrt(3) of it: more than stated."""
-        module = importlib.import_module("fxdp.private_module")
+        module = importlib.import_module("fxdp.module.private_module")
         true = module.summed
 
         def summed(step: Any, inputs: Any, mask: Any, size: int, sigma: float) -> Any:

@@ -17,8 +17,8 @@ from fxdp.audit.report import Audit, Finding, Unjudged
 from fxdp.backend.check import random_state
 from fxdp.backend.options import count
 from fxdp.diagnostics.errors import StepError
+from fxdp.module.private_module import PrivateModule
 from fxdp.privacy import Accountant, epsilon
-from fxdp.private_module import PrivateModule
 from fxdp.status import line, say
 
 LEAST_NOISE = 0.1  # the noise multiplier from which an accountant is asked

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fxdp.account import Account
 from fxdp.backend.check import random_state, set_random_state
 from fxdp.capture.capture import Inputs
 from fxdp.mechanism.run_key import RunKey, seed_root
-from fxdp.outcome import loss_of
+from fxdp.module.account import Account
+from fxdp.module.output import loss_of
+from fxdp.module.private_module import PrivateModule
 from fxdp.privacy.ledger import Ledger
-from fxdp.private_module import PrivateModule
 from fxdp.torch_internals import pytree
 from fxdp.verify import rows
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.data import CyclicPoissonSampler, private_loader
-from fxdp.following import check
 from fxdp.mechanism.correlated import BandMF
+from fxdp.module.correlated_noise import check
 from fxdp.privacy import BandedRelease, CyclicPoisson, GaussianRelease, Poisson
 from tests.keys import same_noise
 

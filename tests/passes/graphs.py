@@ -17,10 +17,10 @@ import fxdp
 from fxdp.backend.backend import Record, Settings
 from fxdp.capture.capture import own_step
 from fxdp.graph.graph_pass import Pass, Study
+from fxdp.module.stepper import Compiled
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.shapes import shape_of, show
-from fxdp.stepper import Compiled
 
 NAMES = tuple(p.name for p in PASSES)
 

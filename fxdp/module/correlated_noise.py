@@ -15,7 +15,7 @@ from fxdp.backend.options import Scales
 from fxdp.mechanism.correlated import Correlation
 from fxdp.mechanism.gaussian import released
 from fxdp.mechanism.keystream import SECURE_TERMS
-from fxdp.stepper import Stepper
+from fxdp.module.stepper import Stepper
 
 
 @dataclass(frozen=True)

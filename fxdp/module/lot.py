@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fxdp.account import Account
 from fxdp.backend.options import Scales, check_scales
 from fxdp.mechanism.clipping import Adaptive, Clipping
 from fxdp.mechanism.keystream import SECURE_TERMS, Bits, normals
+from fxdp.module.account import Account
+from fxdp.module.tally import Tally
 from fxdp.privacy.release import Release, noise_beside_count
-from fxdp.tally import Tally
 
 
 @dataclass(frozen=True)

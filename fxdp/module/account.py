@@ -17,13 +17,13 @@ from fxdp.backend.delivery import Gradients
 from fxdp.data.handed import Handed, Ticket, tickets
 from fxdp.diagnostics.errors import StepError
 from fxdp.mechanism.correlated import Correlation
+from fxdp.module.public import Public, as_assumed
 from fxdp.privacy.accounting import check_supported
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release
 from fxdp.privacy.sampling import CyclicPoisson, Sampling
 from fxdp.proof.certificate import Assumption
-from fxdp.public import Public, as_assumed
 
 VERSION = 2  # of the state
 

@@ -31,7 +31,7 @@ def gradients(private: fxdp.PrivateModule) -> list[Tensor | None]:
 
 
 class TestGuarantees:
-    """Each line of the table in `fxdp.account.Account`."""
+    """Each line of the table in `fxdp.module.account.Account`."""
 
     def test_a_backward_pass_is_a_release(self) -> None:
         private = private_of()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.tally import Tally
+from fxdp.module.tally import Tally
 
 INF = math.inf
 

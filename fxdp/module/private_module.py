@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxdp.account import Account
 from fxdp.backend.backend import Settings
 from fxdp.backend.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.backend.fence import InThisThread
@@ -18,20 +17,21 @@ from fxdp.backend.options import Scales, count
 from fxdp.capture.capture import SMALLEST, BatchDims, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
-from fxdp.following import Following
 from fxdp.graph.report import Report, report
-from fxdp.inspection import Attempt, Inspector
-from fxdp.logical import Accumulation, Piece, scaled, summed
-from fxdp.lot import Lot
 from fxdp.mechanism.clipping import Clipping
+from fxdp.module.account import Account
+from fxdp.module.accumulation import Accumulation, Piece, scaled, summed
+from fxdp.module.correlated_noise import Following
+from fxdp.module.inspection import Attempt, Inspector
+from fxdp.module.lot import Lot
+from fxdp.module.output import with_loss, without_gradients
+from fxdp.module.stepper import Stepper
+from fxdp.module.tally import Tally
 from fxdp.ops import RULES
-from fxdp.outcome import with_loss, without_gradients
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
 from fxdp.privacy.statement import statement
 from fxdp.proof.certificate import Certificate, certify
-from fxdp.stepper import Stepper
-from fxdp.tally import Tally
 
 
 class PrivateModule(Unwrapped, nn.Module):

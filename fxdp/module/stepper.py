@@ -34,10 +34,10 @@ from fxdp.graph.graph_pass import Pass, Study
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
-from fxdp.outcome import Outcome
+from fxdp.module.output import Outcome
+from fxdp.module.state import State
 from fxdp.pipeline import PASSES, Proven, compiled_step
 from fxdp.placement import Shard
-from fxdp.state import State
 from fxdp.status import line, say
 from fxdp.torch_internals import mark_dynamic, pytree, unsafe_stance
 

@@ -12,11 +12,11 @@ from fxdp.backend.options import Scales
 from fxdp.capture.capture import Inputs
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.graph_pass import Pass, Study
+from fxdp.module.public import Public
+from fxdp.module.stepper import Compiled, Stepper
 from fxdp.ops import RULES
 from fxdp.pipeline import PROOF, Proven, stop
 from fxdp.proof.certificate import Certificate, certify
-from fxdp.public import Public
-from fxdp.stepper import Compiled, Stepper
 
 Arguments = tuple[Any, ...]
 

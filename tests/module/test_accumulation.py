@@ -125,7 +125,7 @@ def test_gradients_that_are_there_are_added_to(whole: fxdp.PrivateModule) -> Non
 
 
 class TestAccumulation:
-    """Each line of the table in `fxdp.logical.Accumulation`."""
+    """Each line of the table in `fxdp.module.accumulation.Accumulation`."""
 
     @pytest.fixture
     def private(self) -> fxdp.PrivateModule:

@@ -18,7 +18,7 @@ from fxdp.backend.delivery import Gradients, Ran, delivered
 from fxdp.capture.capture import SMALLEST, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.forms.batch import HALVES
-from fxdp.state import State
+from fxdp.module.state import State
 
 # Runs the compiled step: arguments, mask, noise multiplier, whether none follows.
 Run = Callable[[Inputs, Tensor, float, bool], Ran]
