@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from fxdp.proof.certificate import Certificate
     from fxdp.rules import Rule, SumRule, shared
     from fxdp.schedule import ScaleScheduler
+    from fxdp.torch_compile.unprotected import unprotected
     from fxdp.training import Progress
-    from fxdp.unprotected import unprotected
     from fxdp.verify import Verification, verify
 
 # What stands above, for those who run it: modules, and where the other names are found.

@@ -234,7 +234,7 @@ def test_a_module_that_compiles_itself_is_refused() -> None:
 
 
 def test_the_backend_alone_is_refused() -> None:
-    from fxdp.torch_backend import fxdp as backend
+    from fxdp.torch_compile.backend import fxdp as backend
 
     step = torch.compile(Net(), backend=lambda gm, x: backend(gm, x, options=OPTIONS))
     with pytest.raises(Exception, match="called by torch.compile"):

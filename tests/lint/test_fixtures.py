@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "fixtures"
 FILES = sorted(FOLDER.glob("fxd*.py"))
 MARKED = re.compile(r"# (FXD\d{3})")
 # What no file can show: inputs are always declared to fxdp.prove, and detached. Through
-# torch.compile(backend="fxdp") both arise; tests/test_torch_backend.py has them.
+# torch.compile(backend="fxdp") both arise; tests/torch_compile/test_backend.py has them.
 OF_TORCH_COMPILE = {"FXD103", "FXD302"}
 
 

@@ -3,7 +3,7 @@
 torch finds this backend by its entry point, so that nothing of fxdp has to be imported. The
 model must return its loss. Inputs that are tensors with axes hold samples on axis 0, unless
 `batch_dims` says otherwise; sizes 0 and 1, which torch.compile gives graphs of their own, and
-padding are for `fxdp.compile`. What was released is in `step.privacy` (`fxdp.door`).
+padding are for `fxdp.compile`. What was released is in `step.privacy` (`fxdp.torch_compile.door`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,12 @@ from fxdp.capture.totals import check_total
 from fxdp.diagnostics.diagnostic import CODES, CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import own, refuse_held, refuse_step
-from fxdp.door import NEEDED, Door
 from fxdp.graph import marks
 from fxdp.graph.graph_pass import copied
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.pipeline import PASSES
+from fxdp.torch_compile.door import NEEDED, Door
 from fxdp.torch_internals import (
     InstructionTranslator,
     TensorifyScalarRestartAnalysis,

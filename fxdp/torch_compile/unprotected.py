@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from fxdp.door import Door
 from fxdp.module.private_module import PrivateModule
+from fxdp.torch_compile.door import Door
 
 
 @contextlib.contextmanager
