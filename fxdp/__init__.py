@@ -12,12 +12,10 @@ if TYPE_CHECKING:
     from fxdp.audit import Audit, audit
     from fxdp.backend.check import MiscompilationWarning
     from fxdp.capture.capture import BatchDims
-    from fxdp.checkpoint import load_checkpoint, save_checkpoint
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
     from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
     from fxdp.diagnostics.errors import StepError
     from fxdp.diagnostics.fix import fix
-    from fxdp.make_private import make_private
     from fxdp.mechanism import clipping as clipping
     from fxdp.mechanism import correlated as correlated
     from fxdp.module.private_module import PrivateModule
@@ -27,9 +25,11 @@ if TYPE_CHECKING:
     from fxdp.privacy.budget import BudgetExhausted
     from fxdp.proof.certificate import Certificate
     from fxdp.rules import Rule, SumRule, shared
-    from fxdp.schedule import ScaleScheduler
     from fxdp.torch_compile.unprotected import unprotected
-    from fxdp.training import Progress
+    from fxdp.training.checkpoint import load_checkpoint, save_checkpoint
+    from fxdp.training.make_private import make_private
+    from fxdp.training.progress import Progress
+    from fxdp.training.schedule import ScaleScheduler
     from fxdp.verify import Verification, verify
 
 # What stands above, for those who run it: modules, and where the other names are found.
@@ -44,7 +44,7 @@ PLACES = {
     "fxdp.capture.capture": ("BatchDims",),
     "fxdp.proof.certificate": ("Certificate",),
     "fxdp.backend.check": ("MiscompilationWarning",),
-    "fxdp.checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "fxdp.training.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "fxdp.compiler": ("compile", "prove"),
     "fxdp.diagnostics.diagnostic": ("BatchMixingError", "CaptureError", "Diagnostic", "ProofError"),
     "fxdp.diagnostics.errors": ("StepError",),
@@ -56,8 +56,8 @@ PLACES = {
     "fxdp.module.private_module": ("PrivateModule",),
     "fxdp.module.public": ("PublicSizeWarning",),
     "fxdp.rules": ("Rule", "SumRule", "shared"),
-    "fxdp.schedule": ("ScaleScheduler",),
-    "fxdp.training": ("Progress",),
+    "fxdp.training.schedule": ("ScaleScheduler",),
+    "fxdp.training.progress": ("Progress",),
     "fxdp.unprotected": ("unprotected",),
     "fxdp.verify": ("Verification", "verify"),
 }

@@ -1,4 +1,4 @@
-"""A private training run that is killed, for `tests/test_checkpoint.py`.
+"""A private training run that is killed, for `tests/training/test_checkpoint.py`.
 
 It goes on from its checkpoint if there is one, saves after every other step, and kills itself with
 SIGKILL at one place of one step, or waits to be killed.

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fxdp.atomic import read, sweep, write
 from fxdp.autotune import timings
 from fxdp.backend.options import check_scales
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.diagnostics.errors import StepError
-from fxdp.generators import check_generator_states, generator_states, set_generator_states
 from fxdp.mechanism.run_key import checked as check_keys
 from fxdp.module.private_module import PrivateModule
+from fxdp.training.atomic_file import read, sweep, write
+from fxdp.training.rng_state import check_generator_states, generator_states, set_generator_states
 
 VERSION = 2
 SCALES = ("max_grad_norm", "noise_multiplier", "expected_batch_size")

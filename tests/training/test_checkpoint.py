@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
-from fxdp import checkpoint
 from fxdp.autotune import timings, trials
 from fxdp.data import PoissonSampler
-from fxdp.generators import check_generator_states, generator_states, set_generator_states
+from fxdp.training import checkpoint
+from fxdp.training.rng_state import check_generator_states, generator_states, set_generator_states
 from tests import killed
 from tests.killed import FILE, PLACES, Kill, Kind
 

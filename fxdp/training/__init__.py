@@ -1,0 +1,1 @@
+"""A whole run: make_private, schedules, checkpoints, progress."""
