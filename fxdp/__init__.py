@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fxdp import data as data
     from fxdp import privacy as privacy
     from fxdp.audit import Audit, audit
+    from fxdp.auditing.verify import Verification, verify
     from fxdp.backend.check import MiscompilationWarning
     from fxdp.capture.capture import BatchDims
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from fxdp.training.make_private import make_private
     from fxdp.training.progress import Progress
     from fxdp.training.schedule import ScaleScheduler
-    from fxdp.verify import Verification, verify
 
 # What stands above, for those who run it: modules, and where the other names are found.
 MODULES = {

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.audit.neighbours import ROUNDING
+from fxdp.auditing.neighbours import ROUNDING
 from fxdp.mechanism.gaussian import release_, released
 from tests.oracle import clipped_sum, norms, per_sample
 

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from fxdp.arguments import require, require_delta
-from fxdp.audit.canary import Guesses
-from fxdp.audit.neighbours import Canary, Neighbours
-from fxdp.audit.noise import Noise
-from fxdp.audit.releases import Batch, Gradients, Releases, dot, gap, length, untouched
-from fxdp.audit.report import Audit, Finding, Unjudged
+from fxdp.auditing.canary import Guesses
+from fxdp.auditing.neighbours import Canary, Neighbours
+from fxdp.auditing.noise import Noise
+from fxdp.auditing.releases import Batch, Gradients, Releases, dot, gap, length, untouched
+from fxdp.auditing.report import Audit, Finding, Unjudged
 from fxdp.backend.check import random_state
 from fxdp.backend.options import count
 from fxdp.diagnostics.errors import StepError

@@ -6,7 +6,7 @@ takes samples away, `canary` guesses from a release whether a sample was there, 
 the noise. `releases` runs steps that leave no trace, and `report` says what was found.
 """
 
-from fxdp.audit.auditing import audit
-from fxdp.audit.report import Audit, Finding, Unjudged
+from fxdp.auditing.audit import audit
+from fxdp.auditing.report import Audit, Finding, Unjudged
 
 __all__ = ["Audit", "Finding", "Unjudged", "audit"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from fxdp.audit.report import Finding
+from fxdp.auditing.report import Finding
 
 Array = Any  # of numpy
 SURELY = 10.0  # standard deviations that a normal number does not exceed

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxdp.audit.releases import Batch, Gradients, Releases, gap, length
-from fxdp.audit.report import Finding, Unjudged
+from fxdp.auditing.releases import Batch, Gradients, Releases, gap, length
+from fxdp.auditing.report import Finding, Unjudged
 
 SAMPLES = 8  # that are tried, spread over the batch
 CLIPPED = 0.99  # of the bound: a sample that adds so much counts as clipped

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.audit.canary import Guesses
-from fxdp.audit.correlation import strongest_pair
-from fxdp.audit.noise import Noise
-from fxdp.audit.report import Audit, Finding, Unjudged
+from fxdp.auditing.canary import Guesses
+from fxdp.auditing.correlation import strongest_pair
+from fxdp.auditing.noise import Noise
+from fxdp.auditing.report import Audit, Finding, Unjudged
 from fxdp.graph.emit import emit
 from fxdp.mechanism.clipping import Flat
 from fxdp.placement import Shard

@@ -17,7 +17,7 @@ import dp_accounting
 import numpy as np
 from scipy import stats
 
-from fxdp.audit.report import Finding, Unjudged
+from fxdp.auditing.report import Finding, Unjudged
 
 Array = Any  # of numpy, float64; bounds work on numbers too
 Bound = Callable[[Array, Array], Array]  # from a and b to what can be told, larger is more

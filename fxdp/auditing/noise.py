@@ -12,9 +12,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fxdp.audit.correlation import Correlation, common, strongest_pair
-from fxdp.audit.releases import Gradients, grain
-from fxdp.audit.report import Finding, Unjudged
+from fxdp.auditing.correlation import Correlation, common, strongest_pair
+from fxdp.auditing.releases import Gradients, grain
+from fxdp.auditing.report import Finding, Unjudged
 
 COARSEST = 1 / 8  # of the noise: how far apart a dtype's numbers may be where it is measured
 INNER = 1e-6  # relative: what rounding may add before the last one, as in sums in another order

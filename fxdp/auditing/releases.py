@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fxdp.auditing.verify import rows
 from fxdp.backend.check import random_state, set_random_state
 from fxdp.capture.capture import Inputs
 from fxdp.mechanism.run_key import RunKey, seed_root
@@ -15,7 +16,6 @@ from fxdp.module.output import loss_of
 from fxdp.module.private_module import PrivateModule
 from fxdp.privacy.ledger import Ledger
 from fxdp.torch_internals import pytree
-from fxdp.verify import rows
 
 Gradients = dict[str, Tensor]
 SILENT = 1e-30  # a noise multiplier
