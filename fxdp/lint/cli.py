@@ -15,15 +15,15 @@ from rich.text import Text
 from fxdp.diagnostics.printed import plain
 from fxdp.lint import machine, sarif, text
 from fxdp.lint.apart import apart, hush_at_exit
-from fxdp.lint.building import Built
 from fxdp.lint.config import Config, read
+from fxdp.lint.models.building import Built
+from fxdp.lint.models.targets import LeftOut, expanded, models
+from fxdp.lint.models.wanted import Wanted
 from fxdp.lint.options import FORMATS, parser, wanted, words
 from fxdp.lint.proving import TimeUp, examined, limit, shortened, shortened_in
 from fxdp.lint.result import Result
 from fxdp.lint.selection import explain, selected, wanted_codes
-from fxdp.lint.targets import LeftOut, expanded, models
 from fxdp.lint.trouble import Trouble
-from fxdp.lint.wanted import Wanted
 
 CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -166,7 +166,7 @@ def written(results: list[Result], style: str) -> str:
         case "sarif":
             return sarif.render(results)
         case "html":
-            from fxdp.lint.html import render  # large, and rarely wanted
+            from fxdp.lint.formats.html import render  # large, and rarely wanted
 
             return render(results)
         case _:

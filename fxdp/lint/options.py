@@ -4,9 +4,9 @@ import argparse
 from typing import Any
 
 from fxdp.lint.config import Config
-from fxdp.lint.losses import LOSSES
+from fxdp.lint.models.losses import LOSSES
+from fxdp.lint.models.wanted import Wanted, arguments, axes, configuration, keywords
 from fxdp.lint.trouble import Trouble
-from fxdp.lint.wanted import Wanted, arguments, axes, configuration, keywords
 from fxdp.proof.certificate import own_version
 
 FORMATS = ("text", "full", "json", "sarif", "github", "html")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fxdp.lint.cli import main
-from fxdp.lint.exported import is_arithmetic, load
+from fxdp.lint.models.exported import is_arithmetic, load
 from fxdp.lint.trouble import Trouble
 
 RAN: list[str] = []

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxdp.compiler import attempt
-from fxdp.lint.html import embedded, render
-from fxdp.lint.html_layout import Outline, isotonic, spots
+from fxdp.lint.formats.html import embedded, render
+from fxdp.lint.formats.html_layout import Outline, isotonic, spots
 from fxdp.lint.result import Finding, Result
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fxdp.lint.inputs import ROWS, Spec, make, parse, written
+from fxdp.lint.models.inputs import ROWS, Spec, make, parse, written
 from fxdp.lint.trouble import Trouble
 
 CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
-from fxdp.lint.html_graph import Names, drawing
-from fxdp.lint.html_parts import (
+from fxdp.lint.formats.html_graph import Names, drawing
+from fxdp.lint.formats.html_parts import (
     certificate,
     file_of,
     finding,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from fxdp.lint.formats.text import sorted_findings
 from fxdp.lint.result import Finding, Result
-from fxdp.lint.text import sorted_findings
 from fxdp.proof.certificate import own_version
 
 

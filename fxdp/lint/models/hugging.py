@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.lint.inputs import ROWS
+from fxdp.lint.models.inputs import ROWS
 from fxdp.lint.trouble import Trouble
 
 LENGTH, SOUND, FRAMES, SIDE = 16, 16000, 128, 224  # where the configuration says nothing

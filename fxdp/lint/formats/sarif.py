@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from fxdp.diagnostics.codes import CODES, Code
+from fxdp.lint.formats.text import sorted_findings
 from fxdp.lint.result import Finding, Result
-from fxdp.lint.text import sorted_findings
 from fxdp.proof.certificate import own_version
 
 SCHEMA = (

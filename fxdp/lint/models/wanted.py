@@ -16,7 +16,7 @@ class Wanted:
     """What is to be done with a model.
 
     Attributes:
-        inputs: of a step, in the language of `fxdp.lint.inputs`; empty to find them out.
+        inputs: of a step, in the language of `fxdp.lint.models.inputs`; empty to find them out.
         target: of the loss, likewise; None to find it out.
         loss: a name, "none" where the model returns its loss, or `PATH:OBJECT`; None to find
             out.

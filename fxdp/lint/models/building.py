@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.lint.discovery import missing
-from fxdp.lint.hugging import construct, is_hugging
-from fxdp.lint.losses import Loss
+from fxdp.lint.models.discovery import missing
+from fxdp.lint.models.hugging import construct, is_hugging
+from fxdp.lint.models.losses import Loss
+from fxdp.lint.models.wanted import Wanted
 from fxdp.lint.trouble import Trouble, place, said
-from fxdp.lint.wanted import Wanted
 from fxdp.torch_internals import FakeTensor, FakeTensorMode, pytree
 
 Mode = FakeTensorMode | None  # None: with data

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from fxdp.capture.capture import TARGET, BatchDims, argument_names
 from fxdp.lint import hugging
-from fxdp.lint.building import Built, Given, moved
-from fxdp.lint.inputs import ROWS, make, parse, sample_axis, written
-from fxdp.lint.loading import beside, find, load_file, load_module, package_of
-from fxdp.lint.losses import LOSSES, OF_CLASSES, Loss, own_loss, scores, target_for
+from fxdp.lint.models.building import Built, Given, moved
+from fxdp.lint.models.inputs import ROWS, make, parse, sample_axis, written
+from fxdp.lint.models.loading import beside, find, load_file, load_module, package_of
+from fxdp.lint.models.losses import LOSSES, OF_CLASSES, Loss, own_loss, scores, target_for
+from fxdp.lint.models.wanted import Wanted
 from fxdp.lint.trouble import Trouble
-from fxdp.lint.wanted import Wanted
 from fxdp.torch_internals import FakeTensor, FakeTensorMode, pytree
 
 NONE = "none"

@@ -12,13 +12,13 @@ import torch
 
 from fxdp.diagnostics.diagnostic import is_library
 from fxdp.lint import discovery
-from fxdp.lint.building import Built, Given, Mode, anywhere, call, inputs_of, make
-from fxdp.lint.exported import load, module_of
-from fxdp.lint.hugging import is_hugging
-from fxdp.lint.loading import beside, find, load_file, load_module, package_of
+from fxdp.lint.models.building import Built, Given, Mode, anywhere, call, inputs_of, make
+from fxdp.lint.models.exported import load, module_of
+from fxdp.lint.models.hugging import is_hugging
+from fxdp.lint.models.loading import beside, find, load_file, load_module, package_of
+from fxdp.lint.models.wanted import Wanted
 from fxdp.lint.result import Result
 from fxdp.lint.trouble import Trouble, details
-from fxdp.lint.wanted import Wanted
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch.fx import GraphModule, Node
 from fxdp.diagnostics.diagnostic import ROOT, STEP, nearest, spelled
 from fxdp.graph.graph_pass import Study, gradients, mutations
 from fxdp.graph.sums import is_sum
-from fxdp.lint.html_layout import Outline, spots
-from fxdp.lint.html_parts import identity
+from fxdp.lint.formats.html_layout import Outline, spots
+from fxdp.lint.formats.html_parts import identity
 from fxdp.lint.result import Finding, Result
 from fxdp.placement import Iota, Partial, Placement, Replicate, Shard
 from fxdp.proof.faults import forward_outputs, is_backward, kept_outputs

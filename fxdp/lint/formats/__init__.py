@@ -1,0 +1,1 @@
+"""Reports of a lint run, one format a file; no proof."""
