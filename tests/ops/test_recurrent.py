@@ -72,7 +72,7 @@ class Reader(nn.Module):
         return self.head(out.mean(axis)) + self.ends(last[1])
 
 
-# The other kinds are in tests/test_layers.py.
+# The other kinds are in tests/models/test_layers.py.
 LAYERS: dict[str, tuple[type[nn.RNNBase], dict[str, bool | str]]] = {
     "lstm": (nn.LSTM, {"batch_first": True}),
     "rnn with relu": (nn.RNN, {"nonlinearity": "relu", "batch_first": True}),

@@ -68,7 +68,7 @@ def still(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_autocast(whole: bool) -> None:
-    """Its gradients are held against the oracle in tests/test_half.py."""
+    """Its gradients are held against the oracle in tests/models/test_half.py."""
     private = example("autocast").main(1, 256, whole, **QUICK)
     within_budget(private, 2)
     assert private.last_norms.dtype == torch.float32
