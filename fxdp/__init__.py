@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 # What stands above, for those who run it: modules, and where the other names are found.
 MODULES = {
-    "clipping": "fxdp.clipping",
-    "correlated": "fxdp.correlated",
+    "clipping": "fxdp.mechanism.clipping",
+    "correlated": "fxdp.mechanism.correlated",
     "data": "fxdp.data",
     "privacy": "fxdp.privacy",
 }
 PLACES = {
-    "fxdp.audit": ("Audit", "audit"),
+    "fxdp.auditing": ("Audit", "audit"),
     "fxdp.capture.capture": ("BatchDims",),
     "fxdp.proof.certificate": ("Certificate",),
     "fxdp.backend.check": ("MiscompilationWarning",),
@@ -48,8 +48,8 @@ PLACES = {
     "fxdp.compiler": ("compile", "prove"),
     "fxdp.diagnostics.diagnostic": ("BatchMixingError", "CaptureError", "Diagnostic", "ProofError"),
     "fxdp.diagnostics.errors": ("StepError",),
-    "fxdp.fix": ("fix",),
-    "fxdp.make_private": ("make_private",),
+    "fxdp.diagnostics.fix": ("fix",),
+    "fxdp.training.make_private": ("make_private",),
     "fxdp.ops": ("RULES",),
     "fxdp.pipeline": ("PASSES",),
     "fxdp.privacy.budget": ("BudgetExhausted",),
@@ -58,8 +58,8 @@ PLACES = {
     "fxdp.rules": ("Rule", "SumRule", "shared"),
     "fxdp.training.schedule": ("ScaleScheduler",),
     "fxdp.training.progress": ("Progress",),
-    "fxdp.unprotected": ("unprotected",),
-    "fxdp.verify": ("Verification", "verify"),
+    "fxdp.torch_compile.unprotected": ("unprotected",),
+    "fxdp.auditing.verify": ("Verification", "verify"),
 }
 HOME = {name: module for module, names in PLACES.items() for name in names}
 

@@ -91,8 +91,8 @@ def compile(  # noqa: A001 - torch.compile's name
             time for memory; "except_last" does so in all pieces of a batch but the last, and so
             has that one's memory; what is released is the same, with the same dropout masks.
         secure: draw the noise from the system's entropy, in float64, and as a sum of four normal
-            numbers, against attacks on floating point (`fxdp.mechanism.keystream`). It cannot be repeated
-            by a seed, and takes some eight times as long to make.
+            numbers, against attacks on floating point (`fxdp.mechanism.keystream`). It cannot be
+            repeated by a seed, and takes some eight times as long to make.
         noise: `fxdp.correlated.BandMF(bands=...)` for noise of which part cancels out over the
             steps, for batches drawn by `CyclicPoisson`; None for independent noise. It takes
             memory for bands - 1 models, is part of `privacy_state_dict()`, and leaves a model's

@@ -13,9 +13,10 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostics.diagnostic import BatchMixingError, diagnose
+from fxdp.diagnostics.diagnostic import BatchMixingError
 from fxdp.graph.emit import emit
 from fxdp.graph.graph_pass import Gradient, placement, study
+from fxdp.graph.origin import diagnose
 from fxdp.graph.sums import (
     each_image,
     holds_samples,

@@ -1,1 +1,1 @@
-"""Strategies timed on this machine, and the cache of those times; which to take is the planner's."""
+"""Strategies timed on this machine, and the cache of those times; which to take, a pass says."""

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.autotune.timings import Times, described, seconds, timed
-from fxdp.graph.graph_pass import at_hand
 
 aten = torch.ops.aten
 CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
@@ -23,15 +22,18 @@ ROUNDS = 3  # of as many runs of each
 Sizes = Callable[[Any], int]
 
 
-def contiguous_is_faster(gm: GraphModule) -> bool:
+def contiguous_is_faster(gm: GraphModule, size: Sizes) -> bool:
     """Do the convolutions of a graph on a CPU take less time contiguous than channels last?
 
     Channels last, what goes in and what comes out counts as copied once.
+
+    Args:
+        size: of a symbolic size, for the batch at hand.
     """
 
     nodes = [n for n in gm.graph.nodes if n.target in CONVOLUTIONS and is_picture(n.args[0])]
     spent = {False: 0.0, True: 0.0}
-    for time in (time for node in nodes for time in both(node, at_hand(gm))):
+    for time in (time for node in nodes for time in both(node, size)):
         spent[time["channels_last"]] += time["seconds"]
     return spent[False] < spent[True]
 

@@ -21,11 +21,11 @@ from torch import Tensor
 from fxdp.kernels.precision import full_precision
 from fxdp.torch_internals import cache_dir, disable_current_modes
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 # Files that have something timed, that define ops (which others call by their names in torch, and
 # import nothing for it), and what files import.
-TIMES = re.compile(r"^from fxdp\.timings import .*\btimed\b", re.MULTILINE)
-DEFINES = re.compile(r"^from fxdp\.definition import .*\bdefine\b", re.MULTILINE)
+TIMES = re.compile(r"^from fxdp\.autotune\.timings import .*\btimed\b", re.MULTILINE)
+DEFINES = re.compile(r"^from fxdp\.kernels\.library import .*\bdefine\b", re.MULTILINE)
 IMPORTS = re.compile(r"^from (fxdp[\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
 REPEATS = 3
 HOPELESS = 3.0  # times the best so far: not worth another run

@@ -1,1 +1,1 @@
-"""From a captured step to compiled halves: the partition, the check of generated code, the one delivery."""
+"""From a captured step to compiled halves: partition, check of generated code, one delivery."""

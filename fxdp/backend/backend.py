@@ -169,7 +169,7 @@ def compile_marked(
         )
         record.compilations += 1
         if settings.plan == "measured" and backend == "inductor":
-            record.study.contiguous = contiguous_is_faster(joint)
+            record.study.contiguous = contiguous_is_faster(joint, at_hand(joint))
         if settings.checkpoint == "always":
             recompute_forward(joint, num_fwd_outputs)
         # A view that is kept costs nothing to the partitioner's mind, but Inductor copies some, and

@@ -43,8 +43,8 @@ class Checked:
     Guarantees:
         - No result of the compiled graph is returned before it agreed with the eager graph, on
           these inputs or on a part of them, at a number of samples of the same kind
-          (`fxdp.backend.rows.kind`), or at 2, 5 and more where the inputs are large; in the same state
-          of the random generators.
+          (`fxdp.backend.rows.kind`), or at 2, 5 and more where the inputs are large; in the same
+          state of the random generators.
         - With a noise multiplier among the inputs, they agreed twice: at multiplier 0, so that
           the clipped sums themselves are compared, and with the noise.
         - On a difference the results of the eager graph are returned, now and ever after.

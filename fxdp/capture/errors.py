@@ -5,17 +5,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fxdp.diagnostics.diagnostic import (
-    CODES,
-    BatchMixingError,
-    CaptureError,
-    Diagnostic,
-    Location,
-    ProofError,
-    is_library,
-)
+from fxdp.diagnostics.codes import CODES
+from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import NoLoss, NotCompiled
 from fxdp.diagnostics.fix import advised
+from fxdp.diagnostics.location import Location, is_library
 from fxdp.torch_internals import (
     NOT_COMPILED,
     ConstraintViolationError,

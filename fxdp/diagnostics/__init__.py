@@ -1,1 +1,1 @@
-"""Every refusal: its code, its line in the user's model, its remedy; not what is refused, nor why."""
+"""Every refusal: its code, its line in the user's model, its remedy; not what is refused."""

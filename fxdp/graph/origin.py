@@ -1,70 +1,85 @@
-"""Whose an op is.
-
-Of an op of torch's it is known that it computes its result from its operands and from nothing else.
-Somebody else's op says the same of itself, and can do anything: keep what it was given, and return
-it, or something made of it, at the next call. What such an op returns is taken for nothing
-without a rule.
+"""Where a node comes from: the user's line, the submodule, the op as it was spelled; and what is
+said of a fault that was met there.
 """
 
+import re
 from typing import Any
 
-from fxdp.torch_internals import (
-    HigherOrderOperator,
-    OpOverload,
-    OpOverloadPacket,
-    library_defs,
-    prims,
-)
+from torch.fx import Node
 
-# The modules whose functions work out sizes in a graph.
-ARITHMETIC = {"_operator", "builtins", "math", "torch"}
+from fxdp.diagnostics.codes import CODES
+from fxdp.diagnostics.diagnostic import Diagnostic
+from fxdp.diagnostics.location import Location, locate
+from fxdp.graph import marks
+
+# Remedies for ops that people meet often: the first whose word is in the op's name.
+REMEDIES = {
+    "embedding_renorm": "leave max_norm out, and constrain the weights after the step",
+    "embedding_dense_backward": "leave scale_grad_by_freq out",
+    "batch_norm": "replace the batch norm by torch.nn.GroupNorm, which normalises each sample",
+    "softmax": "normalise over classes or positions (dim=-1), not over the batch",
+    "cumsum": "scan along an axis of the sample, not along the batch",
+    "flip": "flip an axis of the sample, not the batch",
+    "roll": "roll an axis of the sample, not the batch",
+    "sort": "sort along an axis of the sample, not along the batch",
+    "mean": "take means over axes of the sample, not over the batch",
+    "var": "take statistics over axes of the sample, as torch.nn.GroupNorm does",
+    "std": "take statistics over axes of the sample, as torch.nn.GroupNorm does",
+    "norm": "take the norm over axes of the sample, not over the batch",
+    "bmm": "say which axis is the batch: attention wants [N, T, D] and batch_first=True",
+    "mm": "multiply samples by parameters or by themselves, not by other samples",
+    "arange": "count positions in a sample, not samples",
+    "view": "keep the batch axis whole: x.flatten(1), or x.transpose(0, 1) to move it",
+    "index": "keep all samples, and give the ones to leave out a loss of 0, or sample_mask",
+}
+# The codes to which they belong: what is wrong there is the op.
+BY_OP = {"mixes-samples", "uses-batch-total", "writes-samples"}
 
 
-def is_torchs(target: Any) -> bool:
-    """Was an op, or a function that a graph calls, written by torch, and is it open to a proof?
+def nearest(node: Node) -> Location | None:
+    """The user's line that a node came from, or else the one that its operands came from.
 
-    ==============================================  =======
-    case                                            answer
-    ==============================================  =======
-    an op of ATen                                   yes
-    one that was put into its namespace in Python   no
-    an op of torch's prims                          yes
-    an op of any other namespace                    no
-    an operator that runs graphs, or Triton         no
-    a function of Python's or torch's on numbers    yes
-    ==============================================  =======
+    Operands of unknown origin go first: torch wrote them and the node itself for one line.
     """
-    if isinstance(target, OpOverload | OpOverloadPacket):
-        namespace, _, name = name_of(target).partition("::")
-        if namespace == "prims":
-            known = getattr(prims, name, None)
-            return isinstance(known, OpOverload) and packet(known) is packet(target)
-        # No op of ATen's is defined from Python, unless by somebody else.
-        return namespace == "aten" and library_defs.isdisjoint(o.name() for o in overloads(target))
-    if isinstance(target, HigherOrderOperator):
-        return False
-    return str(getattr(target, "__module__", "")).partition(".")[0] in ARITHMETIC
+    stack, seen = [node], {node}
+    while stack:
+        candidate = stack.pop()
+        if (found := locate(candidate.meta.get("stack_trace"))) is not None:
+            return found
+        new = [i for i in candidate.all_input_nodes if i not in seen]
+        stack += sorted(reversed(new), key=lambda i: not i.meta.get("stack_trace"))
+        seen.update(new)
+    return None
 
 
-def packet(target: OpOverload | OpOverloadPacket) -> Any:
-    """An op with all its overloads."""
-    return target.overloadpacket if isinstance(target, OpOverload) else target
+# How the user's model is written in a captured step, and a step down from it.
+ROOT = re.compile(r"^L\['\w+'\](\.fxdp_model)?")
+STEP = re.compile(r"\.([^.\[\]]+)|\['?([^\]']+)'?\]")
 
 
-def name_of(target: OpOverload | OpOverloadPacket) -> str:
-    """The name of an op without its overload's: "aten::add"."""
-    return packet(target)._qualified_op_name
+def module_of(node: Node) -> str:
+    """The submodule that a node ran in, by its path in the user's model."""
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+    path = [path for path, _ in stack.values()][-1:]
+    steps = [a or b for p in path for a, b in STEP.findall(ROOT.sub("", p))]
+    return ".".join(s for s in steps if s != "_modules")
 
 
-def overloads(target: OpOverload | OpOverloadPacket) -> list[OpOverload]:
-    """An op, or all that a packet may stand for."""
-    if isinstance(target, OpOverload):
-        return [target]
-    return [getattr(target, o) for o in target.overloads()]
+def spelled(node: Node) -> str:
+    """The op of a node as the user would know it, before it was decomposed."""
+    if node.target is marks.release.default:
+        return "loss"
+    original: Any = node.meta.get("original_aten") or node.target
+    name = getattr(original, "_opname", None) or getattr(original, "__name__", str(original))
+    own = getattr(node.target, "_opname", None) or str(node.target)
+    return name if name == own or node.op != "call_function" else f"{name} ({own})"
 
 
-def whose(target: Any) -> str:
-    """How an op is called where it is refused for want of a rule."""
-    if isinstance(target, OpOverload | OpOverloadPacket) and not is_torchs(target):
-        return f"op, which is not torch's and may keep samples between steps ({name_of(target)})"
-    return "op"
+def diagnose(
+    node: Node, why: str, name: str, path: tuple[str, ...] = (), shapes: tuple[str, ...] = ()
+) -> Diagnostic:
+    """The diagnostic of a fault met at a node."""
+    code, op = CODES[name], spelled(node)
+    known = REMEDIES if name in BY_OP else {}
+    remedy = next((text for key, text in known.items() if key in op), code.remedy)
+    return Diagnostic(code, nearest(node), op, why, remedy, path, (module_of(node),), shapes)

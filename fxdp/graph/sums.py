@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostics.diagnostic import ProofError, diagnose
+from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.forms import Form, Reduce, joined
 from fxdp.forms.batch import Batch, all_wide
 from fxdp.forms.each import Each
 from fxdp.graph.emit import emit
 from fxdp.graph.graph_pass import Gradient, arguments, placement, study
+from fxdp.graph.origin import diagnose
 from fxdp.placement import Partial, Replicate, Shard
 from fxdp.rules import SumRule
 from fxdp.torch_internals import pytree

@@ -20,7 +20,7 @@ from fxdp.kernels.library import define, fake
 ROWS = 64  # of a Gram matrix at a time: fewer make products small, more waste the upper half
 CACHED = 1 << 19  # numbers of one Gram matrix that are worked out at once
 # Errors of a ghost norm, in units in the last place of (sum_t |a_t| |b_t|)^2, which no product of
-# its sum exceeds: a search among operands that cancel finds 2.5 at most (tests/kernels/test_ghost.py).
+# its sum exceeds: a search among operands that cancel finds 2.5 at most (its test).
 SLACK = 8.0
 
 

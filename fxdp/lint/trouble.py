@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fxdp.diagnostics import sources
-from fxdp.diagnostics.diagnostic import is_library
+from fxdp.diagnostics.location import is_library
 from fxdp.torch_internals import TorchRuntimeError
 
 

@@ -1,1 +1,1 @@
-"""Clipping rules, Gaussian and correlated noise, the keystream: DP-SGD without a graph or an account."""
+"""Clipping rules, Gaussian and correlated noise, the keystream: DP-SGD without a graph."""

@@ -2,7 +2,7 @@
 
 The gradients of scale and shift sum over samples and that of the input does not, so the
 backward op reaches the proof split: the input's gradient as one node, the others spelled out.
-The nodes are of ops of `fxdp.kernels.opaque`, which see to the strides that torch's kernels rely on.
+The nodes are of ops of `fxdp.kernels.opaque`, which see to strides that torch's kernels need.
 
 Letters: N samples, t positions folded into the batch axis, C channels in G groups.
 """

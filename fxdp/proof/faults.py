@@ -18,13 +18,12 @@ from fxdp.diagnostics.diagnostic import (
     Diagnostic,
     ProofError,
     allowance,
-    diagnose,
     is_allowed,
-    nearest,
     not_allowed,
 )
 from fxdp.graph import marks
 from fxdp.graph.graph_pass import gradients, mutations, outputs, study
+from fxdp.graph.origin import diagnose, nearest
 from fxdp.shapes import shape_of, show
 
 Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)

@@ -21,16 +21,11 @@ import torch
 from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.diagnostics.diagnostic import (
-    CODES,
-    BatchMixingError,
-    Diagnostic,
-    Location,
-    ProofError,
-    diagnose,
-    is_library,
-)
-from fxdp.graph.origin import is_torchs, overloads, whose
+from fxdp.diagnostics.codes import CODES
+from fxdp.diagnostics.diagnostic import BatchMixingError, Diagnostic, ProofError
+from fxdp.diagnostics.location import Location, is_library
+from fxdp.graph.origin import diagnose
+from fxdp.proof.ownership import is_torchs, overloads, whose
 from fxdp.rules import Table
 from fxdp.torch_internals import (
     FakeTensor,

@@ -16,9 +16,9 @@ from torch.fx import Node
 
 from fxdp.graph import marks
 from fxdp.graph.graph_pass import arguments
-from fxdp.graph.origin import is_torchs, whose
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.proof.faults import is_backward
+from fxdp.proof.ownership import is_torchs, whose
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
 from fxdp.torch_internals import OpOverload, pytree

@@ -16,7 +16,8 @@ from torch.fx import GraphModule, Node
 from fxdp.backend.backend import compile_marked
 from fxdp.capture.naming import names_in, roots
 from fxdp.capture.totals import check_total
-from fxdp.diagnostics.diagnostic import CODES, CaptureError, Diagnostic, ProofError
+from fxdp.diagnostics.codes import CODES
+from fxdp.diagnostics.diagnostic import CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import own, refuse_held, refuse_step
 from fxdp.graph import marks

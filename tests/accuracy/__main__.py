@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fxdp.demo import N_TRAIN, load_digits
+from tools.examples.demo import N_TRAIN, load_digits
 from tests.accuracy.result import Row, Run, markdown, table
 from tests.accuracy.training import BATCH, row
 from tests.bench.result import this_machine

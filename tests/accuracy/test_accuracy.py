@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fxdp.demo import N_TRAIN, Digits, load_digits
+from tools.examples.demo import N_TRAIN, Digits, load_digits
 from fxdp.privacy import Poisson
 from tests.accuracy.result import Row, Run, markdown, spread
 from tests.accuracy.training import BATCH, CLIP, DELTA, both, row, take_turns

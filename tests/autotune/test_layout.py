@@ -11,6 +11,7 @@ import fxdp
 from fxdp.autotune import layout
 from fxdp.autotune.layout import contiguous_is_faster, measured
 from fxdp.autotune.timings import Times, check
+from fxdp.graph.graph_pass import at_hand
 
 pytestmark = pytest.mark.usefixtures("own_times")
 torch.manual_seed(0)
@@ -52,7 +53,9 @@ def test_the_faster_is_taken(
     step(X, Y).backward()
     clock = always(contiguous, last)
     monkeypatch.setattr(layout, "measured", clock)
-    assert contiguous_is_faster(step.graph_module) is (contiguous < last)
+    assert contiguous_is_faster(step.graph_module, at_hand(step.graph_module)) is (
+        contiguous < last
+    )
     assert {aten.convolution.default, aten.convolution_backward.default} == {*clock.asked}
 
 
@@ -60,7 +63,7 @@ def test_a_graph_without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     step = private(nn.Sequential(nn.Flatten(), nn.Linear(128, 3)), backend="eager")
     step(X, Y).backward()
     monkeypatch.setattr(layout, "measured", None)
-    assert not contiguous_is_faster(step.graph_module)
+    assert not contiguous_is_faster(step.graph_module, at_hand(step.graph_module))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

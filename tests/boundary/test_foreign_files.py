@@ -19,7 +19,8 @@ from torch import nn
 import fxdp
 from fxdp.diagnostics import sources
 from fxdp.diagnostics.codes import CODES
-from fxdp.diagnostics.diagnostic import Diagnostic, Location
+from fxdp.diagnostics.diagnostic import Diagnostic
+from fxdp.diagnostics.location import Location
 from fxdp.diagnostics.printed import is_unprinted
 from fxdp.lint import cli, proving
 from fxdp.lint.config import Config

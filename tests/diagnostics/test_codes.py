@@ -7,7 +7,7 @@ import pytest
 
 from fxdp.diagnostics.codes import CODES, Code, table
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=lambda c: c.code)
@@ -30,5 +30,5 @@ def test_only_what_is_merely_kept_may_be_allowed():
 
 
 def test_the_table_in_readme_is_fresh():
-    """To renew it: python -c "import fxdp.diagnostics.codes; print(fxdp.diagnostics.codes.table())"."""
+    """To renew it: python -c "from fxdp.diagnostics.codes import table; print(table())"."""
     assert table() in README

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.backend.options import STRATEGIES
-from fxdp.demo import network
+from tools.examples.demo import network
 from fxdp.mechanism.gaussian import released
 from tests.oracle import clipped_sum, per_sample
 

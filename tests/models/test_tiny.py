@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxdp
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 def test_readme_example() -> None:

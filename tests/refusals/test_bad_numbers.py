@@ -1,6 +1,6 @@
 """Numbers and data that a private run cannot rest on: refused by name, before anything is released.
 
-One table a kind, through every public call that takes it. `tests/refusals/test_bad_input.py` has what else
+One table a kind, through every public call that takes it. `test_bad_input.py` has what else
 `fxdp.compile` and a step are given.
 """
 

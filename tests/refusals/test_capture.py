@@ -12,7 +12,8 @@ from torch import nn
 import fxdp
 import fxdp.passes
 from fxdp.diagnostics.codes import Code
-from fxdp.diagnostics.diagnostic import Diagnostic, Location, is_library, locate
+from fxdp.diagnostics.diagnostic import Diagnostic
+from fxdp.diagnostics.location import Location, is_library, locate
 from tests.findings import Net, marked, refused
 
 N, T, D = 6, 5, 4

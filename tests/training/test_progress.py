@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import fxdp
-from fxdp.training import progress
+from fxdp.training import progress as module
 from tests.test_status import Terminal
 
 DELTA = 1e-5
@@ -78,7 +78,7 @@ def test_nothing_is_written_or_worked_out_elsewhere(
 def test_epsilon_is_asked_for_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of its own: a hundred steps in 1.5 s, and a question that takes no time."""
     terminal, now, asked = terminal_for(monkeypatch), [0.0], list[float]()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     private = private_linear()
 
     def spent(self: Any, delta: float) -> float:

@@ -104,7 +104,7 @@ def embedded(value: Any) -> str:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("fxdp.lint") / "page" / name).read_text("utf-8")
+    return (resources.files("fxdp.lint.formats") / "page" / name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

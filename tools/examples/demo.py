@@ -1,4 +1,4 @@
-"""A small private training run to look at: `python -m fxdp.demo`.
+"""A small private training run to look at: `tools/demo`.
 
 Two copies of one network learn to read handwritten digits from the same Poisson batches, one
 through the private step that fxdp compiles and one without privacy. The demo prints what was
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Reads the command line; a bad value ends the program with a usage message."""
     parser = argparse.ArgumentParser(
-        prog="fxdp.demo",
+        prog="tools/demo",
         description="Train a small network on digits with and without privacy, side by side.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
