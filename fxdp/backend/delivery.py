@@ -111,7 +111,8 @@ def saved_as_they_are() -> Iterator[None]:
     Among that are C, sigma and the key of the noise: hooks that compress activations would round
     the noise, and others could leave it out. Of several hooks torch calls the last alone.
     """
-    if top_saved_tensors_hooks(False) is None:
+    hooks: Any = top_saved_tensors_hooks(False)
+    if hooks is None:
         yield
         return
     warnings.warn(
@@ -182,7 +183,7 @@ class Delivered(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.compiler.disable(reason="a release is made by code that was compiled already")
+    @torch.compiler.disable(reason="a release is made by compiled code")  # pyright: ignore[reportUntypedFunctionDecorator]
     def backward(ctx: Any, *tangents: Tensor) -> tuple[Tensor | None, ...]:
         once, leaves = ctx.once, ctx.leaves
         with torch.no_grad():

@@ -34,7 +34,7 @@ class Location:
     def source(self) -> str:
         """The line, without its indentation; "" where it is in no Python file, or in one that a
         saved program names. For the eyes of whoever ran the model; reports show fewer."""
-        return plain_source(sources.line(self.file, self.line)).strip()
+        return plain_source(sources.line(self.file, self.line).rstrip("\r\n")).strip()
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}" + (f":{self.column}" if self.column else "")

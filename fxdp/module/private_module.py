@@ -100,7 +100,7 @@ class PrivateModule(Unwrapped, nn.Module):
         self.__dict__["_lock"] = threading.RLock()
         own(self, model.parameters())
 
-    @torch.compiler.disable(reason="a private step compiles itself")
+    @torch.compiler.disable(reason="it compiles itself")  # pyright: ignore[reportUntypedFunctionDecorator]
     def forward(self, *args: Any, sample_mask: Tensor | None = None, **kwargs: Any) -> Any:
         """One step's loss, the mean of the samples' own losses, 0-d.
 

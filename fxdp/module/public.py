@@ -84,7 +84,7 @@ class Public:
                 "without the data: collate_fn=fxdp.data.pad_collate(length=...). Buckets are fewer "
                 "sizes, and not public for that. The certificate lists it",
                 PublicSizeWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
     def note_values(self, inputs: Inputs) -> None:

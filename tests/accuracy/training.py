@@ -24,8 +24,8 @@ from torch.optim import Adam
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxdp
-from tools.examples.demo import LEARNING_RATE, N_TRAIN, Digits, accuracy, network
 from tests.accuracy.result import Row
+from tools.examples.demo import LEARNING_RATE, N_TRAIN, Digits, accuracy, network
 
 BATCH = 250  # a sixth of the data
 DELTA, CLIP = 1e-5, 1.0

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.backend.options import STRATEGIES
-from tools.examples.demo import network
 from fxdp.mechanism.gaussian import released
 from tests.oracle import clipped_sum, per_sample
+from tools.examples.demo import network
 
 BATCH, BOUND = 10, 0.3
 
