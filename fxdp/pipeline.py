@@ -10,7 +10,7 @@ from fxdp.backend.backend import Record, Settings, compile_marked
 from fxdp.capture.capture import Step, capture_settings, captured_within
 from fxdp.capture.naming import known_names
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.graph.graph_pass import Pass
+from fxdp.graph.passes import Pass
 from fxdp.passes.clip import clip
 from fxdp.passes.explain import explain
 from fxdp.passes.localize import localize

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.forms.batch import HALVES, all_wide, summed, wide
 from fxdp.graph.emit import emit_all
-from fxdp.graph.graph_pass import Choice, Clipped, Gradient, study
+from fxdp.graph.study import Choice, Clipped, Gradient, study
 from fxdp.graph.sums import image, sum_at, value, whole
 from fxdp.torch_internals import pytree
 

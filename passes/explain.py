@@ -8,8 +8,10 @@ that the clipped sum could miss.
 from torch.fx import GraphModule, Node
 
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.graph.graph_pass import Gradient, gradients, placement, study
+from fxdp.graph.ends import gradients
+from fxdp.graph.nodes import placement
 from fxdp.graph.origin import diagnose
+from fxdp.graph.study import Gradient, study
 from fxdp.graph.sums import sum_at, trace_back, unfollowed, value
 from fxdp.placement import Replicate
 

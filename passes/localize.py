@@ -15,8 +15,9 @@ from torch.fx import GraphModule, Node
 
 from fxdp.diagnostics.diagnostic import BatchMixingError
 from fxdp.graph.emit import emit
-from fxdp.graph.graph_pass import Gradient, placement, study
+from fxdp.graph.nodes import placement
 from fxdp.graph.origin import diagnose
+from fxdp.graph.study import Gradient, study
 from fxdp.graph.sums import (
     each_image,
     holds_samples,

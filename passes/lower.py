@@ -13,8 +13,8 @@ from torch.fx import GraphModule, Interpreter, Node, traceback
 
 from fxdp.graph import marks
 from fxdp.graph.emit import emit
-from fxdp.graph.graph_pass import study
 from fxdp.graph.randomness import draws_apart
+from fxdp.graph.study import study
 from fxdp.graph.sums import value
 from fxdp.shapes import expr
 from fxdp.torch_internals import fx_graph_cse, make_fx

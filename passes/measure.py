@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.forms.batch import Strategy, sq_sum
 from fxdp.graph.emit import emit, emit_all
-from fxdp.graph.graph_pass import Choice, study
+from fxdp.graph.study import Choice, study
 from fxdp.graph.sums import Sum, each_image, sum_at, value, whole
 from fxdp.mechanism.clipping import Clipping, Flat
 from fxdp.placement import Shard

@@ -13,7 +13,9 @@ from torch.fx import GraphModule, Node
 
 from fxdp.graph import marks
 from fxdp.graph.emit import emit, emit_all
-from fxdp.graph.graph_pass import Clipped, Mark, arguments, gradient_places, outputs, study
+from fxdp.graph.ends import gradient_places
+from fxdp.graph.nodes import arguments, outputs
+from fxdp.graph.study import Clipped, Mark, study
 from fxdp.graph.sums import value
 from fxdp.mechanism.gaussian import released
 from fxdp.proof.facts import NOISE

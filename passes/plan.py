@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from fxdp.autotune.trials import Trial, trials
 from fxdp.forms import Tied, joined
 from fxdp.forms.batch import Strategy
-from fxdp.graph.graph_pass import Choice, Gradient, at_hand, hinted, study
+from fxdp.graph.study import Choice, Gradient, at_hand, hinted, study
 from fxdp.graph.sums import fake_form, is_partial, sum_at, value
 from fxdp.shapes import expr
 from fxdp.torch_internals import OpOverload

@@ -14,7 +14,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import Seen, gradients, mark, mutations, study
+from fxdp.graph.ends import gradients, mutations
+from fxdp.graph.nodes import mark
+from fxdp.graph.study import Seen, study
 from fxdp.graph.sums import is_total
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.proof.faults import (

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from fxdp.graph.emit import emit
-from fxdp.graph.graph_pass import hinted
+from fxdp.graph.study import hinted
 from fxdp.graph.sums import value
 from fxdp.kernels.ghost import ghost_outer, ghost_outers
 from fxdp.shapes import expr

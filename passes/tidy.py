@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.graph.graph_pass import arguments, study
+from fxdp.graph.nodes import arguments
+from fxdp.graph.study import study
 from fxdp.shapes import shape_of
 from fxdp.torch_internals import OpOverload, pytree
 

@@ -28,9 +28,11 @@ from fxdp.capture.polyfills import symbolic_kernels
 from fxdp.diagnostics.errors import NotCompiled
 from fxdp.forms.batch import HALVES
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import Pass, Study, arguments, at_hand, copied, outputs, run, study
 from fxdp.graph.memory import Peak, peak
+from fxdp.graph.nodes import arguments, copied, outputs
+from fxdp.graph.passes import Pass, run
 from fxdp.graph.randomness import draws_apart, refuse_second_draws
+from fxdp.graph.study import Study, at_hand, study
 from fxdp.graph.sums import value
 from fxdp.kernels.precision import full_precision, readable_precision
 from fxdp.mechanism import gaussian

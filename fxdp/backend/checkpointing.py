@@ -8,7 +8,7 @@ drawn in the forward half is drawn alike in the backward half, from the generato
 from torch.fx import GraphModule, Node
 from torch.utils.checkpoint import CheckpointPolicy
 
-from fxdp.graph.graph_pass import outputs
+from fxdp.graph.nodes import outputs
 from fxdp.torch_internals import OpOverload
 
 

@@ -6,8 +6,8 @@ import sympy
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from fxdp.graph.graph_pass import Choice, Study
 from fxdp.graph.memory import Peak
+from fxdp.graph.study import Choice, Study
 from fxdp.graph.sums import value
 from fxdp.shapes import shape_of, show
 

@@ -18,8 +18,9 @@ from fxdp.forms import Form, Reduce, joined
 from fxdp.forms.batch import Batch, all_wide
 from fxdp.forms.each import Each
 from fxdp.graph.emit import emit
-from fxdp.graph.graph_pass import Gradient, arguments, placement, study
+from fxdp.graph.nodes import arguments, placement
 from fxdp.graph.origin import diagnose
+from fxdp.graph.study import Gradient, study
 from fxdp.placement import Partial, Replicate, Shard
 from fxdp.rules import SumRule
 from fxdp.torch_internals import pytree

@@ -8,7 +8,7 @@ from torch import nn
 from fxdp.diagnostics.codes import Code
 from fxdp.diagnostics.diagnostic import Diagnostic
 from fxdp.diagnostics.printed import plain, plain_lines, plain_source
-from fxdp.graph.graph_pass import Study
+from fxdp.graph.study import Study
 from fxdp.proof.certificate import Certificate
 
 COMMANDS = ("::", "##[")  # what GitHub takes for a command where a line of a log begins so

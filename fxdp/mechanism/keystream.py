@@ -3,9 +3,9 @@
 Each release has a key, which is an input of its graph (`fxdp.mechanism.run_key`). From it and the
 noise number of a parameter, AES in counter mode (NIST SP 800-38A) makes bits, and the method of Box
 and Muller (1958) makes normal numbers of the bits. So a graph draws nothing: whoever runs it again
-with the same key, or runs code that was generated from it, gets the same noise. The noise of a slice
-is the slice of the noise: a part of a parameter can be noised on its own. It is also faster than
-torch's generator on a CPU.
+with the same key, or runs code that was generated from it, gets the same noise. The noise of a
+slice is the slice of the noise: a part of a parameter can be noised on its own. It is also faster
+than torch's generator on a CPU.
 
 Letters: g groups of GROUP elements, in the order of the flat parameter; k terms; h half of GROUP.
 """

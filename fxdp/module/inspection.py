@@ -11,7 +11,8 @@ from fxdp.backend.backend import Record, Settings
 from fxdp.backend.options import Scales
 from fxdp.capture.capture import Inputs
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.graph.graph_pass import Pass, Study
+from fxdp.graph.passes import Pass
+from fxdp.graph.study import Study
 from fxdp.module.public import Public
 from fxdp.module.stepper import Compiled, Stepper
 from fxdp.ops import RULES

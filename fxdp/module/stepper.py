@@ -30,7 +30,8 @@ from fxdp.capture.errors import capture_errors
 from fxdp.capture.naming import module_behind, parameters
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
-from fxdp.graph.graph_pass import Pass, Study
+from fxdp.graph.passes import Pass
+from fxdp.graph.study import Study
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey

@@ -9,8 +9,8 @@ import torch
 from rich.console import RenderableType
 from rich.table import Table
 
-from fxdp.graph.graph_pass import Study
 from fxdp.graph.report import as_text
+from fxdp.graph.study import Study
 from fxdp.rules import Table as Rules
 
 FORMAT = 1  # of the JSON text

@@ -8,7 +8,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import gradients, outputs, placement, study
+from fxdp.graph.ends import gradients
+from fxdp.graph.nodes import outputs, placement
+from fxdp.graph.study import study
 from fxdp.graph.sums import holds_samples, is_partial, sum_at
 from fxdp.shapes import sample_axes, shape_of
 from fxdp.torch_internals import OpOverload

@@ -22,8 +22,10 @@ from fxdp.diagnostics.diagnostic import (
     not_allowed,
 )
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import gradients, mutations, outputs, study
+from fxdp.graph.ends import gradients, mutations
+from fxdp.graph.nodes import outputs
 from fxdp.graph.origin import diagnose, nearest
+from fxdp.graph.study import study
 from fxdp.shapes import shape_of, show
 
 Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)

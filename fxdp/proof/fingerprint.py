@@ -13,7 +13,7 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.graph.graph_pass import study
+from fxdp.graph.study import study
 from fxdp.shapes import expr, shape_of
 from fxdp.torch_internals import OpOverload, pytree
 

@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import arguments
+from fxdp.graph.nodes import arguments
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.proof.faults import is_backward
 from fxdp.proof.ownership import is_torchs, whose

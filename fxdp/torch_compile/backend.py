@@ -21,7 +21,7 @@ from fxdp.diagnostics.diagnostic import CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import own, refuse_held, refuse_step
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import copied
+from fxdp.graph.nodes import copied
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.pipeline import PASSES

@@ -11,7 +11,7 @@ import fxdp
 from fxdp.autotune import layout
 from fxdp.autotune.layout import contiguous_is_faster, measured
 from fxdp.autotune.timings import Times, check
-from fxdp.graph.graph_pass import at_hand
+from fxdp.graph.study import at_hand
 
 pytestmark = pytest.mark.usefixtures("own_times")
 torch.manual_seed(0)

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 import fxdp
 from fxdp.backend import backend
-from fxdp.graph.graph_pass import gradient_places
+from fxdp.graph.ends import gradient_places
 from fxdp.mechanism import clipping
 from fxdp.mechanism.correlated import BandMF
 from fxdp.privacy.sampling import CyclicPoisson

@@ -21,7 +21,7 @@ import fxdp
 from fxdp import forms
 from fxdp.autotune import layout, timings, trials
 from fxdp.forms.conv import Spec
-from fxdp.graph.graph_pass import Pass, run
+from fxdp.graph.passes import Pass, run
 from fxdp.passes.measure import measure
 from fxdp.passes.noise import noise
 from fxdp.pipeline import PASSES

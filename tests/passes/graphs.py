@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import fxdp
 from fxdp.backend.backend import Record, Settings
 from fxdp.capture.capture import own_step
-from fxdp.graph.graph_pass import Pass, Study
+from fxdp.graph.passes import Pass
+from fxdp.graph.study import Study
 from fxdp.module.stepper import Compiled
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES, Proven, compiled_step

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._ops import OpOverload
 
-from fxdp.graph.graph_pass import outputs
+from fxdp.graph.nodes import outputs
 from fxdp.proof import facts
 from tests.passes.graphs import Run, block, conv, cut, linear, sequence
 

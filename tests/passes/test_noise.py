@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import fxdp
-from fxdp.graph.graph_pass import gradient_places, outputs, run
+from fxdp.graph.ends import gradient_places
+from fxdp.graph.nodes import outputs
+from fxdp.graph.passes import run
 from fxdp.mechanism.run_key import RunKey
 from fxdp.passes.noise import noise
 from fxdp.pipeline import PASSES

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
-from fxdp.graph.graph_pass import outputs
+from fxdp.graph.nodes import outputs
 from fxdp.kernels.ghost import ghost_outer, ghost_outers
 from fxdp.passes.share import best, norms, numbered
 from tests.oracle import compare

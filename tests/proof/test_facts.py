@@ -6,7 +6,8 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import outputs, study
+from fxdp.graph.nodes import outputs
+from fxdp.graph.study import study
 from fxdp.mechanism.gaussian import released
 from fxdp.proof import facts
 from tests.passes.graphs import linear, made

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import placement
+from fxdp.graph.nodes import placement
 from fxdp.placement import Iota, Partial, Placement, Replicate, Shard
 from tests.soundness.programs import COTANGENT, SCALES, Program, gradients_of
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxdp.graph.graph_pass import outputs
+from fxdp.graph.nodes import outputs
 from fxdp.ops import RULES
 from fxdp.placement import Partial, Placement, Replicate
 from fxdp.rules import Table

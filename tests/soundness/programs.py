@@ -32,7 +32,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from fxdp.backend.backend import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph import marks
-from fxdp.graph.graph_pass import Study, mark, outputs, study
+from fxdp.graph.nodes import mark, outputs
+from fxdp.graph.study import Study, study
 from fxdp.graph.sums import holds_samples, is_total
 from fxdp.lint.proving import TimeUp, limit
 from fxdp.ops import DECOMPOSITIONS, RULES

@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from fxdp.backend.backend import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.graph.graph_pass import Gradient, outputs, study
+from fxdp.graph.nodes import outputs
+from fxdp.graph.study import Gradient, study
 from fxdp.graph.sums import image, is_total, sum_at
 from fxdp.ops import RULES
 from fxdp.passes.explain import explain

@@ -13,8 +13,9 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.graph.graph_pass import Study, gradients, mutations
+from fxdp.graph.ends import gradients, mutations
 from fxdp.graph.origin import ROOT, STEP, nearest, spelled
+from fxdp.graph.study import Study
 from fxdp.graph.sums import is_sum
 from fxdp.lint.formats.html_layout import Outline, spots
 from fxdp.lint.formats.html_parts import identity
