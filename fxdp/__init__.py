@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fxdp.audit import Audit, audit
     from fxdp.auditing.verify import Verification, verify
     from fxdp.backend.check import MiscompilationWarning
-    from fxdp.capture.capture import BatchDims
+    from fxdp.capture.inputs import BatchDims
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
     from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
     from fxdp.diagnostics.errors import StepError
@@ -41,7 +41,7 @@ MODULES = {
 }
 PLACES = {
     "fxdp.auditing": ("Audit", "audit"),
-    "fxdp.capture.capture": ("BatchDims",),
+    "fxdp.capture.inputs": ("BatchDims",),
     "fxdp.proof.certificate": ("Certificate",),
     "fxdp.backend.check": ("MiscompilationWarning",),
     "fxdp.training.checkpoint": ("load_checkpoint", "save_checkpoint"),

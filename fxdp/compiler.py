@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxdp.backend.options import checked_options, count
-from fxdp.capture.capture import BatchDims
 from fxdp.capture.fake import is_dataless, on_cpu
+from fxdp.capture.inputs import BatchDims
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.distributed.guard import UNSAID, Mesh, refuse_wrapped
 from fxdp.mechanism.clipping import Clipping

@@ -1,15 +1,5 @@
-"""The pipeline, and a step of a model with it inside."""
+"""The pipeline: the passes in their order, and the facts between them."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
-
-from torch.fx import GraphModule
-
-from fxdp.backend.backend import Record, Settings, compile_marked
-from fxdp.capture.capture import Step, capture_settings, captured_within
-from fxdp.capture.naming import known_names
-from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.passes import Pass
 from fxdp.passes.clip import clip
 from fxdp.passes.explain import explain
@@ -48,35 +38,3 @@ PASSES: tuple[Pass, ...] = (
 
 # The passes that say whether a model can be private at all.
 PROOF = PASSES[:4]
-
-
-def compiled_step(
-    step: Step,
-    settings: Settings,
-    record: Record,
-    capturing: Callable[[], AbstractContextManager[None]] = capture_settings,
-    passes: tuple[Pass, ...] = PASSES,
-) -> Callable[..., Any]:
-    """A step of a model (`fxdp.capture.capture.own_step`) as torch compiles it, with passes inside.
-
-    Args:
-        capturing: what is entered while torch captures the step.
-    """
-
-    def fxdp(gm: GraphModule, example_inputs: Any) -> Callable[..., Any]:
-        known = known_names(step.fxdp_model, step.loss_fn)
-        return compile_marked(gm, example_inputs, passes, settings, record, known)
-
-    return captured_within(step, fxdp, capturing)
-
-
-class Proven(ProofError):
-    """Raised to leave a capture once the proof is done; no error."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-
-def stop(gm: GraphModule) -> GraphModule:
-    """Leave the capture: there is nothing to compile."""
-    raise Proven

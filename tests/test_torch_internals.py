@@ -18,7 +18,7 @@ from torch.fx import GraphModule, Node, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxdp import torch_internals
-from fxdp.proof.guards import one_kernel
+from fxdp.capture.patches import one_kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "fxdp" / "torch_internals.py"

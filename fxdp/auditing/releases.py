@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxdp.auditing.verify import rows
 from fxdp.backend.check import random_state, set_random_state
-from fxdp.capture.capture import Inputs
+from fxdp.capture.inputs import Inputs
 from fxdp.mechanism.run_key import RunKey, seed_root
 from fxdp.module.account import Account
 from fxdp.module.output import loss_of

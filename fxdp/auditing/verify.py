@@ -16,8 +16,9 @@ from rich.table import Table as RichTable
 from torch import Tensor, nn
 
 from fxdp.backend.check import coarsest
-from fxdp.capture.capture import BatchDims, Inputs, gather, local_loss
+from fxdp.capture.inputs import BatchDims, Inputs, gather
 from fxdp.capture.naming import module_behind, parameters
+from fxdp.capture.step import local_loss
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.graph.report import as_text
 from fxdp.module.output import Outcome

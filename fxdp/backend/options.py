@@ -3,7 +3,7 @@
 import math
 from typing import Any, get_args
 
-from fxdp.backend.backend import Backend, Checkpoint, Settings
+from fxdp.backend.settings import Backend, Checkpoint, Settings
 from fxdp.distributed.guard import UNSAID, Mesh, trains_apart
 from fxdp.forms.batch import Strategy
 from fxdp.mechanism.clipping import Adaptive, Automatic, Clipping, Normalize, as_clipping

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxdp.backend.delivery import Gradients, Ran, delivered
-from fxdp.capture.capture import SMALLEST, Inputs
+from fxdp.capture.inputs import SMALLEST, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.forms.batch import HALVES
 from fxdp.module.state import State

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.backend.backend import Record, Settings
 from fxdp.backend.options import Scales
-from fxdp.capture.capture import Inputs
+from fxdp.backend.partition import Proven, stop
+from fxdp.backend.settings import Record, Settings
+from fxdp.capture.inputs import Inputs
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.passes import Pass
 from fxdp.graph.study import Study
 from fxdp.module.public import Public
 from fxdp.module.stepper import Compiled, Stepper
 from fxdp.ops import RULES
-from fxdp.pipeline import PROOF, Proven, stop
+from fxdp.pipeline import PROOF
 from fxdp.proof.certificate import Certificate, certify
 
 Arguments = tuple[Any, ...]

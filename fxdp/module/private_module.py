@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from fxdp.backend.backend import Settings
 from fxdp.backend.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.backend.fence import InThisThread
 from fxdp.backend.options import Scales, count
-from fxdp.capture.capture import SMALLEST, BatchDims, Inputs
+from fxdp.backend.settings import Settings
+from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
 from fxdp.graph.report import Report, report

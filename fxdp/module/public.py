@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxdp.capture.capture import Inputs
+from fxdp.capture.inputs import Inputs
 from fxdp.proof.certificate import ASSUMPTIONS, CALLER, Assumption
 
 EXPECTED = "expected_batch_size"

@@ -14,20 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.backend.backend import Record, Settings
 from fxdp.backend.delivery import Ran, refuse_transforms
 from fxdp.backend.options import Scales, check_scales
-from fxdp.capture.capture import (
-    SMALLEST,
-    BatchDims,
-    Inputs,
-    argument_names,
-    capture_settings,
-    gather,
-    own_step,
-)
+from fxdp.backend.partition import Proven, compiled_step
+from fxdp.backend.settings import Record, Settings
 from fxdp.capture.errors import capture_errors
+from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs, argument_names, gather
 from fxdp.capture.naming import module_behind, parameters
+from fxdp.capture.settings import capture_settings
+from fxdp.capture.step import own_step
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
 from fxdp.graph.passes import Pass
@@ -37,7 +32,7 @@ from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
 from fxdp.module.output import Outcome
 from fxdp.module.state import State
-from fxdp.pipeline import PASSES, Proven, compiled_step
+from fxdp.pipeline import PASSES
 from fxdp.placement import Shard
 from fxdp.status import line, say
 from fxdp.torch_internals import mark_dynamic, pytree, unsafe_stance
@@ -98,7 +93,7 @@ class Stepper:
 
         def make() -> Callable[..., Any]:
             step = own_step(self.model, self.loss_fn, settings.reduction)
-            return compiled_step(step, settings, record, self.capturing, passes)
+            return compiled_step(step, settings, record, passes, self.capturing)
 
         return Compiled(make, record)
 

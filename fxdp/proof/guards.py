@@ -7,17 +7,12 @@ meets says that other batches would run another program, of which nothing was pr
 one sample could change what all the others contribute.
 """
 
-import contextlib
-import functools
 import linecache
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import sympy
-import torch
 from torch import SymInt, Tensor
 from torch.fx import GraphModule, Node
 
@@ -28,30 +23,28 @@ from fxdp.graph.origin import diagnose
 from fxdp.proof.ownership import is_torchs, overloads, whose
 from fxdp.rules import Table
 from fxdp.torch_internals import (
-    FakeTensor,
     HigherOrderOperator,
     OpOverload,
     OpOverloadPacket,
     ShapeEnv,
     ShapeGuard,
-    SymT,
-    TensorifyState,
     ValueRanges,
     bound_sympy,
-    conv_input,
     int_oo,
     shorten_filename,
-    symbol_is_type,
-    torch_c,
-    uninteresting_files,
-    values_at_capture,
 )
 
 N = sympy.Symbol("N", integer=True, positive=True)
+
+
 NOTED = re.compile(r"# (?P<file>\S+):(?P<line>\d+) in (?P<function>\S+)$")
+
+
 # torch asks for the size of a batch to choose among its convolution kernels, which compute the
 # same: (file, function) that asks, where `one_kernel` does not keep it from asking.
 HARMLESS = ("fake_impls.py", "conv")
+
+
 # Ops that run graphs of their own, of which the joint graph shows no more than a name.
 CLOSED = {
     "associative_scan",
@@ -64,25 +57,8 @@ CLOSED = {
     "while_loop_stack_output",
 }
 
+
 OPEN = "write it with ops on whole tensors (torch.where) or as a Python loop, which is traced"
-
-
-def scalars_stay_tensors(gm: GraphModule) -> None:
-    """Keep torch from capturing a step twice because it is given 0-d tensors of float64.
-
-    Dynamo has a symbol for what `.item()` would give of each. Where a graph never asks, torch finds
-    out when forward and backward are traced, and begins again without the symbols; told at once, it
-    need not. A float that is an input of the graph is left to torch.
-    """
-    values = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
-    tensors = [v for v in values if isinstance(v, FakeTensor)]
-    env = tensors[0].fake_mode.shape_env if tensors else None
-    if env is None:
-        return
-    used = {s for v in values if isinstance(v, torch.SymFloat) for s in v.node.expr.free_symbols}
-    for symbol in values_at_capture(env):
-        if symbol_is_type(symbol, SymT.FLOAT) and symbol not in used:
-            TensorifyState.specialize(str(symbol))
 
 
 def refuse_closed(gm: GraphModule, table: Table) -> None:
@@ -201,43 +177,3 @@ def asker(guard: ShapeGuard) -> Location | None:
     if not files or is_library(files[0]):
         return None
     return Location(files[0], int(noted["line"]), noted["function"])
-
-
-@contextlib.contextmanager
-def one_kernel() -> Iterator[None]:
-    """While a model is captured: choose a convolution's kernel by the batch in hand, without a
-    guard. The choice tells a captured program nothing but strides; kernels choose again when
-    they run."""
-    choose: Any = torch_c._select_conv_backend
-
-    def unguarded(*args: Any, **kwargs: Any) -> Any:
-        fake = getattr(conv_input(*args, **kwargs), "fake_mode", None)
-        env = getattr(fake, "shape_env", None)
-        with contextlib.nullcontext() if env is None else env.suppress_guards():
-            return choose(*args, **kwargs)
-
-    torch_c._select_conv_backend = unguarded
-    try:
-        yield
-    finally:
-        torch_c._select_conv_backend = choose
-
-
-@functools.cache
-def layers() -> frozenset[str]:
-    """The files of torch.nn."""
-    modules = [m for name, m in sys.modules.items() if name.startswith("torch.nn")]
-    return frozenset(f for m in modules if (f := getattr(m, "__file__", None)))
-
-
-@contextlib.contextmanager
-def users_lines() -> Iterator[None]:
-    """While a model is captured: note with each guard the line that called a layer of torch.nn,
-    not the line in the layer."""
-    dull = uninteresting_files()
-    added = layers() - dull
-    dull |= added
-    try:
-        yield
-    finally:
-        dull -= added

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from fxdp.backend.backend import compile_marked
+from fxdp.backend.partition import compile_marked
 from fxdp.capture.naming import names_in, roots
 from fxdp.capture.totals import check_total
 from fxdp.diagnostics.codes import CODES

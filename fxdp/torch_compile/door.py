@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.backend.backend import Record
 from fxdp.backend.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.backend.fence import Fence, InThisThread
 from fxdp.backend.options import checked_options
+from fxdp.backend.settings import Record
 from fxdp.capture.errors import capture_errors
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step

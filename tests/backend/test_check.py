@@ -14,8 +14,8 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 
 import fxdp
-from fxdp.backend.backend import safe_views
 from fxdp.backend.check import Checked, MiscompilationWarning, difference
+from fxdp.backend.halves import safe_views
 
 
 class MnistNet(nn.Module):

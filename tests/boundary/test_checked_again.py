@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.backend import backend, check
+from fxdp.backend import check, halves, settings
 from fxdp.backend.check import MiscompilationWarning
 from fxdp.backend.rows import Layout, Place, Rows, kind
 from tests.keys import same_noise
@@ -44,7 +44,7 @@ class Generated:
 
     def __call__(self, graph: Any, args: Any, is_backward: bool) -> Callable[[list[Any]], Any]:
         half = "backward" if is_backward else "forward"
-        run = backend.make_boxed_func(backend.safe_views(backend.copied(graph)))
+        run = halves.make_boxed_func(halves.safe_views(halves.copied(graph)))
 
         def compiled(args: list[Any]) -> Any:
             # What has samples and positions is [T, N, ...], in both halves.
@@ -65,8 +65,8 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Wrong], Generat
     def install(half: str, wrong: Wrong) -> Generated:
         torch._dynamo.reset()
         found = Generated(half, wrong)
-        monkeypatch.setattr(backend, "compile_fx_inner", found)
-        monkeypatch.setattr(backend, "has_compiler", lambda: True)
+        monkeypatch.setattr(halves, "compile_fx_inner", found)
+        monkeypatch.setattr(settings, "has_compiler", lambda: True)
         return found
 
     return install
@@ -146,7 +146,7 @@ def test_dropout_and_noise_go_on_as_if_nothing_was_compared(
         private = private_of(noise_multiplier=1.0)
         if not compared:
             private._stepper.step = private._stepper.another(
-                backend.Settings(plan="fixed", check=False), private._stepper.record
+                settings.Settings(plan="fixed", check=False), private._stepper.record
             )
         torch.manual_seed(0)
         same_noise(private)

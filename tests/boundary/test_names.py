@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fxdp
-from fxdp.backend import backend
+from fxdp.backend import partition
 from fxdp.graph.ends import gradient_places
 from fxdp.mechanism import clipping
 from fxdp.mechanism.correlated import BandMF
@@ -105,13 +105,13 @@ def trained(model: nn.Module) -> set[str]:
 def names(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """What the parameters are called in each graph that is compiled."""
     seen: list[set[str]] = []
-    inner = backend.run
+    inner = partition.run
 
     def watched(joint: Any, *args: Any, **kwargs: Any) -> Any:
         seen.append({name for name, _ in gradient_places(joint)})
         return inner(joint, *args, **kwargs)
 
-    monkeypatch.setattr(backend, "run", watched)
+    monkeypatch.setattr(partition, "run", watched)
     return seen
 
 

@@ -14,13 +14,14 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxdp
-from fxdp.backend.backend import Record, Settings
-from fxdp.capture.capture import own_step
+from fxdp.backend.partition import Proven, compiled_step
+from fxdp.backend.settings import Record, Settings
+from fxdp.capture.step import own_step
 from fxdp.graph.passes import Pass
 from fxdp.graph.study import Study
 from fxdp.module.stepper import Compiled
 from fxdp.ops import RULES
-from fxdp.pipeline import PASSES, Proven, compiled_step
+from fxdp.pipeline import PASSES
 from fxdp.shapes import shape_of, show
 
 NAMES = tuple(p.name for p in PASSES)

@@ -11,6 +11,7 @@ from torch import nn
 
 import fxdp
 import fxdp.passes
+from fxdp.capture import step
 from fxdp.diagnostics.codes import Code
 from fxdp.diagnostics.diagnostic import Diagnostic
 from fxdp.diagnostics.location import Location, is_library, locate
@@ -199,7 +200,7 @@ def test_an_error_reads_well():
 
 def test_lines_of_libraries_are_not_the_users():
     assert is_library(torch.nn.functional.__file__)
-    assert is_library(fxdp.capture.capture.__file__)
+    assert is_library(step.__file__)
     assert is_library(fxdp.passes.__file__)
     assert is_library(logging.__file__)
     assert is_library("<string>")

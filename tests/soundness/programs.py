@@ -29,7 +29,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from fxdp.backend.backend import safe_views
+from fxdp.backend.halves import safe_views
+from fxdp.capture.patches import one_kernel
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph import marks
 from fxdp.graph.nodes import mark, outputs
@@ -41,7 +42,7 @@ from fxdp.passes.localize import counts, localize
 from fxdp.passes.prove import batch_symbol, needed_for
 from fxdp.passes.tidy import tidy
 from fxdp.placement import Mixed, Partial, Placement, Replicate
-from fxdp.proof.guards import always, names_of, one_kernel, question
+from fxdp.proof.guards import always, names_of, question
 from fxdp.proof.placing import place
 from fxdp.rules import Call, Rule, Table
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from fxdp.backend.backend import safe_views
+from fxdp.backend.halves import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.nodes import outputs
 from fxdp.graph.study import Gradient, study

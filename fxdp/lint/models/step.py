@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.capture.capture import TARGET, BatchDims, argument_names
+from fxdp.capture.inputs import TARGET, BatchDims, argument_names
 from fxdp.lint import hugging
 from fxdp.lint.models.building import Built, Given, moved
 from fxdp.lint.models.inputs import ROWS, make, parse, sample_axis, written

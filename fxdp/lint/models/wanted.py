@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fxdp.capture.capture import BatchDims
+from fxdp.capture.inputs import BatchDims
 from fxdp.lint.trouble import Trouble
 
 

@@ -1,0 +1,150 @@
+"""The arguments of a step: flattened, checked, and told apart into samples and what all share."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxdp.capture.totals import check_total
+from fxdp.torch_internals import (
+    pytree,
+)
+
+BatchDims = Mapping[str, int | None] | int
+
+
+TARGET = "target"
+
+
+SMALLEST = 2  # torch.compile gives sizes 0 and 1 graphs of their own
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of a step, flattened.
+
+    Attributes:
+        leaves: tensors, and constants that no sample depends on.
+        dims: for each leaf the axis of its samples; None for constants and shared tensors.
+        names: for each leaf, the argument it came with.
+        spec: how to put them together again.
+        size: the number of samples.
+    """
+
+    leaves: tuple[Any, ...]
+    dims: tuple[int | None, ...]
+    names: tuple[str, ...]
+    spec: Any
+    size: int
+
+    @property
+    def device(self) -> torch.device:
+        return next(x.device for x, d in zip(self.leaves, self.dims, strict=True) if d is not None)
+
+    def part(self, start: int, stop: int) -> "Inputs":
+        """The same arguments with the samples from `start` to `stop` alone."""
+        leaves = [
+            x if d is None else x.narrow(d, start, stop - start)
+            for x, d in zip(self.leaves, self.dims, strict=True)
+        ]
+        return replace(self, leaves=tuple(leaves), size=stop - start)
+
+    def resized(self, rows: int) -> "Inputs":
+        """The same arguments with `rows` samples, the first one repeated or zeros added."""
+        leaves = [
+            x if d is None else padded(x, d, rows)
+            for x, d in zip(self.leaves, self.dims, strict=True)
+        ]
+        return replace(self, leaves=tuple(leaves), size=rows)
+
+
+def padded(x: Tensor, dim: int, rows: int) -> Tensor:
+    """x with `rows` samples on axis `dim`."""
+    missing = rows - x.shape[dim]
+    if x.shape[dim] > 0:
+        return torch.cat([x, x.narrow(dim, 0, 1).repeat_interleave(missing, dim)], dim)
+    shape = list(x.shape)
+    shape[dim] = missing
+    return torch.cat([x, x.new_zeros(shape)], dim)
+
+
+def gather(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch_dims: BatchDims,
+    has_target: bool,
+) -> Inputs:  # fmt: skip
+    """Flatten and check the arguments of a step.
+
+    Raises:
+        TypeError: an argument that should hold samples is no tensor, or an axis no integer.
+        ValueError: the arguments disagree on the number of samples, or none holds samples, or one
+            is a total of the batch.
+    """
+    keys = argument_names(model, args, kwargs, has_target)
+    if isinstance(batch_dims, Mapping) and (unknown := set(batch_dims) - set(keys)):
+        raise ValueError(f"batch_dims names {sorted(unknown)}, but the arguments are {keys}")
+    axes: list[Any] = list(batch_dims.values()) if isinstance(batch_dims, Mapping) else [batch_dims]
+    for axis in axes:
+        if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
+            raise TypeError(f"batch_dims must name axes by integers, not {axis!r}")
+    leaves: list[Any] = []
+    dims: list[int | None] = []
+    names: list[str] = []
+    for key, value in zip(keys, (*args, *kwargs.values()), strict=True):
+        wanted = batch_dims.get(key, 0) if isinstance(batch_dims, Mapping) else batch_dims
+        check_total(key, value, wanted)
+        flat = pytree.tree_leaves(value)
+        for leaf in flat:
+            leaves.append(leaf)
+            names.append(key)
+            dims.append(sample_axis(key, leaf, wanted, alone=len(flat) == 1 and leaf is value))
+    spec = pytree.tree_structure((args, kwargs))
+    sizes = {n: x.shape[d] for x, d, n in zip(leaves, dims, names, strict=True) if d is not None}
+    if not sizes:
+        raise ValueError("no argument holds samples: pass at least one tensor with a batch axis")
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{n} has {s}" for n, s in sizes.items())
+        raise ValueError(
+            f"the arguments disagree on the number of samples: {listed}; give all of them the "
+            "same, or say in batch_dims which axis is the batch's"
+        )
+    return Inputs(tuple(leaves), tuple(dims), tuple(names), spec, next(iter(sizes.values())))
+
+
+def sample_axis(key: str, leaf: Any, wanted: int | None, alone: bool) -> int | None:
+    """The axis of the samples of one tensor, or None for what all samples share."""
+    if not isinstance(leaf, Tensor):
+        if leaf is None or (alone and isinstance(leaf, bool | int | float | str)):
+            return None
+        raise TypeError(
+            f"argument {key!r} holds a {type(leaf).__name__}; samples must come as tensors "
+            "(torch.as_tensor makes one)"
+        )
+    if leaf.requires_grad:
+        raise ValueError(
+            f"argument {key!r} requires a gradient, which would leave without noise: detach it"
+        )
+    if wanted is None:
+        return None
+    if leaf.dim() == 0 or not -leaf.dim() <= wanted < leaf.dim():
+        raise ValueError(
+            f"argument {key!r} of shape {tuple(leaf.shape)} has no axis {wanted} for its samples: "
+            f"say which axis holds them with batch_dims={{{key!r}: ...}}, None if all share it"
+        )
+    return wanted % leaf.dim()
+
+
+def argument_names(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], has_target: bool
+) -> list[str]:
+    """The names of the arguments, by the signature of the model's forward."""
+    own = args[:-1] if has_target and TARGET not in kwargs else args
+    named = [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    keys = [named[i] if i < len(named) else f"args[{i}]" for i in range(len(own))]
+    return [*keys, *([TARGET] if len(own) < len(args) else []), *kwargs]

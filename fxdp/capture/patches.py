@@ -1,0 +1,100 @@
+"""What fxdp changes of torch's own state, while something is captured and under torch's lock.
+
+========================  =========================================  ==============================
+what                      why                                        what would make it needless
+========================  =========================================  ==============================
+`_select_conv_backend`    which kernel a convolution will use is      torch suppressing those guards
+(`one_kernel`)            asked of its sizes, and would fix N         itself
+`TensorifyState`          a step with C, sigma and L as 0-d tensors   one tensor of three numbers
+(`scalars_stay_tensors`)  would be captured twice
+`uninteresting_files`     a guard names the line in torch.nn, and     a user's stack with each guard
+(`users_lines`)           not the user's that called it
+kernels of ops, two of    their Python asks about sizes, and would    a mode around the forward
+`torch.nn.functional`     fix N (`fxdp.capture.polyfills`)
+`torch._dynamo.optimize`  torch.compile has no hook where it hands    such a hook
+                          out a step (`fxdp.torch_compile.backend`)
+the list of random ops    CSE would merge two draws into one          a CSE of fxdp's own
+                          (`fxdp.graph.randomness`)
+========================  =========================================  ==============================
+
+All are for torch 2.11 to 2.14; `tests/test_torch_internals.py` asks of each name whether it is
+there. What else is set while a step is captured are torch's settings (`fxdp.capture.settings`).
+"""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from fxdp.torch_internals import (
+    FakeTensor,
+    SymT,
+    TensorifyState,
+    conv_input,
+    symbol_is_type,
+    torch_c,
+    uninteresting_files,
+    values_at_capture,
+)
+
+
+def scalars_stay_tensors(gm: GraphModule) -> None:
+    """Keep torch from capturing a step twice because it is given 0-d tensors of float64.
+
+    Dynamo has a symbol for what `.item()` would give of each. Where a graph never asks, torch finds
+    out when forward and backward are traced, and begins again without the symbols; told at once, it
+    need not. A float that is an input of the graph is left to torch.
+    """
+    values = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
+    tensors = [v for v in values if isinstance(v, FakeTensor)]
+    env = tensors[0].fake_mode.shape_env if tensors else None
+    if env is None:
+        return
+    used = {s for v in values if isinstance(v, torch.SymFloat) for s in v.node.expr.free_symbols}
+    for symbol in values_at_capture(env):
+        if symbol_is_type(symbol, SymT.FLOAT) and symbol not in used:
+            TensorifyState.specialize(str(symbol))
+
+
+@contextlib.contextmanager
+def one_kernel() -> Iterator[None]:
+    """While a model is captured: choose a convolution's kernel by the batch in hand, without a
+    guard. The choice tells a captured program nothing but strides; kernels choose again when
+    they run."""
+    choose: Any = torch_c._select_conv_backend
+
+    def unguarded(*args: Any, **kwargs: Any) -> Any:
+        fake = getattr(conv_input(*args, **kwargs), "fake_mode", None)
+        env = getattr(fake, "shape_env", None)
+        with contextlib.nullcontext() if env is None else env.suppress_guards():
+            return choose(*args, **kwargs)
+
+    torch_c._select_conv_backend = unguarded
+    try:
+        yield
+    finally:
+        torch_c._select_conv_backend = choose
+
+
+@functools.cache
+def layers() -> frozenset[str]:
+    """The files of torch.nn."""
+    modules = [m for name, m in sys.modules.items() if name.startswith("torch.nn")]
+    return frozenset(f for m in modules if (f := getattr(m, "__file__", None)))
+
+
+@contextlib.contextmanager
+def users_lines() -> Iterator[None]:
+    """While a model is captured: note with each guard the line that called a layer of torch.nn,
+    not the line in the layer."""
+    dull = uninteresting_files()
+    added = layers() - dull
+    dull |= added
+    try:
+        yield
+    finally:
+        dull -= added
