@@ -7,7 +7,7 @@ import pytest
 
 from fxdp.diagnostics.codes import CODES, Code, table
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "fxdp" / "lint" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=lambda c: c.code)
