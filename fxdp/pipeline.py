@@ -11,6 +11,7 @@ from fxdp.passes.plan import plan
 from fxdp.passes.prove import prove
 from fxdp.passes.share import share
 from fxdp.passes.tidy import tidy
+from fxdp.passes.weigh import weigh
 from fxdp.proof import facts
 
 PASSES: tuple[Pass, ...] = (
@@ -24,8 +25,10 @@ PASSES: tuple[Pass, ...] = (
     Pass(explain, needs=(facts.totals_local,), gives=(facts.explained,)),
     # Choose how each norm is found.
     Pass(plan, needs=(facts.explained,)),
-    # Emit squared norms and clip factors.
+    # Emit squared norms.
     Pass(measure),
+    # Emit clip factors.
+    Pass(weigh),
     # One Gram matrix for all norms that it is in.
     Pass(share),
     # Re-weight every sum by the factors.

@@ -129,9 +129,10 @@ class Study:
         gradients: from `explain`.
         choices: from `plan`.
         each: per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`).
-        factors: nodes [N] with clip factors, by parameter (from `measure`).
-        norms: the node [N] with the norms over all parameters (from `measure`).
-        finite: the node bool [N] that tells whose loss and gradient are finite.
+        squares: nodes [N] with the squared norms of gradients, by parameter (from `measure`).
+        factors: nodes [N] with clip factors, by parameter (from `weigh`).
+        norms: the node [N] with the norms over all parameters (from `weigh`).
+        finite: the node bool [N] that tells whose loss and gradient are finite (from `weigh`).
         clipped: from `clip`.
         readable: the graph before `lower`, for people.
         history: the names of the passes that ran.
@@ -153,6 +154,7 @@ class Study:
     choices: tuple[Choice, ...] = ()
     each: dict[str, Node] = field(default_factory=lambda: {})
     clipped: tuple[Clipped, ...] = ()
+    squares: dict[str, Node] = field(default_factory=lambda: {})
     factors: dict[str, Node] = field(default_factory=lambda: {})
     norms: Node | None = None
     finite: Node | None = None

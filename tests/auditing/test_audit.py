@@ -340,7 +340,7 @@ class TestBrokenClipping:
     def test_a_norm_too_small(
         self, monkeypatch: pytest.MonkeyPatch, wrong: str, clipping: str
     ) -> None:
-        step = importlib.import_module("fxdp.passes.measure")
+        step = importlib.import_module("fxdp.passes.weigh")
         true = step.safe_norm
 
         def safe_norm(squares: list[Tensor], *rest: Any) -> Tensor:
@@ -350,7 +350,7 @@ class TestBrokenClipping:
         self.expect_neighbours(clipping)
 
     def test_padding_that_is_a_sample(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        step = importlib.import_module("fxdp.passes.measure")
+        step = importlib.import_module("fxdp.passes.weigh")
         true = step.clip_factor
 
         def clip_factor(*args: Any) -> Tensor:

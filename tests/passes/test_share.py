@@ -79,7 +79,7 @@ def test_weights_behind_one_gradient() -> None:
 def test_nothing_in_common() -> None:
     """The graph stays as it is."""
     texts = sequence("share", "ghost").texts
-    assert texts["share"] == texts["measure"]
+    assert texts["share"] == texts["weigh"]
 
 
 def test_the_norms_are_the_same() -> None:
