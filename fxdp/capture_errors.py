@@ -14,13 +14,14 @@ from fxdp.diagnostic import (
     ProofError,
     is_library,
 )
-from fxdp.errors import NoLoss, NotCompiled
+from fxdp.errors import NoLoss, NotCompiled, StepError
 from fxdp.fix import advised
 from fxdp.torch_internals import (
     NOT_COMPILED,
     ConstraintViolationError,
     Unsupported,
     UserError,
+    dynamo_exc,
     with_plain_arguments,
 )
 
@@ -44,6 +45,10 @@ def capture_errors(model: Any) -> Iterator[None]:
         raise CaptureError(captured(name, error, why)) from None
     except NOT_COMPILED as error:
         raise NotCompiled(first_line(error)) from None
+    except dynamo_exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, StepError):  # of ours, in a wrapping of torch's
+            raise error.inner_exception from None
+        raise
     except RuntimeError as error:
         if str(error).startswith(FORBIDDEN):
             raise NotCompiled(first_line(error)) from None
