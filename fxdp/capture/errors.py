@@ -7,7 +7,7 @@ from typing import Any
 
 from fxdp.diagnostics.codes import CODES
 from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
-from fxdp.diagnostics.errors import NoLoss, NotCompiled
+from fxdp.diagnostics.errors import NoLoss, NotCompiled, StepError
 from fxdp.diagnostics.fix import advised
 from fxdp.diagnostics.location import Location, is_library
 from fxdp.torch_internals import (
@@ -15,6 +15,7 @@ from fxdp.torch_internals import (
     ConstraintViolationError,
     Unsupported,
     UserError,
+    dynamo_exc,
     with_plain_arguments,
 )
 
@@ -38,6 +39,10 @@ def capture_errors(model: Any) -> Iterator[None]:
         raise CaptureError(captured(name, error, why)) from None
     except NOT_COMPILED as error:
         raise NotCompiled(first_line(error)) from None
+    except dynamo_exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, StepError):  # of ours, in a wrapping of torch's
+            raise error.inner_exception from None
+        raise
     except RuntimeError as error:
         if str(error).startswith(FORBIDDEN):
             raise NotCompiled(first_line(error)) from None
