@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp import pipeline
+from fxdp.backend import partition
 from tests.oracle import clipped_sum, per_sample
 
 N, D, C = 6, 4, 3
@@ -279,13 +279,13 @@ NEIGHBOURS: list[fxdp.PrivateModule] = []
 def test_a_model_is_captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scales are tensors, of whose values torch is not to make numbers."""
     captured: list[int] = []
-    inner = pipeline.compile_marked
+    inner = partition.compile_marked
 
     def counted(gm: Any, *args: Any) -> Any:
         captured.append(len(gm.graph.nodes))
         return inner(gm, *args)
 
-    monkeypatch.setattr(pipeline, "compile_marked", counted)
+    monkeypatch.setattr(partition, "compile_marked", counted)
     private = private_of(net(width=7))
     for bound, expected in ((0.5, 8.0), (0.25, 16.0)):
         private.max_grad_norm, private.expected_batch_size = bound, expected
