@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from fxdp.diagnostics.printed import plain
-from fxdp.lint import machine, sarif, text
 from fxdp.lint.apart import apart, hush_at_exit
 from fxdp.lint.config import Config, read
+from fxdp.lint.formats import machine, sarif, text
 from fxdp.lint.models.building import Built
 from fxdp.lint.models.targets import LeftOut, expanded, models
 from fxdp.lint.models.wanted import Wanted

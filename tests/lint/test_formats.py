@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fxdp.diagnostics.codes import CODES
-from fxdp.lint import machine, sarif, text
+from fxdp.lint.formats import machine, sarif, text
 from fxdp.lint.result import Finding, Result
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdp.capture.inputs import TARGET, BatchDims, argument_names
-from fxdp.lint import hugging
+from fxdp.lint.models import hugging
 from fxdp.lint.models.building import Built, Given, moved
 from fxdp.lint.models.inputs import ROWS, make, parse, sample_axis, written
 from fxdp.lint.models.loading import beside, find, load_file, load_module, package_of

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fxdp.diagnostics.location import is_library
-from fxdp.lint import discovery
+from fxdp.lint.models import discovery
 from fxdp.lint.models.building import Built, Given, Mode, anywhere, call, inputs_of, make
 from fxdp.lint.models.exported import load, module_of
 from fxdp.lint.models.hugging import is_hugging
