@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxdp import data as data
     from fxdp import privacy as privacy
-    from fxdp.audit import Audit, audit
+    from fxdp.auditing import Audit, audit
     from fxdp.auditing.verify import Verification, verify
     from fxdp.backend.check import MiscompilationWarning
     from fxdp.capture.inputs import BatchDims

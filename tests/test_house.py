@@ -2,10 +2,14 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import fxdp
 
 ROOT = Path(__file__).parents[1]
 # Packages and loose modules, lowest first: each imports from those above it alone.
@@ -134,3 +138,22 @@ def test_files_are_ascii_and_explain_themselves(path: Path) -> None:
     text = path.read_text()
     assert text.isascii()
     assert ast.get_docstring(ast.parse(text))
+
+
+def test_public_names_are_loaded_when_they_are_asked_for() -> None:
+    """The same names for those who run fxdp and for those who check types."""
+    shown: dict[str, str] = {}
+    for node in ast.walk(ast.parse((ROOT / "fxdp" / "__init__.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fxdp"):
+            shown |= {a.name: node.module for a in node.names}
+    modules = {name: f"{shown[name]}.{name}".replace("fxdp.fxdp", "fxdp") for name in fxdp.MODULES}
+    assert shown == fxdp.HOME | {name: shown[name] for name in fxdp.MODULES}
+    assert modules == fxdp.MODULES
+    assert set(fxdp.HOME) == set(fxdp.__all__)
+    for name in (*fxdp.HOME, *fxdp.MODULES):
+        assert getattr(fxdp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(fxdp, "nothing")  # noqa: B009
+    code = "import sys, fxdp; print(any(m.startswith('fxdp.') for m in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
