@@ -129,8 +129,8 @@ class Study:
         gradients: from `explain`.
         choices: from `plan`.
         each: per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`).
-        squares: nodes [N] with the squared norms of gradients, by parameter (from `measure`; `share`
-            may put others in their place, so that they are for `weigh` alone).
+        squares: nodes [N] with the squared norms of gradients, by parameter (from `measure`;
+            `share` may put others in their place, so that they are for `weigh` alone).
         factors: nodes [N] with clip factors, by parameter (from `weigh`).
         norms: the node [N] with the norms over all parameters (from `weigh`).
         finite: the node bool [N] that tells whose loss and gradient are finite (from `weigh`).
