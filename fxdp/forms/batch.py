@@ -101,6 +101,11 @@ def muted(x: Tensor, factor: Tensor) -> Tensor:
     return wide(x).masked_fill(f == 0, 0)
 
 
+def one_each(squares: Tensor) -> Tensor:
+    """[N] sums of [N, ...], such as a bmm's weights have."""
+    return squares.flatten(1).sum(1) if squares.dim() > 1 else squares
+
+
 def sq_sum(each: Tensor) -> Tensor:
     """Squared norms [N] of [N, ...]."""
     each = torch.view_as_real(each.resolve_conj()) if each.is_complex() else each

@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
+from fxdp.forms.batch import Strategy, has_ops, muted, one_each, sq_sum, weighed, wide
 from fxdp.kernels.clipped_sum import weighed_outer
 from fxdp.kernels.ghost import ghost_outer, ghost_whole, underflow
 from fxdp.kernels.loops import loop_outer
@@ -72,13 +72,13 @@ class Outer:
             return sq_sum(self.per_sample(strategy))
         a, b = wide(self.a), wide(self.b)
         if a.shape[-2] == 1:
-            lengths = [torch.linalg.vector_norm(x, dim=(-2, -1)) for x in (a, b)]
+            # Axes from the front: torch 2.11 traces a wrong shape where one of size 1 is negative.
+            lengths = [torch.linalg.vector_norm(x, dim=(x.dim() - 2, x.dim() - 1)) for x in (a, b)]
             lost = underflow(lengths[0], lengths[1], (a.shape[-1], b.shape[-1]), 1)
-            squares = (lengths[0] * lengths[1]).square() + lost
-            return squares.unsqueeze(-1).flatten(1).sum(1)
+            return one_each((lengths[0] * lengths[1]).square() + lost)
         if a.dim() == 3 and has_ops(a, b):
             return ghost_outer(a, b)
-        return ghost_whole(a, b).unsqueeze(-1).flatten(1).sum(1)
+        return one_each(ghost_whole(a, b))
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""

@@ -9,11 +9,11 @@ from tests.passes.graphs import block, conv, cut, linear, sequence, shape
 
 def test_ghost() -> None:
     """One position: the product of two squared norms. Several: that of two Gram matrices."""
-    text = cut(linear().texts["measure"], "vector_norm(", "flatten(")
+    text = cut(linear().texts["measure"], "vector_norm(", "add(")
     assert text.startswith(
         block("""
-        linalg_vector_norm = linalg_vector_norm(^movedim, 2, [-2, -1])
-        linalg_vector_norm_2 = linalg_vector_norm(^movedim, 2, [-2, -1])
+        linalg_vector_norm = linalg_vector_norm(^movedim, 2, [1, 2])
+        linalg_vector_norm_2 = linalg_vector_norm(^movedim, 2, [1, 2])
     """)
     )
     assert re.search(r"mul_\d = mul\(linalg_vector_norm, linalg_vector_norm_2\)", text)
