@@ -9,7 +9,7 @@ from tests.passes.graphs import block, conv, cut, linear, sequence, shape
 
 def test_ghost() -> None:
     """One position: the product of two squared norms. Several: that of two Gram matrices."""
-    text = cut(linear().texts["measure"], "vector_norm(", "add(")
+    text = cut(linear().texts["measure"], "vector_norm(", ", linalg_vector_norm_2)")
     assert text.startswith(
         block("""
         linalg_vector_norm = linalg_vector_norm(^movedim, 2, [1, 2])
