@@ -35,7 +35,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(clip),
     # Add noise, once for each parameter, and put the result in the gradient's place.
     Pass(noise, gives=(facts.private_outputs, facts.noise_once)),
-    # Retrace to plain aten ops.
+    # Take ops apart as the backend wants them.
     Pass(lower, gives=(facts.batch_symbolic, facts.noise_once)),
 )
 
