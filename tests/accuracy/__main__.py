@@ -1,8 +1,8 @@
 """What does a budget buy? Trains the demo's network with fxdp and with Opacus, side by side.
 
-    tools/accuracy                                 epsilon 1, 2, 4 and 8, five seeds each
-    tools/accuracy --epsilon 3 --seeds 2           another budget
-    tools/accuracy --from run.json --markdown      an earlier run again
+    tools/run accuracy                                 epsilon 1, 2, 4 and 8, five seeds each
+    tools/run accuracy --epsilon 3 --seeds 2           another budget
+    tools/run accuracy --from run.json --markdown      an earlier run again
 
 Same weights, data, optimizer, steps, clip bound, noise and rate: see training.py.
 """
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tools/accuracy", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="tools/run accuracy", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--epsilon", type=float, action="append", help="default: 1, 2, 4 and 8, at delta 1e-5")
     add("--seeds", type=int, default=5, help="runs of each (5)")
@@ -57,7 +57,7 @@ def parsed() -> argparse.Namespace:
 
 def measured(options: argparse.Namespace) -> Run:
     """All budgets, one after the other; the JSON is written after each."""
-    command = shlex.join(["tools/accuracy", *sys.argv[1:]])
+    command = shlex.join(["tools/run", "accuracy", *sys.argv[1:]])
     machine = replace(this_machine("cpu"), command=command)
     steps, rows = options.epochs * (N_TRAIN // BATCH), tuple[Row, ...]()
     run = Run(machine, options.seeds, steps, rows)

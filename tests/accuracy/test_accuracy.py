@@ -70,11 +70,11 @@ def test_the_table() -> None:
         {"fxdp": [0.9, 0.92], "Opacus": [0.91, 0.91]},
         {"fxdp": [0.01, 0.02, 0.03], "Opacus": [0.04, 0.04, 0.04]},
     )  # fmt: skip
-    machine = Machine("a processor", "cpu", 1, "3.11", "2.13", "1.6.0", "tools/accuracy")
+    machine = Machine("a processor", "cpu", 1, "3.11", "2.13", "1.6.0", "tools/run accuracy")
     run = Run(machine, 2, 240, (found,))
     assert Run.from_json(run.to_json()) == run
     text = markdown(run)
-    assert text.startswith("`tools/accuracy` on a processor, 1 thread, torch 2.13")
+    assert text.startswith("`tools/run accuracy` on a processor, 1 thread, torch 2.13")
     assert text.endswith(
         "| 2 | 5.280 | 5.703 | 91.0 +- 1.4 % | 91.0 +- 0.0 % | 20.0 ms | 40.0 ms |"
     )

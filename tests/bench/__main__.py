@@ -1,10 +1,10 @@
 """How much does privacy cost? Times a private step of fxdp beside those of its rivals.
 
-    tools/bench                                    all workloads, all contenders
-    tools/bench --quick                            a part of them, within two minutes
-    tools/bench --workload vit --contender fxdp --contender opacus-ghost --contender plain
-    tools/bench --sweep length --workload gpt      the same workload at doubling sizes
-    tools/bench --from run.json --markdown         an earlier run again
+    tools/run bench                                    all workloads, all contenders
+    tools/run bench --quick                            a part of them, within two minutes
+    tools/run bench --workload vit --contender fxdp --contender opacus-ghost --contender plain
+    tools/run bench --sweep length --workload gpt      the same workload at doubling sizes
+    tools/run bench --from run.json --markdown         an earlier run again
 
 Contenders take turns, a step each, and each is checked before: see timing.py, check.py, memory.py.
 """
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="tools/run bench", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--workload", choices=WORKLOADS, action="append", help="default: all")
     add("--contender", choices=CONTENDERS, action="append", help="default: all")

@@ -124,7 +124,7 @@ def entry(data: dict[str, Any]) -> Entry:
 
 def this_machine(device: str) -> Machine:
     """What this process runs on."""
-    command = shlex.join(["tools/bench", *sys.argv[1:]])
+    command = shlex.join(["tools/run", "bench", *sys.argv[1:]])
     versions = (platform.python_version(), torch.__version__, opacus.__version__)
     name = processor() if device == "cpu" else torch.cuda.get_device_name()
     return Machine(name, device, torch.get_num_threads(), *versions, command)

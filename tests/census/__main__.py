@@ -1,8 +1,8 @@
 """Which models can fxdp prove? Captures and proves a list of them, and counts.
 
-    tools/census                          all families that are installed
-    tools/census --family nn              one of them
-    tools/census --only "EmbeddingBag max" --family nn
+    tools/run census                          all families that are installed
+    tools/run census --family nn              one of them
+    tools/run census --only "EmbeddingBag max" --family nn
 
 Nothing is trained and nothing is downloaded: models are tiny and have random weights.
 """
@@ -32,7 +32,7 @@ COUNTED = ("proven", "refused", "slow")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="tools/census", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="tools/run census", description=__doc__.split("\n")[0])
     parser.add_argument("--family", choices=FAMILIES, action="append", help="default: all")
     parser.add_argument("--only", help="models with this in their name")
     parser.add_argument("--every", type=int, default=1, help="take one model out of so many")

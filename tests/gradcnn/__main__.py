@@ -1,9 +1,9 @@
-"""The experiments of arXiv:1912.06015 with fxdp: `tools/gradcnn --help`.
+"""The experiments of arXiv:1912.06015 with fxdp: `tools/run gradcnn --help`.
 
-    tools/gradcnn run_test                    naive, multi, crb, auto and plain PyTorch, one net
-    tools/gradcnn figure1 --plot figure1.png  runtime against channel rate, kernel 3
-    tools/gradcnn mnist --dp                  the MNIST example
-    tools/gradcnn all --full --device cuda    everything, at the paper's sizes
+    tools/run gradcnn run_test                    naive, multi, crb, auto and plain PyTorch, one net
+    tools/run gradcnn figure1 --plot figure1.png  runtime against channel rate, kernel 3
+    tools/run gradcnn mnist --dp                  the MNIST example
+    tools/run gradcnn all --full --device cuda    everything, at the paper's sizes
 
 Without --full, grids are scaled down to what one CPU core does in minutes.
 """
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.append(experiments.run(name, options))
             print()
     except IdxError as error:
-        print(f"tools/gradcnn: {error}", file=sys.stderr)
+        print(f"tools/run gradcnn: {error}", file=sys.stderr)
         return BAD_INPUT
     finally:
         if options.json is not None:

@@ -1,4 +1,4 @@
-"""The commands of tools/gradcnn: each runs, prints what it finds, and returns it for a file."""
+"""The commands of tools/run gradcnn: each runs, prints what it finds, and returns it for a file."""
 
 import argparse
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""The command line of tools/gradcnn."""
+"""The command line of tools/run gradcnn."""
 
 import argparse
 import math
@@ -19,7 +19,7 @@ Number = TypeVar("Number", int, float)
 def parse(arguments: Sequence[str] | None, about: str | None) -> argparse.Namespace:
     """Reads the command line; a bad value ends the program with a usage message."""
     parser = argparse.ArgumentParser(
-        prog="tools/gradcnn",
+        prog="tools/run gradcnn",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -185,4 +185,4 @@ def test_mnist_prints_its_three_lines(
 def test_bad_flags(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse(flags, None)
-    assert "usage: tools/gradcnn" in capsys.readouterr().err
+    assert "usage: tools/run gradcnn" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Soundness, tested by machine: `tools/soundness --help`.
+"""Soundness, tested by machine: `tools/run soundness --help`.
 
 Exit code 1 if fxdp claimed anything that is not true.
 """
@@ -19,7 +19,7 @@ from tests.soundness.apart import apart
 
 def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "tools/soundness", description="Hold fxdp's claims against runs on one sample each."
+        "tools/run soundness", description="Hold fxdp's claims against runs on one sample each."
     )
     parser.add_argument(
         "part", nargs="*", metavar="part", help="ops, graphs and boundary; all if none is named"

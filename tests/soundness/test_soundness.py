@@ -1,4 +1,4 @@
-"""A small share of what `tools/soundness` does; and proof that it would notice a wrong rule."""
+"""A small share of what `tools/run soundness` does; and proof that it would notice a wrong rule."""
 
 from dataclasses import replace
 from typing import Any
