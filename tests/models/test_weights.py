@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from tests.census.functions import OF_WEIGHTS, OfWeight
 from tests.oracle import compare, score
+from tools.census.functions import OF_WEIGHTS, OfWeight
 
 pytestmark = pytest.mark.usefixtures("double")
 N = 5

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fxdp.privacy import Poisson
-from tests.accuracy.result import Row, Run, markdown, spread
-from tests.accuracy.training import BATCH, CLIP, DELTA, both, row, take_turns
-from tests.bench.result import Machine
+from tools.accuracy.result import Row, Run, markdown, spread
+from tools.accuracy.training import BATCH, CLIP, DELTA, both, row, take_turns
+from tools.bench.result import Machine
 from tools.examples.demo import N_TRAIN, Digits, load_digits
 
 # What is warned of wherever Opacus is used so: that its noise is of torch's own generator, that

@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.bench.alone import Order, alone
-from tests.bench.check import Verdict, check, compare
-from tests.bench.contender import Contender, Noise, Runner
-from tests.bench.contenders import CONTENDERS, one_by_one, plain
-from tests.bench.images import CROSS_ENTROPY
-from tests.bench.memory import peak
-from tests.bench.race import Limits, race
-from tests.bench.reference import reference
-from tests.bench.result import Alone, Entry, Heat, Run, this_machine
-from tests.bench.table import markdown
-from tests.bench.task import Loss, Sequences, Task
-from tests.bench.timing import Times, interleaved
-from tests.bench.workloads import WORKLOADS
+from tools.bench.alone import Order, alone
+from tools.bench.check import Verdict, check, compare
+from tools.bench.contender import Contender, Noise, Runner
+from tools.bench.contenders import CONTENDERS, one_by_one, plain
+from tools.bench.images import CROSS_ENTROPY
+from tools.bench.memory import peak
+from tools.bench.race import Limits, race
+from tools.bench.reference import reference
+from tools.bench.result import Alone, Entry, Heat, Run, this_machine
+from tools.bench.table import markdown
+from tools.bench.task import Loss, Sequences, Task
+from tools.bench.timing import Times, interleaved
+from tools.bench.workloads import WORKLOADS
 
 # torch warns of each backward hook whose module's input has no gradient: Opacus's first layer.
 hooks_warn = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
@@ -207,7 +207,7 @@ def test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     weight = 25 * 16 * 16 * 10 * 4 / 2**20  # of the head, whose gradient is there at the end
     assert weight < found.memory_mib < 20
-    monkeypatch.setattr("tests.bench.alone.LIMIT", 0.01)
+    monkeypatch.setattr("tools.bench.alone.LIMIT", 0.01)
     assert alone(order) is None
 
 

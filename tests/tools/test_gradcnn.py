@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.bench.timing import Times
-from tests.gradcnn import experiments, gradcheck, mnist, report
-from tests.gradcnn.__main__ import main
-from tests.gradcnn.contenders import How
-from tests.gradcnn.flags import parse
-from tests.gradcnn.grids import figure1, table1
-from tests.gradcnn.idx import IdxError, find, read, read_images
-from tests.gradcnn.imagenet import alexnet, vgg16
-from tests.gradcnn.nets import Net
+from tools.bench.timing import Times
+from tools.gradcnn import experiments, gradcheck, mnist, report
+from tools.gradcnn.__main__ import main
+from tools.gradcnn.contenders import How
+from tools.gradcnn.flags import parse
+from tools.gradcnn.grids import figure1, table1
+from tools.gradcnn.idx import IdxError, find, read, read_images
+from tools.gradcnn.imagenet import alexnet, vgg16
+from tools.gradcnn.nets import Net
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from fxdp.forms import Outer
 from fxdp.ops import RULES
 from fxdp.placement import Placement, Replicate, Shard
 from fxdp.rules import Call
-from tests.soundness import op_db, random_graphs
+from tools.soundness import op_db, random_graphs
 
 aten = torch.ops.aten
 GRAPHS = 50

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from tests.accuracy.result import Row, Run, markdown, table
-from tests.accuracy.training import BATCH, row
-from tests.bench.result import this_machine
+from tools.accuracy.result import Row, Run, markdown, table
+from tools.accuracy.training import BATCH, row
+from tools.bench.result import this_machine
 from tools.examples.demo import N_TRAIN, load_digits
 
 BUDGETS = (1.0, 2.0, 4.0, 8.0)

@@ -7,7 +7,7 @@ from statistics import mean, median, stdev
 
 from rich.table import Table
 
-from tests.bench.result import Machine
+from tools.bench.result import Machine
 
 COLUMNS = (
     "epsilon", "sigma", "sigma by Opacus's RDP", "accuracy, fxdp", "accuracy, Opacus",

@@ -24,7 +24,7 @@ from torch.optim import Adam
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxdp
-from tests.accuracy.result import Row
+from tools.accuracy.result import Row
 from tools.examples.demo import LEARNING_RATE, N_TRAIN, Digits, accuracy, network
 
 BATCH = 250  # a sixth of the data

@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from tests.bench.alone import Order, obey
-from tests.bench.contenders import CONTENDERS
-from tests.bench.limit import limit_memory
-from tests.bench.plot import plot
-from tests.bench.race import Limits, race
-from tests.bench.result import Heat, Run, this_machine
-from tests.bench.table import markdown, show
-from tests.bench.task import Sequences, Workload
-from tests.bench.workloads import WORKLOADS
+from tools.bench.alone import Order, obey
+from tools.bench.contenders import CONTENDERS
+from tools.bench.limit import limit_memory
+from tools.bench.plot import plot
+from tools.bench.race import Limits, race
+from tools.bench.result import Heat, Run, this_machine
+from tools.bench.table import markdown, show
+from tools.bench.task import Sequences, Workload
+from tools.bench.workloads import WORKLOADS
 
 QUICK_WORKLOADS = ("mnist", "gradcnn-10")
 QUICK_CONTENDERS = ("plain", "plain-compiled", "fxdp-eager", "fxdp", "opacus-hooks", "opacus-ghost")

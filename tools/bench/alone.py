@@ -4,7 +4,7 @@ Compilers keep their results in caches, in memory and on disk. So a first step i
 process with an empty cache folder (cold), and in a second one with the folder that the first one
 left (warm). It is processor time, of the process and of the compilers that it runs.
 
-`python -m tests.bench alone '{...}'` is the process; it prints a line of JSON.
+`python -m tools.bench alone '{...}'` is the process; it prints a line of JSON.
 """
 
 import json
@@ -14,10 +14,10 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 
-from tests.bench.contenders import CONTENDERS
-from tests.bench.memory import peak
-from tests.bench.result import Alone
-from tests.bench.workloads import WORKLOADS
+from tools.bench.contenders import CONTENDERS
+from tools.bench.memory import peak
+from tools.bench.result import Alone
+from tools.bench.workloads import WORKLOADS
 
 LIMIT = 1200  # seconds for one process
 WARMUP = 2  # steps between the first one and the one whose memory is measured
@@ -49,7 +49,7 @@ def run(order: Order, cache: str) -> Alone | None:
     """One process, which has a cache folder."""
     # One compiling thread: helpers that outlive the compilation would not be counted.
     own = {"TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.bench", "alone"]
+    command = [sys.executable, "-W", "ignore", "-m", "tools.bench", "alone"]
     try:
         done = subprocess.run(
             [*command, json.dumps(asdict(order))],

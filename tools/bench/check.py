@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tests.bench.contender import CLIP, NOISE, Contender, Runner
-from tests.bench.reference import Gradients, Reference, Wanted, errors
+from tools.bench.contender import CLIP, NOISE, Contender, Runner
+from tools.bench.reference import Gradients, Reference, Wanted, errors
 
 TOLERANCE = 1e-3  # of a parameter's gradient, relative to its norm
 JUMPS = 2.0  # or so many times what rounding may decide about,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tests.bench.task import Task
+from tools.bench.task import Task
 
 CLIP = 1.0  # the bound C
 NOISE = 1.0  # the noise multiplier, while the clock runs

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 import fxdp
-from tests.bench import rivals
-from tests.bench.contender import CLIP, NOISE, Contender, Noise, Runner, sgd
-from tests.bench.task import Task
+from tools.bench import rivals
+from tools.bench.contender import CLIP, NOISE, Contender, Noise, Runner, sgd
+from tools.bench.task import Task
 
 
 def plain(task: Task, compiler: Callable[..., Any] | None = None) -> Runner:

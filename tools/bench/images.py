@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.bench.attention import Block, Position
-from tests.bench.task import Loss, Sized, Task
+from tools.bench.attention import Block, Position
+from tools.bench.task import Loss, Sized, Task
 
 CLASSES = 10
 CROSS_ENTROPY = Loss(F.cross_entropy, lambda out, y: F.cross_entropy(out, y, reduction="none"))

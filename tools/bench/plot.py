@@ -8,8 +8,8 @@ matplotlib.use("Agg")  # no window: the picture goes to a file
 
 import matplotlib.pyplot as plt  # noqa: E402 - after the choice above
 
-from tests.bench.result import Run  # noqa: E402
-from tests.bench.table import PLAIN  # noqa: E402
+from tools.bench.result import Run  # noqa: E402
+from tools.bench.table import PLAIN  # noqa: E402
 
 HIGHEST = 10.0  # longer bars are cut, with their number on top
 

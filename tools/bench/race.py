@@ -7,13 +7,13 @@ from math import inf
 
 import torch
 
-from tests.bench.alone import Order, alone
-from tests.bench.check import Verdict, check, told
-from tests.bench.contender import Contender, Runner
-from tests.bench.reference import Reference, reference
-from tests.bench.result import Entry, Heat
-from tests.bench.task import Task
-from tests.bench.timing import interleaved, nothing
+from tools.bench.alone import Order, alone
+from tools.bench.check import Verdict, check, told
+from tools.bench.contender import Contender, Runner
+from tools.bench.reference import Reference, reference
+from tools.bench.result import Entry, Heat
+from tools.bench.task import Task
+from tools.bench.timing import interleaved, nothing
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tests.bench.contender import CLIP
-from tests.bench.task import Task
+from tools.bench.contender import CLIP
+from tools.bench.task import Task
 
 Gradients = Mapping[str, Tensor]
 MOVED = 2e-6  # a few times the rounding of float32, relative to each weight

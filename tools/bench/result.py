@@ -11,8 +11,8 @@ from typing import Any
 import opacus
 import torch
 
-from tests.bench.check import Verdict
-from tests.bench.timing import Times
+from tools.bench.check import Verdict
+from tools.bench.timing import Times
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from opacus.validators import ModuleValidator
 from torch import Tensor
 
-from tests.bench.contender import CLIP, NOISE, Runner, sgd
-from tests.bench.task import Loss, Task
+from tools.bench.contender import CLIP, NOISE, Runner, sgd
+from tools.bench.task import Loss, Task
 
 
 class Criterion:

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.bench.attention import Block, Position
-from tests.bench.images import CLASSES, CROSS_ENTROPY
-from tests.bench.task import Loss, Sequences, Task
+from tools.bench.attention import Block, Position
+from tools.bench.images import CLASSES, CROSS_ENTROPY
+from tools.bench.task import Loss, Sequences, Task
 
 VOCABULARY = 8000
 

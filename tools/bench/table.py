@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.result import Entry, Heat, Run
+from tools.bench.result import Entry, Heat, Run
 
 PLAIN, COMPILED = "plain", "plain-compiled"
 COLUMNS = ("", "best", "median", "x plain", "x compiled", "memory", "cold", "warm", "error")

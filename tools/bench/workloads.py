@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.bench import images, sequences
-from tests.bench.images import CLASSES, CROSS_ENTROPY
-from tests.bench.task import Loss, Sized, Task, Workload
+from tools.bench import images, sequences
+from tools.bench.images import CLASSES, CROSS_ENTROPY
+from tools.bench.task import Loss, Sized, Task, Workload
 
 
 class Recommender(nn.Module):

@@ -17,8 +17,8 @@ from importlib.util import find_spec
 
 import torch
 
-from tests.census import functions, hugging, layers, losses, vision
-from tests.census.subject import Make, Result, examine
+from tools.census import functions, hugging, layers, losses, vision
+from tools.census.subject import Make, Result, examine
 
 FAMILIES: dict[str, Callable[[], Mapping[str, Make]]] = {
     "nn": lambda: {**layers.subjects(), **losses.subjects()},
@@ -79,4 +79,5 @@ def summarise(results: list[Result]) -> None:
     print(f"\nproven: {share:.1f} % of the {counted} captured models without batch norm")
 
 
-main()
+if __name__ == "__main__":
+    main()

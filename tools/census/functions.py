@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.census.subject import Make, N, Step
 from tests.models.test_functions import IMAGES, SEQUENCES
 from tests.oracle import score
+from tools.census.subject import Make, N, Step
 
 Function = Callable[[Tensor], Tensor]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.census.subject import Make, N, Step
+from tools.census.subject import Make, N, Step
 
 T, V, SIDE = 6, 60, 32
 

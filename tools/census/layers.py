@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from tests.census.subject import Make, N, Step
 from tests.oracle import score
+from tools.census.subject import Make, N, Step
 
 
 class Between(nn.Module):

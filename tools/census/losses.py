@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.census.subject import Make, N, Step
+from tools.census.subject import Make, N, Step
 
 
 def of(make: Any, out: int, target: Any) -> Make:

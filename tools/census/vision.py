@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tests.census.subject import Make, N, Step
+from tools.census.subject import Make, N, Step
 
 # A GroupNorm in place of each batch norm, so that there is something to prove.
 CLASSES = 3

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from tests.gradcnn import experiments
-from tests.gradcnn.experiments import Done
-from tests.gradcnn.flags import parse
-from tests.gradcnn.idx import IdxError
+from tools.gradcnn import experiments
+from tools.gradcnn.experiments import Done
+from tools.gradcnn.flags import parse
+from tools.gradcnn.idx import IdxError
 
 BAD_INPUT = 2  # the exit code
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from tests.bench.timing import Times, interleaved
-from tests.gradcnn.grids import Point
-from tests.gradcnn.published import NO_DP
+from tools.bench.timing import Times, interleaved
+from tools.gradcnn.grids import Point
+from tools.gradcnn.published import NO_DP
 
 MAX_GRAD_NORM, NOISE_MULTIPLIER, LEARNING_RATE = 1.0, 1.1, 1.0
 # The other strategies keep all per-sample gradients, however large, so auto may, too.

@@ -7,10 +7,10 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from tests.gradcnn import gradcheck, mnist, plot, report
-from tests.gradcnn.contenders import How, measure
-from tests.gradcnn.grids import GRIDS, Grid
-from tests.gradcnn.published import BATCHES
+from tools.gradcnn import gradcheck, mnist, plot, report
+from tools.gradcnn.contenders import How, measure
+from tools.gradcnn.grids import GRIDS, Grid
+from tools.gradcnn.published import BATCHES
 
 PRINTED = {
     "run_test": "the strategies on one small net, trials of 20 batches",

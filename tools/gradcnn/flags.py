@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from fxdp.backend.options import STRATEGIES
-from tests.gradcnn.experiments import FIGURES, PRINTED
+from tools.gradcnn.experiments import FIGURES, PRINTED
 
 MNIST = "mnist"
 Number = TypeVar("Number", int, float)

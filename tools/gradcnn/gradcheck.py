@@ -13,10 +13,10 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from tests.gradcnn.contenders import How, optimizer, private
-from tests.gradcnn.nets import CLASSES, Net
-from tests.gradcnn.published import GRADCHECK
 from tests.keys import same_noise
+from tools.gradcnn.contenders import How, optimizer, private
+from tools.gradcnn.nets import CLASSES, Net
+from tools.gradcnn.published import GRADCHECK
 
 STRATEGIES = ("naive", "multi", "crb", "auto")
 TOLERANCE = 1e-5

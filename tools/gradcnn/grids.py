@@ -10,10 +10,10 @@ from functools import partial
 
 from torch import nn
 
-from tests.gradcnn import published
-from tests.gradcnn.imagenet import alexnet, vgg16
-from tests.gradcnn.nets import CLASSES, Net
-from tests.gradcnn.published import Curves, Published
+from tools.gradcnn import published
+from tools.gradcnn.imagenet import alexnet, vgg16
+from tools.gradcnn.nets import CLASSES, Net
+from tools.gradcnn.published import Curves, Published
 
 
 @dataclass(frozen=True)

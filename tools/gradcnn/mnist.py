@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from tests.gradcnn.contenders import MAX_GRAD_NORM, NOISE_MULTIPLIER
-from tests.gradcnn.idx import read_images
-from tests.gradcnn.nets import MnistNet
+from tools.gradcnn.contenders import MAX_GRAD_NORM, NOISE_MULTIPLIER
+from tools.gradcnn.idx import read_images
+from tools.gradcnn.nets import MnistNet
 
 MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's pixels
 SIDE = 28

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.gradcnn.grids import Grid
-from tests.gradcnn.report import Line
+from tools.gradcnn.grids import Grid
+from tools.gradcnn.report import Line
 
 COLOURS = {
     "no DP": "tab:gray", "crb": "tab:blue", "multi": "tab:orange", "naive": "tab:green",

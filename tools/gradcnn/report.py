@@ -4,9 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tests.bench.timing import Times
-from tests.gradcnn.grids import Grid, Point
-from tests.gradcnn.published import BATCHES, NO_DP
+from tools.bench.timing import Times
+from tools.gradcnn.grids import Grid, Point
+from tools.gradcnn.published import BATCHES, NO_DP
 
 HEAD = ("", "", "seconds", "+-", "x no DP", "x crb", "paper", "x no DP", "x crb")
 NUMBER = 8  # how wide a column of numbers is; names are wider

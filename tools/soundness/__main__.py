@@ -13,8 +13,8 @@ from collections import Counter
 
 import torch
 
-from tests.soundness import fallbacks, op_db, random_graphs
-from tests.soundness.apart import apart
+from tools.soundness import fallbacks, op_db, random_graphs
+from tools.soundness.apart import apart
 
 
 def options() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxdp.graph import marks
 from fxdp.graph.nodes import placement
 from fxdp.placement import Iota, Partial, Placement, Replicate, Shard
-from tests.soundness.programs import COTANGENT, SCALES, Program, gradients_of
+from tools.soundness.programs import COTANGENT, SCALES, Program, gradients_of
 
 # Relative tolerance for each dtype.
 CLOSE = {

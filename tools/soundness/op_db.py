@@ -21,7 +21,7 @@ from fxdp.graph.nodes import outputs
 from fxdp.ops import RULES
 from fxdp.placement import Partial, Placement, Replicate
 from fxdp.rules import Table
-from tests.soundness.local_runs import (
+from tools.soundness.local_runs import (
     alone,
     held,
     own_cotangent,
@@ -31,7 +31,7 @@ from tests.soundness.local_runs import (
     trouble,
     value_of,
 )
-from tests.soundness.programs import (
+from tools.soundness.programs import (
     NotCapturedError,
     Program,
     Refused,

@@ -31,9 +31,9 @@ from fxdp.passes.tidy import tidy
 from fxdp.placement import Partial, Shard
 from fxdp.proof.facts import batch_symbolic
 from fxdp.rules import Table
-from tests.soundness.local_runs import Whole, alone, held, run_whole, same, size_of, trouble
-from tests.soundness.menu import Made, make
-from tests.soundness.programs import NotCapturedError, Program, captured
+from tools.soundness.local_runs import Whole, alone, held, run_whole, same, size_of, trouble
+from tools.soundness.menu import Made, make
+from tools.soundness.programs import NotCapturedError, Program, captured
 
 
 @dataclass
