@@ -130,7 +130,7 @@ def test_the_package_list_is_the_tree() -> None:
 
 @pytest.mark.parametrize("path", SOURCES.values(), ids=SOURCES)
 def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text().splitlines()) <= 350
 
 
 @pytest.mark.parametrize("path", SOURCES.values(), ids=SOURCES)

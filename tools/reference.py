@@ -17,6 +17,7 @@ PAGES = (
     "fxdp",
     "fxdp.data",
     "fxdp.privacy",
+    "fxdp.module.reports",
     "fxdp.mechanism.clipping",
     "fxdp.mechanism.correlated",
     "fxdp.rules",

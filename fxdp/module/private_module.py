@@ -17,7 +17,7 @@ from fxdp.backend.settings import Settings
 from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
-from fxdp.graph.report import Report, report
+from fxdp.graph.study import Study
 from fxdp.mechanism.clipping import Clipping
 from fxdp.module.account import Account
 from fxdp.module.accumulation import Accumulation, Piece, scaled, summed
@@ -25,16 +25,16 @@ from fxdp.module.correlated_noise import Following
 from fxdp.module.inspection import Attempt, Inspector
 from fxdp.module.lot import Lot
 from fxdp.module.output import with_loss, without_gradients
+from fxdp.module.reports import Reports
 from fxdp.module.stepper import Stepper
 from fxdp.module.tally import Tally
 from fxdp.ops import RULES
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
-from fxdp.privacy.statement import statement
 from fxdp.proof.certificate import Certificate, certify
 
 
-class PrivateModule(Unwrapped, nn.Module):
+class PrivateModule(Reports, Unwrapped, nn.Module):
     """A model whose training steps are private; made by `fxdp.compile`.
 
     It has the model's own parameters, buffers and submodules, under their own names.
@@ -278,77 +278,14 @@ class PrivateModule(Unwrapped, nn.Module):
         return self._inspector.gradients(args, kwargs, self._scales)
 
     @property
-    def last_norms(self) -> Tensor:
-        """[N] gradient norms of the samples of the last release, in order; unprotected."""
-        return self._last.norms()
-
-    @property
-    def last_nonfinite(self) -> int:
-        """How many samples of the last release had an infinite loss, or a gradient that was
-        infinite or NaN, and so added nothing to it; unprotected."""
-        return self._last.nonfinite()
-
-    @property
-    def sensitivity(self) -> float:
-        """How far one sample, added or removed, moves the released gradient: C / L, in L2 norm.
-
-        Before the user scales the loss by a constant, which scales this too.
-        """
-        return self.max_grad_norm / self.expected_batch_size
-
-    @property
-    def releases(self) -> int:
-        return self._account.ledger.releases
-
-    @property
     def graph_module(self) -> GraphModule:
         """The joint graph after the last pass that is made for reading."""
         readable = self._stepper.study().readable
         assert readable is not None
         return readable
 
-    def report(self) -> Report:
-        """One row for each parameter: its sums, their form, strategy and predicted cost."""
-        return report(self._stepper.study())
-
-    @property
-    def ledger(self) -> Ledger:
-        """What was released so far: one entry for each step's backward pass."""
-        return self._account.ledger
-
-    def privacy_spent(self, delta: float) -> float:
-        """Epsilon, in nats, of all that was released so far; inf without noise.
-
-        Guarantees:
-            The released gradients, and whatever was made of them, are (epsilon, delta)
-            differentially private for the ledger's neighbours, if batches were drawn as
-            `sample_rate` says; without one, whoever knows the batches may be the adversary.
-
-        Args:
-            delta: in (0, 1).
-        """
-        return self.ledger.spent(delta)
-
-    def privacy_statement(self, delta: float, num_samples: int | None = None) -> str:
-        """What may be claimed of the training so far, in words, with what it rests on."""
-        return statement(self.ledger, delta, num_samples, self._account.taken_as_public())
-
-    def privacy_state_dict(self) -> dict[str, Any]:
-        """What was released so far, for `torch.load(weights_only=True)`.
-
-        It belongs beside `state_dict()` in every checkpoint, which has the model's keys alone.
-        In plain types; correlated noise comes along as tensors, and then it is secret.
-        """
-        return self._account.state_dict()
-
-    def load_privacy_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what another run has spent; before the first step.
-
-        Raises:
-            StepError: releases were counted here, which would be forgotten.
-            ValueError: the state is malformed, or of another accountant or relation.
-        """
-        self._account.load_state_dict(state)
+    def _study(self) -> Study:
+        return self._stepper.study()
 
     def certificate(self, *args: Any, **kwargs: Any) -> Certificate:
         """What is proven and what is assumed; of the last compilation, or of given inputs.
