@@ -1,4 +1,4 @@
-"""A model whose training steps are private."""
+"""`PrivateModule`: a model whose training steps are private."""
 
 import contextlib
 import copy
@@ -62,7 +62,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
 
     Attributes:
         max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
-        microbatch_size: samples that are worked on at a time; None for all.
+        microbatch_size: samples per piece; None for the whole batch.
         releases: how many private gradients were released, as the ledger counts them.
         unprotected: how many `fxdp.unprotected` are around it, in this thread.
     """
@@ -240,7 +240,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
         sample may come twice.
 
         Raises:
-            StepError: calls and backward passes do not alternate, or there are none.
+            StepError: calls and backward passes do not alternate, or there was no call.
             BudgetExhausted: at the end, if the release would exceed the budget.
         """
         self._account.begin()
@@ -267,13 +267,16 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
                 p.grad = gradient if p.grad is None else p.grad + gradient
 
     def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
-        """[N] gradient norms, one a sample, over all trained parameters; unprotected."""
+        """[N] gradient norms, one a sample, over all trained parameters.
+
+        Not protected by DP: never publish them.
+        """
         return self._inspector.norms(args, kwargs, self._scales)
 
     def per_sample_grads(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """{parameter: [N, *shape]} gradients, one a sample; not protected by DP, for debugging.
+        """{parameter: [N, *shape]} gradients, one a sample, for debugging.
 
-        Runs eagerly and materialises everything.
+        Not protected by DP: never publish them. Runs eagerly and materialises everything.
         """
         return self._inspector.gradients(args, kwargs, self._scales)
 

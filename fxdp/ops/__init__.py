@@ -1,4 +1,4 @@
-"""Everything fxdp knows of aten, a file for each family of ops."""
+"""The rules of aten: everything fxdp knows about its ops, a file for each family."""
 
 from dataclasses import replace
 from typing import Any

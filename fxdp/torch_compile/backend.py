@@ -71,7 +71,7 @@ def fxdp(
     except WithDynamicBatch:
         raise
     except Exception as error:
-        door.refusal = str(error)  # torch may be told to swallow it
+        door.refusal = str(error)  # torch may be set to suppress it
         raise
 
 

@@ -1,4 +1,4 @@
-"""How much does privacy cost? Times a private step of fxdp beside those of its rivals.
+"""How much does privacy cost? Times a private step of fxdp and those of its rivals.
 
     tools/run bench                                    all workloads, all contenders
     tools/run bench --quick                            a part of them, within two minutes

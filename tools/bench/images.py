@@ -32,7 +32,7 @@ class Mnist(nn.Module):
 
 
 class LinearWithExtraParam(nn.Module):
-    """A layer with a parameter beside its submodule's, as in Opacus's pull request 510."""
+    """A layer with a parameter in addition to its submodule's, as in Opacus's pull request 510."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def race(
         name, length: of the workload.
         contenders: by name, in the order of the first round.
         orders: what to measure of whom in a process of its own.
-        say: is told what goes on.
+        say: called with what goes on.
     """
     torch._dynamo.reset()
     wanted = reference(task)

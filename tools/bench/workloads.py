@@ -1,4 +1,4 @@
-"""Everything that is timed, by name: perceptrons here, images and sequences beside."""
+"""Everything that is timed, by name: perceptrons here, images and sequences in their own files."""
 
 import torch
 import torch.nn.functional as F

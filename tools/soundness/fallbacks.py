@@ -66,7 +66,7 @@ class Asks(Net):
 
 
 class Whole(Net):
-    """A forward that torch is told to leave alone."""
+    """A forward that torch is set to leave alone."""
 
     @torch.compiler.disable
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class Whole(Net):
 
 
 class Part(Net):
-    """A part that torch is told to leave alone, with samples in it."""
+    """A part that torch is set to leave alone, with samples in it."""
 
     @torch.compiler.disable
     def hidden(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Mixes(Net):
 
 
 class Keeps(Net):
-    """A loss that is kept, beside the one that is returned."""
+    """A loss that is kept, in addition to the one that is returned."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         loss = super().forward(x, y)
