@@ -1,6 +1,6 @@
-"""fxdp: private training from any PyTorch model, proven and compiled.
+"""fxdp: differentially private training for any PyTorch model, proven and compiled.
 
-A name is loaded when it is first asked for: to import fxdp is to import torch, and hardly more.
+A name is loaded when it is first used, so that `import fxdp` costs little more than `import torch`.
 """
 
 import importlib

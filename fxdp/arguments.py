@@ -1,6 +1,6 @@
 """Checks of the numbers that a privacy account rests on: each names the argument at fault.
 
-What is no number at all is a TypeError, and says so in the same words as the ValueErrors.
+An argument that is not a number is a TypeError, with the same message as the ValueErrors.
 Every comparison is written so that NaN fails it.
 """
 
@@ -21,7 +21,7 @@ def require(holds: bool, name: str, value: object, wanted: str) -> None:
 
 
 def require_number(name: str, value: object) -> None:
-    """Raises TypeError unless `value` is a real number; True is none, nor is a tensor."""
+    """Raises TypeError unless `value` is a real number; True is not, nor is a tensor."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
@@ -33,7 +33,7 @@ def require_one_of(literal: Any, name: str, value: object) -> None:
 
 
 def require_whole(name: str, value: float, least: int) -> None:
-    """Raises ValueError unless `value` is a whole number, `least` or larger; inf is none."""
+    """Raises ValueError unless `value` is a whole number, `least` or larger; inf is not."""
     require_number(name, value)
     holds = least <= value < math.inf and value % 1 == 0
     require(holds, name, value, f"a whole number >= {least}")

@@ -61,7 +61,7 @@ def compile(  # noqa: A001 - torch.compile's name
         loss_fn: called as `loss_fn(model(*inputs), target)`; must return a loss that is 0-d or
             [N]. Without it the model returns a loss, alone, first in a tuple, or as `.loss`.
         loss_reduction: "mean" or "sum" for a model that returns an output [N, ...] of which you
-            make a loss yourself, outside of the graph. That this loss is the mean or the sum of
+            make a loss yourself, outside the graph. That this loss is the mean or the sum of
             one loss for each row is then assumed, and the certificate says so.
         max_grad_norm: the clip bound C, above 0; `math.inf` clips nothing.
         noise_multiplier: sigma, at least 0.
@@ -84,26 +84,26 @@ def compile(  # noqa: A001 - torch.compile's name
         budget: (epsilon, delta); the backward pass that would exceed it raises BudgetExhausted
             and releases nothing.
         accountant, neighbours: as for `fxdp.privacy.epsilon`.
-        microbatch_size: samples that are worked on at a time, forward and backward, at least 1;
+        microbatch_size: samples per piece, forward and backward, at least 1;
             batches of any size are cut into pieces of this one, the last one padded, and what is
-            released is the same. A model's results beside its loss are left out then.
-        checkpoint: "always" works activations out a second time in the backward pass, which takes
-            time for memory; "except_last" does so in all pieces of a batch but the last, and so
-            has that one's memory; what is released is the same, with the same dropout masks.
+            released is the same. Outputs of the model other than its loss are left out then.
+        checkpoint: "always" recomputes activations in the backward pass, which trades time for
+            memory; "except_last" does so in all pieces of a batch but the last, and so has that
+            one's memory; what is released is the same, with the same dropout masks.
         secure: draw the noise from the system's entropy, in float64, and as a sum of four normal
             numbers, against attacks on floating point (`fxdp.mechanism.keystream`). It cannot be
             repeated by a seed, and takes some eight times as long to make.
         noise: `fxdp.correlated.BandMF(bands=...)` for noise of which part cancels out over the
             steps, for batches drawn by `CyclicPoisson`; None for independent noise. It takes
-            memory for bands - 1 models, is part of `privacy_state_dict()`, and leaves a model's
-            results beside its loss out. On other devices than a CPU it needs `secure`.
+            memory for bands - 1 models, is part of `privacy_state_dict()`, and leaves
+            outputs other than the loss out. On other devices than a CPU it needs `secure`.
         mesh: None says that the processes of torch.distributed, if there are several, train
             apart, each a model of its own with an account of its own. Without it they are refused.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the model is wrapped for training
             in several processes; or there are several, and no mesh.
-        NotImplementedError: a mesh.
+        NotImplementedError: a mesh is given.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")

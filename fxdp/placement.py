@@ -66,7 +66,7 @@ class Mixed(Exception):
 
     Args:
         why: what was met, as the end of the sentence "refused because ...".
-        name: the kind of fault, one of the names in `fxdp.diagnostics.diagnostic.CODES`.
+        name: the kind of fault, one of the names in `fxdp.diagnostics.codes.CODES`.
     """
 
     def __init__(self, why: str, name: str = "mixes-samples") -> None:

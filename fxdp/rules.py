@@ -1,7 +1,7 @@
-"""What the compiler knows of an op.
+"""Rules: what the compiler knows about an op.
 
-A rule's `place` takes the op's own arguments in the op's own order, after a `Call` that tells
-about the result: a `Value` where the op takes a tensor, a sympy expression where it takes a
+A rule's `place` takes the op's own arguments in the op's own order, after a `Call` that describes
+the result: a `Value` where the op takes a tensor, a sympy expression where it takes a
 number, and everything else as it is. It returns the placement of the result (a tuple for
 several results, None for a result that is no tensor) or raises `Mixed`. An op that can turn
 samples into their sum has a `SumRule`, which also takes the sum apart into a form.
@@ -157,19 +157,19 @@ def refuse_samples(*values: Any) -> None:
 
 
 def refuse_counts(call: Call, *numbers: Any) -> None:
-    """Refuse numbers, at any depth, that are worked out from the number of samples."""
+    """Refuse numbers, at any depth, that are computed from the number of samples."""
     for number in pytree.tree_leaves(numbers):
         if isinstance(number, sympy.Expr) and number.has(call.n):
             raise Mixed("the number of samples is used as a value", "uses-batch-total")
 
 
 def shared(call: Call, *operands: Any, **named: Any) -> Placements:
-    """Every result is one for all samples: for an op that is given none, and keeps nothing.
+    """Every result is one for all samples: for an op that gets no samples, and keeps nothing.
 
         fxdp.Rule(fxdp.shared)
 
     Raises:
-        Mixed: an operand, at any depth, holds samples or is worked out from their number.
+        Mixed: an operand, at any depth, holds samples or is computed from their number.
     """
     refuse_samples(*pytree.tree_leaves((operands, named)))
     refuse_counts(call, operands, named)

@@ -1,4 +1,4 @@
-"""One line on a terminal that says what a compilation is at, and goes when it is done.
+"""A transient status line during compilation, on standard error.
 
 Nothing is written where standard error is no terminal, nor outside `line()`.
 """

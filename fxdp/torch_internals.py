@@ -225,13 +225,13 @@ NOT_COMPILED: tuple[type[Exception], ...] = tuple(
 def replace_optimize(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     """Have torch.compile call what `wrap` makes of `torch._dynamo.optimize`.
 
-    It is what torch.compile calls in every case, told to compile or not; torch has no hook there.
+    torch.compile calls it in every case, whether it compiles or not; torch has no hook there.
     """
     dynamo.optimize = wrap(dynamo.optimize)
 
 
 def active_ddp() -> Any:
-    """The DistributedDataParallel that is calling its module now; None if there is none."""
+    """The DistributedDataParallel that is calling its module now, or None."""
     return DistributedDataParallel._active_ddp_module
 
 
@@ -241,7 +241,7 @@ def is_batched(x: Any) -> bool:
 
 
 def unsafe_stance() -> bool:
-    """Is torch told to run what it has compiled without looking whether it fits?"""
+    """Is torch set to run what it has compiled without checking whether it fits?"""
     return bool(getattr(eval_frame._stance, "skip_guard_eval_unsafe", False))
 
 

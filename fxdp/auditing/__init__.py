@@ -1,9 +1,9 @@
-"""What a private step promises, held against what it releases.
+"""Audits: what a private step promises, compared with what it releases.
 
-The proof speaks of a graph, and the account of a mechanism on paper; this runs the compiled step,
-hundreds of times, and looks at the numbers that come out. Three tests, one file each: `neighbours`
-takes samples away, `canary` guesses from a release whether a sample was there, `noise` measures
-the noise. `releases` runs steps that leave no trace, and `report` says what was found.
+The proof is about a graph, and the account about a mechanism on paper; an audit runs the compiled
+step, hundreds of times, and examines its outputs. Three tests, one file each: `neighbours` removes
+samples, `canary` guesses from a release whether a sample was there, `noise` measures the noise.
+`releases` runs steps that leave no trace, and `report` says what was found.
 """
 
 from fxdp.auditing.audit import audit

@@ -44,9 +44,9 @@ def audit(
       stated sensitivity, one replaced by at most twice that, and masked out is left out; at the
       module's clip bound, and at a smaller one that clips the samples.
     - canary: the sample that moves the release the most is in half of the releases, which are
-      projected on its clipped gradient. How well they can be told apart bounds epsilon from below
-      (Nasr et al. 2023, arXiv 2302.07956), for one release of a known batch; the accountant's
-      claim must not be less.
+      projected on its clipped gradient. How well the two kinds can be distinguished bounds epsilon
+      from below (Nasr et al. 2023, arXiv 2302.07956), for one release of a known batch; the
+      accountant's claim must not be less.
     - noise: an interval for the noise multiplier of each parameter, and no correlation between
       releases, between parameters, or within one.
 
@@ -56,8 +56,8 @@ def audit(
           in violation.
         - Nothing is changed: parameters, gradients, buffers, the scales, the ledger, torch's
           generators are as before, also after an error.
-        - The report is not protected by DP, and no release that was made for it is counted: keep
-          it to yourself.
+        - The report is not protected by DP, and no release that was made for it is counted:
+          never publish it.
 
     =======================================  ==================================================
     case                                     what happens

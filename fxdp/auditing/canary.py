@@ -1,4 +1,4 @@
-"""How well a release tells whether a sample was in the batch: a lower bound on epsilon.
+"""A lower bound on epsilon: how well a release reveals whether a sample was in the batch.
 
 The adversary knows all but that, and the noise: parameters, batch, and the canary's own clipped
 gradient v. What a release has beyond the sum of the others is projected on v, and a release with
@@ -20,7 +20,7 @@ from scipy import stats
 from fxdp.auditing.report import Finding, Unjudged
 
 Array = Any  # of numpy, float64; bounds work on numbers too
-Bound = Callable[[Array, Array], Array]  # from a and b to what can be told, larger is more
+Bound = Callable[[Array, Array], Array]  # from a and b to how much can be inferred, larger is more
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether numbers that should be independent and normal, of mean 0 and one deviation, are.
+"""Tests whether numbers are independent and normal, with mean 0 and one deviation.
 
 Their deviation need not be known. Letters: T releases, k numbers of a parameter in each.
 """
@@ -19,7 +19,7 @@ SURELY = 10.0  # standard deviations that a normal number does not exceed
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation, and the range in which it falls where there is none.
+    """A correlation, and its range where the true one is 0.
 
     Attributes:
         name: of what.
@@ -38,7 +38,7 @@ class Correlation:
         return self.measured / (self.most if self.measured > 0 else self.least)
 
     def finding(self, subject: str) -> Finding:
-        """The claim that there is none; the interval is for the true correlation."""
+        """The claim that it is 0; the interval is for the true correlation."""
         low, high = self.measured - self.most, self.measured - self.least
         return Finding("noise", f"{subject} ({self.name})", 0.0, False, self.measured, low, high)
 

@@ -75,7 +75,7 @@ class Noise:
         found += [self.level(name, [name], each) for name in names]
         for name in self.names:
             if not self.counts[name]:
-                why = "its dtype is too coarse to show the noise beside sums so large"
+                why = "its dtype is too coarse to show the noise next to sums so large"
                 found.append(Unjudged("noise", f"noise multiplier, {name}", why))
         return found + self.correlations(mistake)
 

@@ -56,7 +56,9 @@ class Unjudged:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings; true if every claim is consistent, and printable as a table. Unprotected.
+    """All findings; true if every claim is consistent, and printable as a table.
+
+    Not protected by DP: never publish it.
 
     A claim that could not be judged is no violation. But where one of the three tests judged
     nothing at all, the audit is not true.

@@ -29,7 +29,7 @@ from fxdp.torch_internals import DropoutBase, pytree
 
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-4)}
 # In half precision, of the largest element of a gradient: where terms cancel, what is left has
-# the rounding errors of the terms, and gradients may be of any size beside a fixed number.
+# the rounding errors of the terms, and gradients may be of any size compared with a fixed number.
 COARSE = 1e-1
 
 

@@ -1,1 +1,1 @@
-"""Strategies timed on this machine, and the cache of those times; which to take, a pass says."""
+"""Strategies timed on this machine, and the cache of those times; a pass chooses among them."""

@@ -1,4 +1,4 @@
-"""Whether pictures stay as they come in a graph that Inductor compiles, or go channels last.
+"""Whether Inductor lays out the images of a graph channels last, or keeps them as they come.
 
 Inductor lays out every picture channels last where there is a convolution, whose kernels are often
 faster so. Norms, pools and the sums over samples want it as it came, and each way from one to the

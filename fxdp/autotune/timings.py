@@ -1,6 +1,6 @@
-"""What was timed on this machine, and on disk beside Inductor's own caches.
+"""The cache of times measured on this machine, on disk next to Inductor's own caches.
 
-Times go by what was run, its shapes, device and versions; nothing is timed twice.
+Its keys are what was run, its shapes, device and versions; nothing is timed twice.
 """
 
 import json
@@ -77,7 +77,7 @@ def described(value: Any, hint: Callable[[Any], int]) -> str:
 
 
 def machine(device: torch.device) -> str:
-    """What times depend on beside the shapes."""
+    """What times depend on, apart from the shapes."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     capability = torch.backends.cpu.get_cpu_capability()

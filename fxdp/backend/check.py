@@ -1,8 +1,8 @@
-"""No generated code is trusted unseen.
+"""Checks generated code: no generated code is trusted unseen.
 
-Inductor has compiled gradients wrongly without a word (torch 2.13, CPU: a convolution, relu, a
-max-pool of stride 1 and a linear layer). So each compiled graph runs beside the graph that it was
-made from, on the first inputs it gets, and again when the number of samples is first of another
+Inductor has compiled gradients wrongly without a warning (torch 2.13, CPU: a convolution, relu, a
+max-pool of stride 1 and a linear layer). So each compiled graph is compared with the graph that it
+was made from, on the first inputs it gets, and again when the number of samples is first of another
 kind: 2, 3, below 16, or a power of two more. Where they differ, the graph itself takes its place
 for good, with a warning. A whole batch twice over would take half as much memory again as a step.
 So where the inputs are large, a few samples' worth of them is compared: 2, 5, and as many as are
@@ -25,7 +25,7 @@ Boxed = Callable[[list[Any]], Any]
 
 # Largest difference, relative to the largest value, that rounding may explain.
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-# A value this small beside the largest of all results is nothing but rounding.
+# A value this small compared with the largest of all results is nothing but rounding.
 FLOOR = 1e-4
 # The share of masks and indices that rounding may tip over.
 TIPPED = 1e-2

@@ -1,8 +1,8 @@
-"""Activations that are worked out a second time, in the backward half, so as not to be kept.
+"""Activation checkpointing: activations are recomputed in the backward half instead of kept.
 
-What `torch.utils.checkpoint` around a whole model says to torch's partitioner, said of the joint
-graph itself: so it asks nothing of the model's code, and the partitioner sees to it that what was
-drawn in the forward half is drawn alike in the backward half, from the generator's state of then.
+Marks the joint graph itself with what `torch.utils.checkpoint` around a whole model tells torch's
+partitioner, so the model's code is left alone. The partitioner makes random draws of the forward
+half again, with the same values, from the generator's state at that time.
 """
 
 from torch.fx import GraphModule, Node
@@ -13,7 +13,7 @@ from fxdp.torch_internals import OpOverload
 
 
 def recompute_forward(joint: GraphModule, num_fwd_outputs: int) -> None:
-    """Mark what the forward half works out; nothing that it is given, and no write to a buffer."""
+    """Mark what the forward half computes, but not its inputs, nor writes to a buffer."""
     found: set[Node] = set()
     ahead = [n for n in outputs(joint)[:num_fwd_outputs] if isinstance(n, Node)]
     while ahead:

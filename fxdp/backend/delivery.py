@@ -1,4 +1,4 @@
-"""Where a compiled step meets autograd: its backward pass happens once, and hands out what it made.
+"""Connects a compiled step to autograd: its backward pass runs once and delivers its gradients.
 
 The compiled step runs on shadows of the parameters (other leaves over the same memory), so that its
 gradients come here and nowhere else: a hook on a parameter sees what was released, and never a part

@@ -1,4 +1,4 @@
-"""What stands between plain gradients and the parameters of a step of torch.compile's.
+"""Keeps plain gradients from the parameters of a step that torch.compile made.
 
 `torch.compile(model, backend="fxdp")` hands out a step of torch's making: where torch does not
 compile (a stance, a setting, a limit, a graph break, an error that it swallows), the model itself

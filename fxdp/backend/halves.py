@@ -105,7 +105,7 @@ def noise_arguments(graph: GraphModule) -> dict[str, Any]:
 
 def noise_input(graph: GraphModule, record: Record) -> int | None:
     """Which input of the backward graph the noise is multiplied by: sigma, or sigma C where the
-    forward half has worked that out."""
+    forward half has computed that."""
     assert record.study is not None
     assert record.study.mark is not None
     inputs = graph.graph.find_nodes(op="placeholder")

@@ -108,7 +108,7 @@ class Rows:
         )
 
     def cut(self, args: Sequence[Any], count: int) -> list[Any] | None:
-        """Inputs of `count` samples, no more than there are; None where that cannot be told.
+        """Inputs of `count` samples, no more than there are; None where that is unknown.
 
         What has no samples is passed on as it is, and the rest is copied, laid out as the graph
         has it.

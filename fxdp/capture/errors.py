@@ -1,4 +1,4 @@
-"""What torch says when it cannot capture a model, in our words."""
+"""Translates torch's errors of capture into fxdp's."""
 
 import contextlib
 import re

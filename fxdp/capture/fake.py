@@ -1,7 +1,7 @@
-"""Models on the meta device, as models on the CPU that have no data.
+"""Turns meta-device models into fake CPU models, because autograd on meta misses gradients.
 
-Autograd does not follow all ops on the meta device (a cross entropy there has no gradient), so a
-proof there would be about gradients that are missing. Fake tensors have a device, a shape and a
+A cross entropy on the meta device has no gradient, for example, so a proof there would be about
+gradients that are missing. Fake tensors have a device, a shape and a
 dtype, and autograd follows them as it does real ones.
 """
 

@@ -1,4 +1,4 @@
-"""The arguments of a step: flattened, checked, and told apart into samples and what all share."""
+"""The arguments of a step: flattened, checked, and split into samples and what they share."""
 
 import inspect
 from collections.abc import Mapping

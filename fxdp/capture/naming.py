@@ -1,4 +1,4 @@
-"""What parameters are called: as `model.named_parameters()` calls them.
+"""Names of parameters, as `model.named_parameters()` gives them.
 
 A captured graph knows its inputs by the way that capture took to them, which says little: a
 submodule may be called `self`, a tied parameter is reached by any of its ways, a recurrent layer

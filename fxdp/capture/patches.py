@@ -1,4 +1,4 @@
-"""What fxdp changes of torch's own state, while something is captured and under torch's lock.
+"""Changes of torch's own state, made only while something is captured, under torch's lock.
 
 ========================  =========================================  ==============================
 what                      why                                        what would make it needless

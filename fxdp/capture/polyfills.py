@@ -1,7 +1,7 @@
 """Kernels that keep the number of samples a symbol while a model is captured.
 
 torch's own kernels of these ops make it a constant, ask for its value, or have a backward pass
-in which a sum over samples cannot be told apart. Those here compute the same, out of ops that do
+in which a sum over samples cannot be split. Those here compute the same, out of ops that do
 not; while a model is captured they stand in their place.
 """
 

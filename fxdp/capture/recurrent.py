@@ -1,4 +1,4 @@
-"""torch's recurrent layers, built of the ops of `recurrent`; in capture they stand in their place.
+"""Replaces torch's recurrent layers during capture by ones built of the ops of `kernels/recurrent`.
 
 torch's own version for tracing writes out every step, which takes minutes to compile, and leaves
 out the dropout between layers.

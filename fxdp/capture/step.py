@@ -65,11 +65,11 @@ def local_loss(
     kwargs: Any,
     reduction: str = "",
 ) -> tuple[Any, Any]:
-    """The loss of a step, and what the model returned beside it, cut off from gradients.
+    """The loss of a step, and what else the model returned, detached.
 
     Raises:
-        NoLoss: with a reduction, something beside the output has a gradient, which a loss that is
-            made outside might want.
+        NoLoss: with a reduction, something other than the output has a gradient, which a loss that
+            is computed outside might need.
     """
     if loss_fn is not None:
         if TARGET in kwargs:

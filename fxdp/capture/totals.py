@@ -1,4 +1,4 @@
-"""Totals of a batch that are worked out outside of the step, and passed to it as an argument.
+"""Refuses totals of a batch that are computed outside the step and passed to it as an argument.
 
 A loss that is divided by the tokens of the batch lets each sample move the gradients of all
 others, and no graph shows where the number came from. Names that such totals go by are refused.

@@ -1,1 +1,1 @@
-"""Every refusal: its code, its line in the user's model, its remedy; not what is refused."""
+"""Refusals: the code, the line in the user's model, and the remedy of each."""

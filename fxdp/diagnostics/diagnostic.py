@@ -1,6 +1,6 @@
-"""Refusals, and everything they tell the user.
+"""Refusals, and everything they report to the user.
 
-A fault is found in a graph, but it has to be mended in the user's model. So a `Diagnostic`
+A fault is found in a graph, but has to be fixed in the user's model. So a `Diagnostic`
 names the line of the model that the faulty op came from, what was met there, why it breaks the
 promise that samples stay apart, what would make it right, and how the fault travels to a
 gradient.

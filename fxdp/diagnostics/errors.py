@@ -6,7 +6,7 @@ class StepError(RuntimeError):
 
 
 class NoLoss(Exception):
-    """What should be a loss is none."""
+    """What should be a loss is not one."""
 
 
 class NotCompiled(StepError):

@@ -1,4 +1,4 @@
-"""Replace what can never be private by what can: batch norms by group norms."""
+"""Replaces layers that mix samples by layers that do not: batch norms by group norms."""
 
 import copy
 from dataclasses import replace

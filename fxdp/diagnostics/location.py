@@ -1,4 +1,4 @@
-"""Places in the user's program: a line, and the expression in it, from a stack trace of torch's."""
+"""Locations in the user's program: a line, and the expression in it, from torch's stack traces."""
 
 import ast
 import functools

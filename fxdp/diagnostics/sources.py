@@ -64,7 +64,7 @@ def cell(file: str) -> list[str]:
 
 
 def line(file: str, number: int) -> str:
-    """A line of a file, from 1, with its end; "" where there is none."""
+    """A line of a file, from 1, with its end; "" where the file has no such line."""
     found = lines(file)
     return found[number - 1] if 0 < number <= len(found) else ""
 

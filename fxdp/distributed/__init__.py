@@ -1,1 +1,1 @@
-"""What other processes may do to a private step: for now, nothing."""
+"""Refuses other processes that would take part in a private step; none may, for now."""

@@ -1,4 +1,4 @@
-"""A step of one process, for now: others, and what they would do to its gradients, are refused.
+"""Refuses data parallelism and sharding around a private step, which runs in one process for now.
 
 Whatever adds up, averages or shards gradients between processes knows nothing of the release: it
 averages noise that another process has drawn from the same seed, or adds up sums of which each was
@@ -73,10 +73,10 @@ def refuse_processes(apart: bool, error: type[Exception]) -> None:
         return
     if (size := dist.get_world_size()) > 1:
         raise error(
-            f"torch.distributed has {size} processes here, and fxdp was not told what they are to "
-            "each other: each would draw batches and noise, and count releases, by itself, and "
-            "none would know of the others. Pass mesh=None if they train apart, each a model of "
-            "its own; fxdp does not train one model in several processes yet"
+            f"torch.distributed has {size} processes here, and no mesh says how they "
+            "belong together: each would draw batches and noise, and count releases, by itself, "
+            "and none would know of the others. Pass mesh=None if they train apart, each a model "
+            "of its own; fxdp does not train one model in several processes yet"
         )
 
 

@@ -1,9 +1,9 @@
-"""Forms: sums over samples, taken apart.
+"""Forms: sums over samples, split into per-sample terms.
 
-A form holds the tensors that a sum over samples is made of and knows three things about it:
-what each sample gave, the squared norm of that, and the sum again with a factor for each
-sample. It knows nothing of graphs: its methods are ordinary torch functions, which the passes
-trace into one. Norms are squared because squares add; they are worked out in float32 at least.
+A form holds the operands of a sum over samples and computes three things: each sample's own term,
+the squared norm of that, and the sum again with a factor for each sample (the clipped sum).
+It knows nothing of graphs: its methods are ordinary torch functions, which the passes trace into
+one. Norms are squared because squares add; they are computed in float32 at least.
 
 A factor of 0 removes a sample altogether, NaN and infinity included, so that padding and
 samples without a finite gradient add nothing.

@@ -24,7 +24,7 @@ WEIGHT_ONLY = [False, True, False]
 
 @dataclass(frozen=True)
 class Spec:
-    """What a convolution is told: the weight's shape [D, C / G, *k] and how the kernel moves."""
+    """A convolution's arguments: the weight's shape [D, C / G, *k] and how the kernel moves."""
 
     weight: tuple[int, ...]
     stride: tuple[int, ...]
@@ -173,7 +173,7 @@ class Conv:
         return exact.replica(x.flatten(0, 1), g.flatten(0, 1))
 
     def extra(self, strategy: Strategy) -> sympy.Expr:
-        """Numbers that the norms need beside the form."""
+        """Numbers that the norms need in addition to the form."""
         t = expr(self.g.shape[1]) * product(expr(s) for s in self.g.shape[3:])
         if strategy == "ghost":
             return 2 * expr(self.g.shape[0]) * self.spec.groups * t * t

@@ -30,7 +30,7 @@ def rank(x: Any) -> int:
 
 
 def raised(x: Any, to: int) -> Any:
-    """An operand with axes of size 1 put in, so that it broadcasts beside the batch axis."""
+    """An operand with axes of size 1 put in, so that it broadcasts along the batch axis."""
     if not isinstance(x, Each):
         return x
     n, *shape = x.value.shape

@@ -90,7 +90,7 @@ class Outer:
         return a.flatten(0, 1).transpose(-2, -1) @ b.flatten(0, 1)
 
     def extra(self, strategy: Strategy) -> sympy.Expr:
-        """Numbers that the norms need beside the form."""
+        """Numbers that the norms need in addition to the form."""
         *lead, t, i = (expr(s) for s in self.a.shape)
         if strategy == "ghost":
             return 2 * product(lead) * t * t if t != 1 else sympy.Integer(0)

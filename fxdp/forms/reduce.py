@@ -34,7 +34,7 @@ class Reduce:
         return summed(self.x, factor)
 
     def extra(self, strategy: Strategy) -> sympy.Expr:
-        """Numbers that the norms need beside the form: none, it is the per-sample gradients."""
+        """Numbers that the norms need in addition to the form: 0, as it is the gradients."""
         return sympy.Integer(0)
 
     def cost(self, strategy: Strategy) -> sympy.Expr:

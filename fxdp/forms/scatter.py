@@ -63,7 +63,7 @@ class Scatter:
         return g.new_zeros(self.rows, g.shape[-1]).index_add(0, self.ids.flatten(), g)
 
     def extra(self, strategy: Strategy) -> sympy.Expr:
-        """Numbers that the norms need beside the form."""
+        """Numbers that the norms need in addition to the form."""
         n, t, d = (expr(s) for s in self.g.shape)
         return n * d * (t if strategy == "ghost" else expr(self.rows))
 

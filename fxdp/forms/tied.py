@@ -67,7 +67,7 @@ class Tied:
         return self.head.total(factor).index_add(0, self.ids.flatten(), g)
 
     def extra(self, strategy: Strategy) -> sympy.Expr:
-        """Numbers that the norms need beside the form."""
+        """Numbers that the norms need in addition to the form."""
         table = self.table.extra(strategy)
         return table + self.head.extra(strategy) if strategy == "ghost" else table
 

@@ -1,1 +1,1 @@
-"""The joint graph: what is known of it, what a pass is, how nodes are written; no pass, no rule."""
+"""The joint graph: what is known of it, what a pass is, how nodes are emitted."""

@@ -1,6 +1,6 @@
-"""What a captured step says of itself: which axis of an input holds the samples (`samples`), where
-the loss leaves the model, with everything that the release needs (`release`), and what else the
-caller gets to see (`shown`). `seed` is the gradient of `release`.
+"""Marker ops in a captured step: the axis of an input that holds the samples (`samples`), the point
+where the loss leaves the model, with everything that the release needs (`release`), and what else
+the caller gets to see (`shown`). `seed` is the gradient of `release`.
 
 They compute nothing, and no compiled graph has them: `localize` and `lower` replace them. So where
 one is called with numbers, torch runs the captured program itself, and not what fxdp made of it:

@@ -1,4 +1,4 @@
-"""How much memory a step takes: what its two halves hold at a time, by when values are last used.
+"""Predicts a step's peak memory: what its two halves hold at a time, by each value's last use.
 
 A prediction: kernels take memory of their own, and compiled code never writes many of the values
 that a graph has.

@@ -1,5 +1,5 @@
-"""Where a node comes from: the user's line, the submodule, the op as it was spelled; and what is
-said of a fault that was met there.
+"""Where a node comes from: the user's line, the submodule, the op as it was written; and the
+message and remedy for a fault there.
 """
 
 import re

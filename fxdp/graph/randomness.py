@@ -1,4 +1,4 @@
-"""What a model draws from torch's generators: no two draws become one, and none happens twice."""
+"""Random draws of a model: no two are merged into one, and none happens twice."""
 
 import contextlib
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def refuse_second_draws(forward: GraphModule, back: GraphModule) -> None:
     """Refuse a split graph whose backward half draws again what the forward half drew.
 
     Raises:
-        ValueError: so a mask of dropout would not be the one that the loss was worked out with.
+        ValueError: so a mask of dropout would not be the one that the loss was computed with.
     """
     if both := sorted(random_ops(forward).keys() & random_ops(back).keys()):
         raise ValueError(

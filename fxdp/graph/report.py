@@ -1,4 +1,4 @@
-"""What a compiled step is made of: one row for each parameter's sums over samples."""
+"""The report of a compiled step: one row for each parameter's sums over samples."""
 
 from dataclasses import dataclass
 

@@ -196,11 +196,11 @@ def image(
     apply: Callable[[Node, Any, Any], Any],
     public: bool = False,
 ) -> Any:
-    """The gradient, worked out anew from given values of its sums.
+    """The gradient, computed anew from given values of its sums.
 
     Args:
         given: values for sums; a sum that is left out counts as zero.
-        apply: works out one linear node from its arguments, and adds values.
+        apply: computes one linear node from its arguments, and adds values.
         public: whether the terms without samples count, or are zero.
 
     Returns:

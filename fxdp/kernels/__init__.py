@@ -1,1 +1,1 @@
-"""fxdp's own torch ops, one schema each, with an implementation for CPUs; no graph, and no rule."""
+"""fxdp's own torch ops, one schema each, with an implementation for CPUs."""

@@ -1,13 +1,13 @@
 """Ghost norms: squared norms of sums of outer products, without the sums.
 
 A ghost norm multiplies two Gram matrices, each of all pairs of positions, number by number. Both
-are symmetric, so what lies above the diagonal need not be worked out; and on a CPU a few rows at a
+are symmetric, so what lies above the diagonal need not be computed; and on a CPU a few rows at a
 time are enough, so that the T x T numbers of a batch are never stored at once.
 
 Where a sample's positions cancel, its norm is a small difference of large numbers, and what is
 left may be less than what was rounded away: a gradient of any size could pass for one of norm 0,
 and would not be clipped. So ghost norms are rounded up. So are those of operands so small that
-their squares underflow, beside which the other operand may be large.
+their squares underflow, while the other operand may be large.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 from fxdp.kernels.library import define, fake
 
 ROWS = 64  # of a Gram matrix at a time: fewer make products small, more waste the upper half
-CACHED = 1 << 19  # numbers of one Gram matrix that are worked out at once
+CACHED = 1 << 19  # numbers of one Gram matrix that are computed at once
 # Errors of a ghost norm, in units in the last place of (sum_t |a_t| |b_t|)^2, which no product of
 # its sum exceeds: a search among operands that cancel finds 2.5 at most (its test).
 SLACK = 8.0
@@ -28,7 +28,7 @@ def rounded_up(square: Tensor, gross: Tensor, lost: Tensor) -> Tensor:
     """Squared norms that no rounding has made smaller than they are.
 
     Args:
-        square: sums of products, as they were worked out.
+        square: sums of products, as they were computed.
         gross: sum_t |a_t| |b_t|, of the same shape.
         lost: what underflow may have taken (`underflow`).
     """
@@ -37,7 +37,7 @@ def rounded_up(square: Tensor, gross: Tensor, lost: Tensor) -> Tensor:
 
 def slack(dtype: torch.dtype) -> float:
     """How far a sum of products may be from what it should be, for absolute values that add
-    up to 1; worked out in full precision (`fxdp.kernels.precision`)."""
+    up to 1; computed in full precision (`fxdp.kernels.precision`)."""
     return SLACK * torch.finfo(dtype).eps / 2
 
 
@@ -86,7 +86,7 @@ def ghost_outers(a: Tensor, others: list[Tensor]) -> Tensor:
     """[k, N] squared norms of sum_t a[n, t] b[n, t]^T, from a [N, t, i], for k tensors b [N, t, o],
     at least one.
 
-    The Gram matrix of `a` is worked out once for all of them.
+    The Gram matrix of `a` is computed once for all of them.
     """
     square, gross, of_b = a.new_zeros(3, len(others), len(a))
     of_a, length = a.new_zeros(len(a)), a.shape[1]

@@ -1,4 +1,5 @@
-"""Convolutions whose groups hold the batch, whole: Inductor would make their number a constant."""
+"""Convolutions whose groups hold the batch, opaque to Inductor, which would make the batch size a
+constant."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
-"""How an op of fxdp's own is made known to torch.
+"""Registers fxdp's own ops with torch.
 
-`torch.library.custom_op` wraps every call in Python that sees to gradients and to strange
+`torch.library.custom_op` wraps every call in Python that handles gradients and unusual
 operands: some 30 microseconds each, a hundred times a step. The ops that stand in graphs that are
 compiled already need neither.
 """

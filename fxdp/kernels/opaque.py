@@ -1,6 +1,7 @@
-"""Kernels of torch that Inductor is to leave alone on a CPU: what it writes in their stead
-takes several times as long. And kernels that read their operands as if they were contiguous, which
-they are where autograd calls them; here they see to that themselves.
+"""aten kernels kept opaque to Inductor on CPU, where its own code for them is several times slower.
+
+Some of them read their operands as if these were contiguous, as they are where autograd calls them;
+here the ops make them contiguous themselves.
 """
 
 import torch

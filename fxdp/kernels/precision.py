@@ -1,10 +1,10 @@
-"""Products in full precision, whatever torch is told.
+"""Products in full precision, whatever torch's settings are.
 
-torch may be told to round the operands of float32 products and convolutions to half precision or
+torch may be set to round the operands of float32 products and convolutions to half precision or
 TF32 (`torch.set_float32_matmul_precision`, `torch.backends.*.fp32_precision`). A model may be
-worked out so. But where positions cancel, what is left of a sample's gradient is less than what
-such rounding moves, and not twice in the same way: a norm would tell nothing of what is released.
-So norms and clipped sums are worked out in float32 as it is written.
+computed so. But where positions cancel, what is left of a sample's gradient is less than what
+such rounding moves, and not twice in the same way: a norm would say nothing about what is released.
+So norms and clipped sums are computed in float32 as it is written.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ def raised() -> tuple[tuple[Key, str], ...]:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Here, products of float32 numbers are worked out in float32, in autocast too.
+    """Here, products of float32 numbers are computed in float32, in autocast too.
 
     ==========================================  =================================================
     case                                        what happens

@@ -1,8 +1,8 @@
 """Recurrent layers as one op a layer, where torch's own tracing unrolls every step.
 
 The gradients of the weights are sums over samples and steps; they are left to plain products of
-what the ops return, so that the proof meets sums that it knows. `recurrent_layers` builds torch's
-layers of them.
+what the ops return, so that the proof meets sums that it knows. `capture/recurrent` builds
+torch's layers of them.
 
 Letters: T steps, N rows of the batch, H width; gates of a cell one after the other.
 """

@@ -1,1 +1,1 @@
-"""fxdp-lint: the proof as a command, on model files that nobody has to run on data."""
+"""fxdp-lint: the proof as a command, for model files, without data."""

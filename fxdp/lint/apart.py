@@ -42,7 +42,7 @@ class Lent(io.TextIOBase):
         """It stays open: the report comes after."""
 
     def __getattr__(self, name: str) -> Any:
-        """What text streams have beside: `buffer`, `reconfigure`."""
+        """What else text streams have: `buffer`, `reconfigure`."""
         return getattr(self.stream, name)
 
     @property

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     config = Config() if options.isolated else read(Path.cwd())
     style = options.output_format or config.run.get("output-format", "text")
     if style not in FORMATS:
-        raise Trouble(f"output-format {style!r} is none of {', '.join(FORMATS)}")
+        raise Trouble(f"output-format {style!r} is not one of {', '.join(FORMATS)}")
     codes = wanted_codes(
         words(options.select) or config.run.get("select", []),
         words(options.ignore) or config.run.get("ignore", []),

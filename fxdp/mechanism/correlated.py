@@ -4,7 +4,7 @@ Step t releases x_t + sigma C y_t, where B y = z: z is standard normal and fresh
 lower-triangular Toeplitz matrix with coefficients c_0, c_1, ... below each other, and |c| = 1. So
 y_t = (z_t - sum_{j >= 1} c_j y_{t-j}) / c_0 (Choquette-Choo et al. 2023, arXiv 2306.08153,
 algorithm 9). A model is made of prefix sums of what is released, and those have less noise than
-with independent y. What the mechanism costs `fxdp.privacy.release.BandedRelease` says.
+with independent y. `fxdp.privacy.BandedRelease` says what the mechanism costs.
 
 Of y_t, z_t / c_0 is put into the gradient by the graph of the step, as ever, with a noise
 multiplier of sigma / c_0. The rest is made of the steps before, and is added on delivery.
@@ -132,7 +132,7 @@ class Correlation:
         ==========================================  =========================================
         case                                        what happens
         ==========================================  =========================================
-        a step without noise                        nothing: it is not private in any case
+        a step without noise                        nothing: it gives no privacy in any case
         a parameter that is new, or was left out    its noise begins anew, which costs no more
         a copy of the module                        its noise begins anew
         the last y are published                    the noise of the next steps is half known:

@@ -1,4 +1,4 @@
-"""The noise that is counted must be the noise that is released, in the numbers of a computer.
+"""Checks that the noise which is counted is the noise which is released, in floating point.
 
 The noise of a sum has the deviation sigma C, and is added in float32 (float64 for parameters in
 it). Below the normal numbers it would come out coarser than a normal distribution, or as none at

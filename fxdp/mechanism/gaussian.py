@@ -1,8 +1,8 @@
 """Noise on a clipped sum, as a single op for a CPU.
 
-Block by block, as a block stays in the cache between its bits and the sum. Inductor's code calls
-the op that works in place, so that there is one tensor of a parameter's size and not two, and
-whose inner loop is compiled; the graph on its own calls the other. They compute the same.
+In blocks that fit the cache, so that random bits are still there when they are added. Inductor's
+code calls the op that works in place, so that there is one tensor of a parameter's size and not
+two, and whose inner loop is compiled; the graph on its own calls the other. They compute the same.
 """
 
 import functools
@@ -25,7 +25,7 @@ Blend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 def blend(first: Tensor, second: Tensor, bits: Tensor, scale: Tensor, factor: Tensor) -> tuple[()]:
     """The halves [g, h] of groups become (half + scale xi) * factor; in place.
 
-    As two tensors, so that one loop writes both: the length of a pair is worked out once.
+    As two tensors, so that one loop writes both: the length of a pair is computed once.
     """
     for half, drawn in zip((first, second), normals(bits), strict=True):
         half.add_(drawn * scale).mul_(factor)

@@ -1,4 +1,4 @@
-"""Noise from a cipher: normal numbers that a key, a parameter's number and an element decide.
+"""Noise from a cipher: normal numbers as a function of a key, a parameter's number and an element.
 
 Each release has a key, which is an input of its graph (`fxdp.mechanism.run_key`). From it and the
 noise number of a parameter, AES in counter mode (NIST SP 800-38A) makes bits, and the method of Box

@@ -1,1 +1,1 @@
-"""`PrivateModule`, and one step of it: lot, accumulation, account, inspection."""
+"""`PrivateModule`, and one step of it: lot, accumulation, account, inspection, reports."""

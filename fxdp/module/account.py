@@ -1,6 +1,6 @@
 """What a private module has released, and whether it may release more.
 
-The step itself counts: what releases a gradient asks the ledger before, and tells it after.
+The step itself counts: a release asks the ledger before, and is recorded in it after.
 """
 
 import copy
@@ -165,7 +165,7 @@ class Account:
     def release(
         self, noise_multiplier: float, max_grad_norm: float, count_noise: float | None = None
     ) -> Release:
-        """A release at these scales, as a value; with a count beside the sum if that has noise."""
+        """A release at these scales, as a value; with a noisy count as well, if that has noise."""
         if count_noise is not None:
             return CountedRelease(noise_multiplier, count_noise, self.sampling, max_grad_norm)
         if isinstance(self.sampling, CyclicPoisson):

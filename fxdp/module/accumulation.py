@@ -1,4 +1,4 @@
-"""Logical batches: of any size, in pieces of one size, with noise once.
+"""Gradient accumulation: logical batches of any size, in pieces of one size, with noise once.
 
 The clipped sum of a batch is the sum of those of its pieces. Each piece runs the same compiled
 step, forward and backward, without noise; the noise comes with the last one. So memory is that of
@@ -31,7 +31,7 @@ class Piece:
     Attributes:
         run: the compiled step.
         has_public: whether gradients have terms without samples, which every piece repeats.
-        seen: told of the mask of each piece whose backward pass is over.
+        seen: called with the mask of each piece whose backward pass is over.
         before: the state of the model when the logical batch began.
     """
 

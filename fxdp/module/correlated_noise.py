@@ -1,4 +1,4 @@
-"""How the noise of a step goes on from that of the steps before (`fxdp.correlated`).
+"""Correlated noise (`fxdp.correlated`): adds the part of a step's noise that earlier steps decide.
 
 The step runs with its fresh noise alone. Its noise is made once more from its key, to be the past
 of the next steps; what the past adds to this one is added where the gradients are delivered.

@@ -1,4 +1,4 @@
-"""What a step would say of its samples and of its proof, without a release."""
+"""Looks into a step without a release: per-sample norms and gradients, and its proof."""
 
 import contextlib
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Attempt:
 
 
 class Inspector:
-    """Looks into the steps of one model. Nothing that it says of samples is private."""
+    """Looks into the steps of one model. Results are not protected by DP: never publish them."""
 
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
@@ -62,7 +62,7 @@ class Inspector:
         return {k: v[:size] for k, v in found.items() if k not in ("norms", "finite")}
 
     def _run(self, step: Compiled, args: Arguments, kwargs: dict[str, Any], scales: Scales) -> None:
-        """Run a step and its backward pass without noise, for what it returns beside."""
+        """Run a step and its backward pass without noise, for its extra results."""
         inputs, mask, _ = self.stepper.prepared(args, kwargs, None)
         if self.stepper.settings.reduction:
             raise TypeError("norms need a loss: compile with loss_fn= in place of loss_reduction=")

@@ -1,4 +1,4 @@
-"""What a step returns: a loss, and what the model returned beside it."""
+"""The outputs of a step: the loss, and what else the model returned."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def without_gradients(out: Any) -> Any:
 
 
 class Outcome(dict[str, Any]):
-    """The outputs of a model beside its loss, by name; and the loss."""
+    """The outputs of a model other than its loss, by name; and the loss."""
 
     @classmethod
     def of(cls, loss: Tensor, others: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A model whose training steps are private."""
+"""`PrivateModule`: a model whose training steps are private."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from fxdp.backend.settings import Settings
 from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
-from fxdp.graph.report import Report, report
+from fxdp.graph.study import Study
 from fxdp.mechanism.clipping import Clipping
 from fxdp.module.account import Account
 from fxdp.module.accumulation import Accumulation, Piece, scaled, summed
@@ -25,16 +25,16 @@ from fxdp.module.correlated_noise import Following
 from fxdp.module.inspection import Attempt, Inspector
 from fxdp.module.lot import Lot
 from fxdp.module.output import with_loss, without_gradients
+from fxdp.module.reports import Reports
 from fxdp.module.stepper import Stepper
 from fxdp.module.tally import Tally
 from fxdp.ops import RULES
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import Release
-from fxdp.privacy.statement import statement
 from fxdp.proof.certificate import Certificate, certify
 
 
-class PrivateModule(Unwrapped, nn.Module):
+class PrivateModule(Reports, Unwrapped, nn.Module):
     """A model whose training steps are private; made by `fxdp.compile`.
 
     It has the model's own parameters, buffers and submodules, under their own names.
@@ -62,7 +62,7 @@ class PrivateModule(Unwrapped, nn.Module):
 
     Attributes:
         max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
-        microbatch_size: samples that are worked on at a time; None for all.
+        microbatch_size: samples per piece; None for the whole batch.
         releases: how many private gradients were released, as the ledger counts them.
         unprotected: how many `fxdp.unprotected` are around it, in this thread.
     """
@@ -240,7 +240,7 @@ class PrivateModule(Unwrapped, nn.Module):
         sample may come twice.
 
         Raises:
-            StepError: calls and backward passes do not alternate, or there are none.
+            StepError: calls and backward passes do not alternate, or there was no call.
             BudgetExhausted: at the end, if the release would exceed the budget.
         """
         self._account.begin()
@@ -267,38 +267,18 @@ class PrivateModule(Unwrapped, nn.Module):
                 p.grad = gradient if p.grad is None else p.grad + gradient
 
     def per_sample_norms(self, *args: Any, **kwargs: Any) -> Tensor:
-        """[N] gradient norms, one a sample, over all trained parameters; unprotected."""
+        """[N] gradient norms, one a sample, over all trained parameters.
+
+        Not protected by DP: never publish them.
+        """
         return self._inspector.norms(args, kwargs, self._scales)
 
     def per_sample_grads(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """{parameter: [N, *shape]} gradients, one a sample; not protected by DP, for debugging.
+        """{parameter: [N, *shape]} gradients, one a sample, for debugging.
 
-        Runs eagerly and materialises everything.
+        Not protected by DP: never publish them. Runs eagerly and materialises everything.
         """
         return self._inspector.gradients(args, kwargs, self._scales)
-
-    @property
-    def last_norms(self) -> Tensor:
-        """[N] gradient norms of the samples of the last release, in order; unprotected."""
-        return self._last.norms()
-
-    @property
-    def last_nonfinite(self) -> int:
-        """How many samples of the last release had an infinite loss, or a gradient that was
-        infinite or NaN, and so added nothing to it; unprotected."""
-        return self._last.nonfinite()
-
-    @property
-    def sensitivity(self) -> float:
-        """How far one sample, added or removed, moves the released gradient: C / L, in L2 norm.
-
-        Before the user scales the loss by a constant, which scales this too.
-        """
-        return self.max_grad_norm / self.expected_batch_size
-
-    @property
-    def releases(self) -> int:
-        return self._account.ledger.releases
 
     @property
     def graph_module(self) -> GraphModule:
@@ -307,48 +287,8 @@ class PrivateModule(Unwrapped, nn.Module):
         assert readable is not None
         return readable
 
-    def report(self) -> Report:
-        """One row for each parameter: its sums, their form, strategy and predicted cost."""
-        return report(self._stepper.study())
-
-    @property
-    def ledger(self) -> Ledger:
-        """What was released so far: one entry for each step's backward pass."""
-        return self._account.ledger
-
-    def privacy_spent(self, delta: float) -> float:
-        """Epsilon, in nats, of all that was released so far; inf without noise.
-
-        Guarantees:
-            The released gradients, and whatever was made of them, are (epsilon, delta)
-            differentially private for the ledger's neighbours, if batches were drawn as
-            `sample_rate` says; without one, whoever knows the batches may be the adversary.
-
-        Args:
-            delta: in (0, 1).
-        """
-        return self.ledger.spent(delta)
-
-    def privacy_statement(self, delta: float, num_samples: int | None = None) -> str:
-        """What may be claimed of the training so far, in words, with what it rests on."""
-        return statement(self.ledger, delta, num_samples, self._account.taken_as_public())
-
-    def privacy_state_dict(self) -> dict[str, Any]:
-        """What was released so far, for `torch.load(weights_only=True)`.
-
-        It belongs beside `state_dict()` in every checkpoint, which has the model's keys alone.
-        In plain types; correlated noise comes along as tensors, and then it is secret.
-        """
-        return self._account.state_dict()
-
-    def load_privacy_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what another run has spent; before the first step.
-
-        Raises:
-            StepError: releases were counted here, which would be forgotten.
-            ValueError: the state is malformed, or of another accountant or relation.
-        """
-        self._account.load_state_dict(state)
+    def _study(self) -> Study:
+        return self._stepper.study()
 
     def certificate(self, *args: Any, **kwargs: Any) -> Certificate:
         """What is proven and what is assumed; of the last compilation, or of given inputs.

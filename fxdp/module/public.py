@@ -1,4 +1,4 @@
-"""What steps take as public that is no part of any sample's own tensors.
+"""Lists what a step takes as public: sizes, numbers and tensors that all samples share.
 
 Sizes, numbers and tensors that all samples share are the same for every sample of a batch. If they
 were made of the samples, as the length that a batch is padded to, one sample moves the gradients

@@ -66,5 +66,5 @@ def restored(now: dict[str, Any], before: dict[str, Any]) -> None:
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module has of its own beside parameters, buffers and submodules."""
+    """A module's own attributes other than parameters, buffers and submodules."""
     return {k: v for k, v in module.__dict__.items() if k not in KEPT_APART}

@@ -194,7 +194,7 @@ class Stepper:
         return loss if others is None else Outcome.of(loss, others), ran
 
     def without_padding(self, out: Any, size: int) -> Any:
-        """What a model returned beside its loss, with the rows of the first `size` samples."""
+        """What a model returned apart from its loss, with the rows of the first `size` samples."""
         places = iter(self.study().shown)
         if self.settings.reduction and isinstance(out, Tensor):
             return out[:size]

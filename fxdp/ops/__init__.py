@@ -1,6 +1,7 @@
-"""Everything fxdp knows of aten, a file for each family of ops."""
+"""The rules of aten: everything fxdp knows about its ops, a file for each family."""
 
 from dataclasses import replace
+from typing import Any
 
 from fxdp.ops import (
     attention,
@@ -21,7 +22,7 @@ from fxdp.ops import (
     views,
 )
 from fxdp.ops.each import EACH
-from fxdp.rules import Table
+from fxdp.rules import Rule, Table
 
 ALL: Table = (
     dict(pointwise.RULES)
@@ -48,6 +49,14 @@ ON_EACH = (
 DECOMPOSITIONS = decompositions.DECOMPOSITIONS | norm.DECOMPOSITIONS
 FOR_INDUCTOR = decompositions.FOR_INDUCTOR | norm.FOR_INDUCTOR
 
-RULES: Table = {op: replace(rule, each=ON_EACH.get(op)) for op, rule in ALL.items()}
+
+class Rules(dict[Any, Rule]):
+    """fxdp's own table. It prints as its name, because it is a default that `help` shows."""
+
+    def __repr__(self) -> str:
+        return "fxdp.RULES"
+
+
+RULES: Table = Rules({op: replace(rule, each=ON_EACH.get(op)) for op, rule in ALL.items()})
 
 __all__ = ["DECOMPOSITIONS", "FOR_INDUCTOR", "RULES"]

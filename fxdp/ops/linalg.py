@@ -175,7 +175,7 @@ RULES: Table = {op: Rule(stacked) for op in (*STACKED, matrix_exp.default)} | {
 
 
 def each_solved(a: Tensor, b: Each, **how: Any) -> tuple[Each]:
-    """Vectors are told from matrices by their number of axes."""
+    """Vectors differ from matrices by their number of axes."""
     if b.rank == 1 or b.rank == a.dim() - 1:
         columns = aten._linalg_solve_ex(a, b.value.unsqueeze(-1), **how)[0]
         return (Each(columns.squeeze(-1)),)

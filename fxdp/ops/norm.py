@@ -88,7 +88,7 @@ RULES: Table = {
 
 
 def is_narrow(x: Tensor) -> bool:
-    """Is x of a dtype whose norms are worked out in float32, and so in parts?"""
+    """Is x of a dtype whose norms are computed in float32, and so in parts?"""
     return x.dtype in (torch.float16, torch.bfloat16)
 
 
@@ -102,7 +102,7 @@ def layer_norm(x: Tensor, *rest: Any) -> Any:
 
 
 def rows_are_samples(x: Tensor, rows: int) -> bool:
-    """Are the rows those of the batch axis? torch works pixels out by dividing by their number."""
+    """Are the rows those of the batch axis? torch computes pixels by dividing by their number."""
     return statically_known_true(x.shape[0] == rows)
 
 

@@ -1,7 +1,7 @@
 """Ops that work element by element, with broadcasting.
 
 Samples stay where they are. A sum over samples passes through what is linear; at 0-d it may
-also be used otherwise, because `localize` can work it out sample by sample.
+also be used otherwise, because `localize` can compute it sample by sample.
 """
 
 from typing import Any

@@ -127,7 +127,7 @@ class Certificate:
 CALLER, FXDP = "whoever trains", "fxdp"
 ASSUMPTIONS = (
     Assumption("expected_batch_size is public and was not read from the data", CALLER),
-    Assumption("samples were drawn the way the accountant is told", CALLER),
+    Assumption("samples were drawn as the accountant was given", CALLER),
     Assumption("the loss is scaled, if at all, by constants before backward()", CALLER),
     Assumption("floating point stands for real numbers", FXDP),
 )

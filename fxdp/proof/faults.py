@@ -1,7 +1,7 @@
-"""The faults that a proof met, told once each and in the order of the user's lines.
+"""Collects the proof's failures, drops consequences and repeats, and reports them in source order.
 
-A fault matters if it reaches an output: the shortest way there is told with it. What follows
-from a fault, and what the backward pass of a faulty line does wrong once more, is not told.
+A fault matters if it reaches an output, and is reported with the shortest path there. What only
+follows from a fault, or repeats it in the backward pass of the same line, is left out.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> N
 
     Args:
         faults: whose operands are in order.
-        later: whose operands are made of faulty values; told in the forward pass only.
+        later: whose operands are made of faulty values; reported in the forward pass only.
         lost: nodes of which nothing can be said; no line can allow them.
 
     Raises:
@@ -61,7 +61,7 @@ def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> N
     found: list[tuple[Node, Diagnostic]] = []
     for node, fault in faults.items():
         path = way(flow, node, released) or way(flow, node, forward)
-        # What is written is told first: only what is merely kept can be allowed.
+        # What is written is reported first: only what is merely kept can be allowed.
         for leaks, leak in ((written, WRITES), (kept, KEEPS)):
             if path is None and (path := way(flow, node, leaks)) is not None:
                 fault = leak if fault[1] != "no-rule" else fault
@@ -73,7 +73,7 @@ def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> N
         path = None if is_backward(node) else way(flow, node, released)
         if path is not None and nearest(node) is not None:
             found.append((node, told(node, fault, path)))
-    # Before faults of one line are told as one: an allowed one must not stand for the others.
+    # Before faults of one line are reported as one: an allowed one must not stand for the others.
     allowed = [(node, d) for node, d in found if is_allowed(d) and lost.isdisjoint(kept)]
     study(gm).notes += dict.fromkeys(
         f"{d.why}, at {shortly(d)}: {allowance(d)}" for _, d in allowed
@@ -118,7 +118,7 @@ def is_backward(node: Node) -> bool:
 
 
 def line(d: Diagnostic) -> tuple[str, int]:
-    """Where a fault is told."""
+    """Where a fault is reported."""
     return (d.location.file, d.location.line) if d.location else ("", 0)
 
 

@@ -1,7 +1,7 @@
-"""Whose an op is.
+"""Whether an op is torch's, fxdp's or somebody else's.
 
-Of an op of torch's it is known that it computes its result from its operands and from nothing else.
-Somebody else's op says the same of itself, and can do anything: keep what it was given, and return
+An op of torch's is known to compute its result from its operands and from nothing else.
+Somebody else's op claims the same, and can do anything: keep what it was given, and return
 it, or something made of it, at the next call. What such an op returns is taken for nothing
 without a rule.
 """
@@ -16,7 +16,7 @@ from fxdp.torch_internals import (
     prims,
 )
 
-# The modules whose functions work out sizes in a graph.
+# The modules whose functions compute sizes in a graph.
 ARITHMETIC = {"_operator", "builtins", "math", "torch"}
 
 

@@ -195,7 +195,7 @@ def place_input(node: Node, n: sympy.Symbol) -> Placement | None:
 
 
 def place_number(node: Node, table: Table) -> None:
-    """Numbers are worked out from sizes; a number read from samples is a leak."""
+    """Numbers are computed from sizes; a number read from samples is a leak."""
     if node.op == "call_function" and node.target not in table and not is_torchs(node.target):
         raise Mixed(f"fxdp has no rule for this {whose(node.target)}", "no-rule")
     for source in node.all_input_nodes:

@@ -1,1 +1,1 @@
-"""The step of `torch.compile(model, backend="fxdp")`: what torch calls, and its account."""
+"""The torch.compile backend `fxdp`, the step that it makes, and that step's account."""

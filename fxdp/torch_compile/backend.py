@@ -71,7 +71,7 @@ def fxdp(
     except WithDynamicBatch:
         raise
     except Exception as error:
-        door.refusal = str(error)  # torch may be told to swallow it
+        door.refusal = str(error)  # torch may be set to suppress it
         raise
 
 
@@ -84,7 +84,7 @@ def private(gm: GraphModule, example_inputs: Sequence[Any], door: Door) -> Calla
         check_total(name, value, axis)
     trained = parameters(gm, example_inputs)
     door.fence.around(trained.values())
-    refuse_step(settings.apart, door.account.process, trained.items(), StepError)
+    refuse_step(settings.apart, door._account.process, trained.items(), StepError)
     refuse_held(trained.values(), StepError)
     check_deviation(*door.scales, {p.dtype for p in trained.values()})
     sources: Any = gm._param_name_to_source

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fxdp.backend.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.backend.fence import Fence, InThisThread
-from fxdp.backend.options import checked_options
+from fxdp.backend.options import Scales, checked_options
 from fxdp.backend.settings import Record
 from fxdp.capture.errors import capture_errors
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step
-from fxdp.graph.report import Report, report
+from fxdp.graph.study import Study
 from fxdp.mechanism.clipping import Adaptive
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
@@ -29,11 +29,11 @@ from fxdp.module.account import Account, as_budget
 from fxdp.module.lot import Lot
 from fxdp.module.output import without_gradients
 from fxdp.module.private_module import PrivateModule
+from fxdp.module.reports import Reports
 from fxdp.module.tally import Tally
 from fxdp.ops import RULES
 from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.ledger import Ledger
-from fxdp.privacy.statement import statement
 from fxdp.proof.certificate import Certificate, certify
 from fxdp.torch_internals import pytree, unsafe_stance
 
@@ -47,7 +47,7 @@ CALLED = threading.local()  # .door: whose step is being called in this thread
 OPTIONS = (*NEEDED, *COMPILED, "batch_dims", *COUNTED)
 
 
-class Door:
+class Door(Reports):
     """A step of torch.compile's: what it may do, and what it has done; `step.privacy`.
 
     Guarantees:
@@ -101,7 +101,7 @@ class Door:
         names = ("accountant", "neighbours")
         ledger = Ledger(**{name: counted[name] for name in names if name in counted})
         sampling, budget = as_sampling(counted.get("sample_rate")), counted.get("budget")
-        self.account = Account(ledger, sampling, as_budget(budget))
+        self._account = Account(ledger, sampling, as_budget(budget))
         self.record = Record(keys=RunKey(self.settings.secure))
         self.fence = Fence()
         self.refusal: str | None = None  # what fxdp last said of the model to torch
@@ -166,9 +166,9 @@ class Door:
         refuse_transforms()
         with self._lock:
             trained = ((str(i), p) for i, p in enumerate(args) if isinstance(p, nn.Parameter))
-            refuse_step(self.settings.apart, self.account.process, trained, StepError)
-            self.account.begin()
-            lot = Lot.of(self.scales, self.settings.clipping, self.settings.secure, self.account)
+            refuse_step(self.settings.apart, self._account.process, trained, StepError)
+            self._account.begin()
+            lot = Lot.of(self.scales, self.settings.clipping, self.settings.secure, self._account)
             key = self.record.keys.next(self.releases) if self.scales[1] > 0 else no_key()
             self.record.ran, self.record.extras = None, {}
             outputs = compiled(*args, key)
@@ -177,13 +177,13 @@ class Door:
 
             def work(tangent: Tensor) -> Gradients:
                 with self._lock:
-                    return self.account.released(
+                    return self._account.released(
                         lot.release, lambda: self._differentiated(ran.gradients, tangent, lot),
                         lambda: setattr(self, "_last", lot.tally),
                     )  # fmt: skip
 
             outputs[place] = loss = delivered(ran.value, work, ran.leaves)
-            self.account.watch(loss)
+            self._account.watch(loss)
             return outputs
 
     def _differentiated(
@@ -196,45 +196,8 @@ class Door:
         return found
 
     @property
-    def ledger(self) -> Ledger:
-        """What was released so far: one entry for each step's backward pass."""
-        return self.account.ledger
-
-    @property
-    def releases(self) -> int:
-        """How many private gradients were released."""
-        return self.ledger.releases
-
-    @property
-    def last_norms(self) -> Tensor:
-        """[N] gradient norms of the samples of the last release; not protected by DP."""
-        return self._last.norms()
-
-    @property
-    def last_nonfinite(self) -> int:
-        """How many samples of the last release had a loss or gradient that was infinite or NaN."""
-        return self._last.nonfinite()
-
-    @property
-    def sensitivity(self) -> float:
-        """How far one sample, added or removed, moves the released gradient: C / L."""
-        return self.scales[0] / self.scales[2]
-
-    def privacy_spent(self, delta: float) -> float:
-        """Epsilon, in nats, of all that was released so far, as `PrivateModule.privacy_spent`."""
-        return self.ledger.spent(delta)
-
-    def privacy_statement(self, delta: float, num_samples: int | None = None) -> str:
-        """What may be claimed of the training so far, in words, with what it rests on."""
-        return statement(self.ledger, delta, num_samples, self.account.taken_as_public())
-
-    def privacy_state_dict(self) -> dict[str, Any]:
-        """What was released so far, for a checkpoint beside the model's `state_dict()`."""
-        return self.account.state_dict()
-
-    def load_privacy_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with what another run has spent; as `PrivateModule.load_privacy_state_dict`."""
-        self.account.load_state_dict(state)
+    def _scales(self) -> Scales:
+        return self.scales
 
     def certificate(self) -> Certificate:
         """What is proven and what is assumed, of the last compilation.
@@ -242,14 +205,10 @@ class Door:
         Raises:
             RuntimeError: nothing was compiled yet.
         """
-        rows = self.account.assumptions()
+        rows = self._account.assumptions()
         return certify(self._study(), RULES, self.record.fallbacks, rows)
 
-    def report(self) -> Report:
-        """One row for each parameter: its sums, their form, strategy and predicted cost."""
-        return report(self._study())
-
-    def _study(self) -> Any:
+    def _study(self) -> Study:
         if self.record.study is None or self.record.study.readable is None:
             raise RuntimeError("nothing was compiled yet: run a step first")
         return self.record.study

@@ -1,1 +1,1 @@
-"""A whole run: make_private, schedules, checkpoints, progress."""
+"""Whole training runs: make_private, schedules, checkpoints, progress."""

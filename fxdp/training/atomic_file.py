@@ -1,6 +1,6 @@
 """A file of tensors and plain values that is written whole or not at all.
 
-What is new is written beside, brought to the disk, tried, and then put in the old file's place.
+A new file is written next to it, flushed to disk, tried, and then replaces the old one.
 """
 
 import io
@@ -34,7 +34,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
     """Replace a file by a new one, at once.
 
     Raises:
-        TypeError: a part of the state is none that torch.load(weights_only=True) reads.
+        TypeError: a part of the state cannot be read by torch.load(weights_only=True).
     """
     number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:

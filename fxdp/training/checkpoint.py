@@ -3,7 +3,7 @@
     fxdp.save_checkpoint(path, private, optimizer, loader=loader, scheduler=scheduler)
     fxdp.load_checkpoint(path, private, optimizer, loader=loader, scheduler=scheduler)
 
-What a plain run has to save, and what has been spent: a file without that is refused.
+It holds what a plain run saves, and the ledger: a file without one is refused.
 """
 
 import os
@@ -63,15 +63,15 @@ def save_checkpoint(
           step. The same holds after a change of data or settings; and the noise is then the
           same as before, which is worse: see `load_checkpoint`.
 
-    The file is as secret as the data. The key of the run tells all noise, and the sampler's key
+    The file is as secret as the data. The key of the run reveals all noise, and the sampler's key
     all batches: only its owner may read it. Publish what is in "model" alone.
 
     ==================================  ===================================================
     case                                what happens
     ==================================  ===================================================
-    the disk is full, an exception      it is raised; the old file stays; nothing is beside
-    killed while writing                the old file stays; `load_checkpoint` clears away
-                                        what was left beside it
+    the disk is full, an exception      it is raised; only the old file is there
+    killed while writing                the old file stays; `load_checkpoint` removes
+                                        what was left next to it
     state that weights_only forbids     TypeError, which names the part; the old file stays
     a loss waits for its backward pass  StepError
     data that take turns, and a batch   StepError, where the account knows the loader
@@ -151,7 +151,7 @@ def load_checkpoint(
     Args:
         path: of a file of `save_checkpoint`.
         private, optimizer, loader, scheduler: made as those that were saved.
-        forget_ledger: load a file that does not tell what was spent, or ignore what it tells.
+        forget_ledger: load a file without a ledger, or ignore its ledger.
 
     Returns:
         `extra`, as it was saved.
@@ -273,7 +273,7 @@ def same_names(where: str, saved: Any, own: Mapping[str, Any]) -> None:
         raise ValueError(f"{where}: must be a mapping, and is a {type(saved).__name__}")
     if set(saved) != set(own):
         lacks, more = sorted(set(own) - set(saved)), sorted(map(str, set(saved) - set(own)))
-        raise ValueError(f"{where}: lacks {lacks or 'nothing'}, and has {more or 'nothing'} beside")
+        raise ValueError(f"{where}: lacks {lacks or 'nothing'}, and also has {more or 'nothing'}")
 
 
 def described(x: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""One call from an ordinary training loop to a private one."""
+"""`make_private`: from an ordinary training loop to a private one, in one call."""
 
 import math
 from collections.abc import Callable

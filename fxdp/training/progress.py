@@ -1,4 +1,4 @@
-"""One line on a terminal that says how a training run stands.
+"""`Progress`: one line on a terminal with steps, epsilon, loss and the share of clipped samples.
 
 with fxdp.Progress(private, total_steps=1000, delta=1e-5) as progress:
     for x, y in loader:
@@ -34,13 +34,13 @@ class Progress:
 
     Guarantees:
         It changes nothing: no release, no random number, no gradient. Loss and share are those of
-        the last batch as they are, without noise: they are not protected by DP, as the line says,
-        and belong to whoever may see the data.
+        the last batch as they are, without noise: they are not protected by DP, as the line says:
+        never publish them.
 
     ===================================  ==========================================
     case                                 what happens
     ===================================  ==========================================
-    standard error is no terminal        nothing is written, nothing is worked out
+    standard error is not a terminal     nothing is written, nothing is computed
     many steps a second                  the line changes 10 times a second, epsilon
                                          once, or less often if it takes long
     an empty batch                       "-" for the share

@@ -1,4 +1,4 @@
-"""Where the random generators of a process stand, in plain types.
+"""The states of a process's random generators, in plain types.
 
 Noise, dropout masks and random augmentation come from torch's generators, Python's `random` and
 numpy's. A training run that is to go on as if nothing had happened needs all of them back.

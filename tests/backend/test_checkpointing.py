@@ -1,4 +1,4 @@
-"""`checkpoint=`: activations worked out a second time. Not a bit of a release is different."""
+"""`checkpoint=`: activations computed a second time. Not a bit of a release is different."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxdp
-from tests.soundness.fallbacks import DOORS, FALLBACKS, Door, Fallback, outcome
+from tools.soundness.fallbacks import DOORS, FALLBACKS, Door, Fallback, outcome
 
 # Where a release has to come of it, or the test would not see that everything is refused.
 RUNS = {"nothing", "eval mode", "two passes, buffers kept"}
@@ -44,6 +44,6 @@ def test_what_torch_did_not_compile_is_compiled_afterwards(mode: Any) -> None:
 
 def test_the_table_sees_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that hands out plain gradients is found: the tests above can fail."""
-    plain = "tests.soundness.fallbacks.built"
+    plain = "tools.soundness.fallbacks.built"
     monkeypatch.setattr(plain, lambda door, model: (model, lambda: 0))
     assert outcome("fxdp.compile", FALLBACKS[0]).startswith("WRONG")

@@ -199,7 +199,7 @@ TRAPS = ("num_items_in_batch", "num_items", "ntokens", "avg_factor", "batch_size
 
 
 class TestTotals:
-    """What was worked out of the batch, outside."""
+    """What was computed of the batch, outside."""
 
     @pytest.mark.parametrize("name", TRAPS)
     @pytest.mark.parametrize("total", [6, 6.0, torch.tensor(6), torch.tensor([6])])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from tests.bench.memory import peak
+from tools.bench.memory import peak
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "perceptron": lambda: (

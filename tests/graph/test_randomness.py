@@ -15,7 +15,7 @@ X, Y = torch.randn(12, 6, generator=torch.manual_seed(0)), torch.arange(12) % 3
 
 
 class Net(nn.Module):
-    """Two blocks with dropout, which are worked out again in the backward pass if asked for."""
+    """Two blocks with dropout, which are computed again in the backward pass if asked for."""
 
     def __init__(self, again: bool = False) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def private(again: bool, bound: float = float("inf"), **options: Any) -> list[Te
     ("again", "backend"), [(False, "eager"), (True, "eager"), (False, "inductor")]
 )
 def test_the_masks_are_the_plain_model_s(again: bool, backend: str) -> None:
-    """With one seed. A block that is worked out again has the mask that it had."""
+    """With one seed. A block that is computed again has the mask that it had."""
     for got, want in zip(private(again, backend=backend), plain(), strict=True):
         torch.testing.assert_close(got, want)
 
@@ -71,7 +71,7 @@ def test_pieces_that_are_worked_out_again() -> None:
 
 
 def test_a_mask_is_never_drawn_twice() -> None:
-    """torch's budget of 0 for activations works dropout out again, with another mask."""
+    """torch's budget of 0 for activations computes dropout again, with another mask."""
     with (
         functorch_config.patch(activation_memory_budget=0.0),
         pytest.raises(Exception, match="activation_memory_budget"),

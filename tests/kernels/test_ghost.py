@@ -57,7 +57,7 @@ def cancelling(spread: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def norms_of(form: Any) -> Tensor:
-    """[N], worked out for each sample in float64."""
+    """[N], computed for each sample in float64."""
     wide = {
         k: v.double()
         for k, v in vars(form).items()

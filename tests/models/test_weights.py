@@ -1,6 +1,6 @@
 """Functions of weights: between the sum over samples and the parameter stand linear maps.
 
-What a layer is given is worked out from a parameter: normalised, inverted, pooled, joined. The
+What a layer is given is computed from a parameter: normalised, inverted, pooled, joined. The
 gradient then goes back through that, and so must the gradient of every sample alone.
 """
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from tests.census.functions import OF_WEIGHTS, OfWeight
 from tests.oracle import compare, score
+from tools.census.functions import OF_WEIGHTS, OfWeight
 
 pytestmark = pytest.mark.usefixtures("double")
 N = 5

@@ -70,7 +70,7 @@ def dtype_of(op: Any) -> torch.dtype | None:
 
 APART = {
     aten.equal.default,  # its result is no tensor
-    # torch cannot work out their shapes from symbols
+    # torch cannot compute their shapes from symbols
     aten.softshrink_backward.default,
     aten.hardshrink_backward.default,
     aten.rrelu_with_noise_functional.default,  # its noise is a second result

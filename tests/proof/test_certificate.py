@@ -213,7 +213,7 @@ class TestGuarantees:
 class TestWhatItDoesNotSay:
     def test_assumptions_name_who_answers(self):
         said = {a.what: a.by for a in proven().assumptions}
-        assert said["samples were drawn the way the accountant is told"] == "whoever trains"
+        assert said["samples were drawn as the accountant was given"] == "whoever trains"
         assert said["floating point stands for real numbers"] == "fxdp"
 
     def test_it_reads_as_a_table(self):

@@ -91,7 +91,7 @@ def test_epsilon_is_asked_for_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += 0.015
             progress.step(0.5)
     assert len(asked) == 3  # at first, after a second, and at the end
-    assert terminal.getvalue().count("not private") < 30
+    assert terminal.getvalue().count("unprotected") < 30
 
 
 def test_the_line_goes_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

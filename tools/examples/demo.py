@@ -146,7 +146,7 @@ def compare(options: argparse.Namespace, console: Console) -> None:
 
     with _progress(console) as progress:
         with_privacy = train("private", model, private, options, digits, spent, progress)
-        without = train("not private", twin, plain_loss, options, digits, no_promise, progress)
+        without = train("without DP", twin, plain_loss, options, digits, no_promise, progress)
     console.print(summary(options, with_privacy, without))
     draw(options, with_privacy, without, private.per_sample_norms(digits.x, digits.y))
     console.print(f"plot: {options.output}", markup=False, highlight=False, soft_wrap=True)
@@ -163,7 +163,7 @@ def train(
 ) -> Run:
     """Trains `model` in place with the loss that `loss_of` gives for a batch.
 
-    `name` stands beside the progress bar; `spent` tells the epsilon so far.
+    `name` is shown with the progress bar; `spent` gives the epsilon so far.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     points, seconds = [Point(0, accuracy(model, digits), spent())], list[float]()
@@ -232,7 +232,7 @@ def summary(options: argparse.Namespace, private: Run, plain: Run) -> Table:
     table = Table(title=f"{options.steps} steps, batches of {options.batch_size} expected")
     for heading in ("", "test accuracy", "epsilon", "delta", "seconds per step"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, run, delta in (("private", private, options.delta), ("not private", plain, None)):
+    for name, run, delta in (("private", private, options.delta), ("without DP", plain, None)):
         end = run.points[-1]
         cells = (
             f"{end.accuracy:.1%}",
@@ -252,7 +252,7 @@ def draw(options: argparse.Namespace, private: Run, plain: Run, norms: Tensor) -
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
     steps = [point.step for point in private.points]
-    for name, run in (("private", private), ("not private", plain)):
+    for name, run in (("private", private), ("without DP", plain)):
         left.plot(steps, [point.accuracy for point in run.points], marker=".", label=name)
     left.set(title="test accuracy", xlabel="step", ylim=(0, 1))
     left.legend(loc="lower right")

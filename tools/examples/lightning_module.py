@@ -2,7 +2,7 @@
 
 The module stays what it was: Lightning saves, loads and evaluates it. In `training_step` the
 private module over the same network makes the loss, and Lightning's own backward() the private
-gradients. Lightning must not clip or accumulate beside (`Trainer(gradient_clip_val=...)`), and
+gradients. Lightning must not clip or accumulate as well (`Trainer(gradient_clip_val=...)`), and
 must not replace the loader's sampler.
 """
 

@@ -1,7 +1,7 @@
 """Hugging Face's Trainer, privately: two methods of it are overridden.
 
 The Trainer keeps its own model, which it saves and evaluates; the private module over the same
-parameters makes the gradients. What a Trainer does to gradients beside must be off: clipping (the
+parameters makes the gradients. Anything else a Trainer does to gradients must be off: clipping (the
 samples' are clipped already), accumulation (use `microbatch_size`), and averaging over tokens of
 the batch, which are private.
 """
@@ -25,7 +25,7 @@ from tools.examples.text import LENGTH, WORDS, Sentences
 
 
 class SaveLedger(TrainerCallback):
-    """Puts what was spent beside each checkpoint; a run that goes on must load it."""
+    """Saves the ledger with each checkpoint; a run that goes on must load it."""
 
     def __init__(self, private: fxdp.PrivateModule) -> None:
         self.private = private
@@ -103,7 +103,7 @@ class PrivateTrainer(Trainer):
         return loss.detach()
 
     def log(self, logs, *args, **kwargs) -> None:
-        """The Trainer's own numbers, which are not private, and epsilon."""
+        """The Trainer's own numbers, not protected by DP, and epsilon."""
         spent = self.private.privacy_spent(self.delta)
         super().log(logs | {"epsilon": round(spent, 4)}, *args, **kwargs)
 

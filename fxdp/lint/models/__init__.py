@@ -1,1 +1,1 @@
-"""From the targets of a lint run to models with inputs; no proof, and no report."""
+"""From the targets of a lint run to models with inputs."""

@@ -50,7 +50,7 @@ def load(file: Path) -> ExportedProgram:
     """A saved program, whose file was looked through first.
 
     Raises:
-        Trouble: the file is none, or holds what would run code.
+        Trouble: the file is not one, or holds what would run code.
     """
     try:
         reader = PT2ArchiveReader(str(file))
@@ -71,7 +71,7 @@ def load(file: Path) -> ExportedProgram:
 def mark_foreign(program: ExportedProgram) -> None:
     """Let the files that the program's stack traces name be known as a stranger's words.
 
-    They are told to the user, and never opened: no line of theirs gets into a report, and no
+    They are reported to the user, and never opened: no line of theirs gets into a report, and no
     comment in them allows a fault.
     """
     for module in program.graph_module.modules():

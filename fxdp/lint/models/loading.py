@@ -70,7 +70,7 @@ def load_module(name: str) -> ModuleType:
     """Import a module by its dotted name.
 
     Raises:
-        Trouble: there is none, or it does not import.
+        Trouble: it does not exist, or does not import.
     """
     try:
         return importlib.import_module(name)

@@ -140,7 +140,7 @@ def loss_function(name: str) -> Loss:
     """A loss by its name, or as `PATH:OBJECT`: a function, or a class of modules.
 
     Raises:
-        Trouble: there is none of that name.
+        Trouble: nothing has that name.
     """
     if name in LOSSES:
         return LOSSES[name]
@@ -175,7 +175,7 @@ class Seen:
             return None
 
     def scores(self) -> Tensor | None:
-        """What a loss can be taken of: floating, with an axis beside the samples'."""
+        """What a loss can be taken of: floating, with an axis other than the samples'."""
         try:
             out = scores(self.out)
         except TypeError:

@@ -29,7 +29,7 @@ class LeftOut:
     names: tuple[str, ...]
 
 
-Found = Built | Result | LeftOut  # a model, or why there is none
+Found = Built | Result | LeftOut  # a model, or why there is no model
 
 
 def models(target: str, wanted: Wanted, stack: ExitStack) -> Iterator[Found]:

@@ -42,7 +42,7 @@ def literal(option: str, text: Any) -> Any:
     """A Python literal; what a TOML file gives is one already.
 
     Raises:
-        Trouble: it is none.
+        Trouble: it is not one.
     """
     if not isinstance(text, str):
         return text
