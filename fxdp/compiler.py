@@ -68,8 +68,8 @@ def compile(  # noqa: A001 - torch.compile's name
         expected_batch_size: L, the public number that the sum is divided by.
         clipping: "flat", "automatic" (AUTO-S), "normalize", "per-layer" or a value of
             `fxdp.clipping`; C is the sensitivity in all of them.
-        strategy: "auto", or how all per-sample norms are found: "instantiate", "unfold", "ghost",
-            "crb", "naive" or "multi"; equal in result.
+        strategy: "auto", or how all per-sample norms are found, by a name of
+            `fxdp.forms.strategy.STRATEGIES`, such as "instantiate" or "ghost"; equal in result.
         backend: "inductor" or "eager".
         plan: how "auto" chooses for each parameter: "measured" times on this machine what
             cannot be predicted, "model" predicts, "fixed" takes what is smaller (2 T^2 or p d).

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from fxdp.backend.settings import Backend, Checkpoint, Settings
 from fxdp.distributed.guard import UNSAID, Mesh, trains_apart
-from fxdp.forms.batch import Strategy
+from fxdp.forms.strategy import Strategy
 from fxdp.mechanism.clipping import Clipping, as_clipping
 from fxdp.ops import RULES
 from fxdp.rules import Table
