@@ -101,7 +101,7 @@ def choose(
                 return Choice(gradient, kind, best.strategy, costs, best.keep, tuple(ways))
             return Choice(gradient, kind, doubted[0], costs)
         sizes = {s: total_extra(merged, s) for s in offered} if how == "fixed" else costs
-        modelled = [s for s in offered if STRATEGIES[s].modelled]
+        modelled: list[Strategy] = [s for s in offered if STRATEGIES[s].modelled]
         strategy = min(modelled, key=lambda s: hinted(gm, sizes[s]))
     wanted: Strategy = strategy if strategy in offered else "instantiate"
     return Choice(gradient, kind, wanted, costs)
