@@ -16,10 +16,10 @@ from fxdp.module.account import Account, as_budget
 from fxdp.module.inspection import Attempt
 from fxdp.module.private_module import PrivateModule
 from fxdp.ops import RULES
-from fxdp.privacy.accounting import Accountant, Neighbours, as_sampling
+from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
-from fxdp.privacy.sampling import Sampling
+from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling
 from fxdp.proof.certificate import Certificate
 from fxdp.rules import Table
 
