@@ -17,7 +17,7 @@ from fxdp.forms.batch import cast
 from fxdp.graph.emit import emit
 from fxdp.graph.study import Choice, study
 from fxdp.graph.sums import value
-from fxdp.mechanism.clipping import Clipping, Flat
+from fxdp.mechanism.clipping import Clipping
 from fxdp.placement import Shard
 
 
@@ -130,7 +130,7 @@ def clip_factor(
     bound = cast(bound, norms.dtype)
     bound = bound if share == 1 else bound * share
     factor = clipping.factor(norms, bound)
-    if type(clipping).factor is not Flat.factor:
+    if not clipping.factor_is_bounded:
         factor = torch.where(norms == 0, factor, torch.minimum(factor, bound / norms))
     return factor.masked_fill(~(mask & finite), 0)
 

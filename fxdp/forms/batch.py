@@ -1,7 +1,7 @@
 """A tensor that holds samples, with the knowledge of where; and small helpers of all forms."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from fxdp.kernels.clipped_sum import weighed_sum
 from fxdp.placement import Shard
 from fxdp.shapes import expr
 from fxdp.torch_internals import pytree
-
-Strategy = Literal["instantiate", "unfold", "crb", "ghost", "naive", "multi"]
 
 
 @dataclass(frozen=True)
