@@ -78,11 +78,14 @@ COVERED = {
         lint.models.loading lint.models.losses lint.models.step lint.models.targets
         lint.models.wanted lint.options lint.selection lint.trouble""",
     "lint/test_exported": "lint.models.exported",
-    "lint/test_formats": "lint.formats.machine lint.formats.sarif lint.formats.text lint.result",
+    "lint/test_formats": """
+        lint.formats.machine lint.formats.sarif lint.formats.table lint.formats.text
+        lint.result""",
     "lint/test_html": """
         lint.formats.html lint.formats.html_graph lint.formats.html_layout
         lint.formats.html_parts""",
     "lint/test_inputs": "lint.models.inputs",
+    "mechanism/test_clipping": "mechanism.clipping_rule",
     "mechanism/test_correlated": "module.correlated_noise",
     "models/test_attention": "ops.attention ops.softmax",
     "models/test_functions": "ops.compose",
@@ -100,7 +103,7 @@ COVERED = {
     "passes/test_measure": "graph.emit",
     "passes/test_noise": "graph.ends",
     "passes/test_share": "graph.nodes",
-    "privacy/test_accounting": "privacy.sampling",
+    "privacy/test_sampling": "privacy.sampling_rule",
     "privacy/test_ledger": "privacy.budget privacy.state",
     "privacy/test_planning": "privacy.search",
     "proof/test_certificate": "proof.fingerprint",
