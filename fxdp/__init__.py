@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from fxdp.auditing import Audit, audit
     from fxdp.auditing.verify import Verification, verify
     from fxdp.backend.check import MiscompilationWarning
+    from fxdp.backend.options import Options
     from fxdp.capture.inputs import BatchDims
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
     from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
     from fxdp.diagnostics.errors import StepError
     from fxdp.diagnostics.fix import fix
     from fxdp.mechanism import clipping as clipping
-    from fxdp.mechanism import correlated as correlated
+    from fxdp.mechanism import noise as noise
+    from fxdp.module.accounting import Accounting
     from fxdp.module.private_module import PrivateModule
     from fxdp.module.public import PublicSizeWarning
     from fxdp.ops import RULES
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 # What stands above, for those who run it: modules, and where the other names are found.
 MODULES = {
     "clipping": "fxdp.mechanism.clipping",
-    "correlated": "fxdp.mechanism.correlated",
     "data": "fxdp.data",
+    "noise": "fxdp.mechanism.noise",
     "privacy": "fxdp.privacy",
 }
 PLACES = {
@@ -53,6 +55,8 @@ PLACES = {
     "fxdp.ops": ("RULES",),
     "fxdp.pipeline": ("PASSES",),
     "fxdp.privacy.budget": ("BudgetExhausted",),
+    "fxdp.backend.options": ("Options",),
+    "fxdp.module.accounting": ("Accounting",),
     "fxdp.module.private_module": ("PrivateModule",),
     "fxdp.module.public": ("PublicSizeWarning",),
     "fxdp.rules": ("Rule", "SumRule", "shared"),
@@ -66,6 +70,7 @@ HOME = {name: module for module, names in PLACES.items() for name in names}
 __all__ = [
     "PASSES",
     "RULES",
+    "Accounting",
     "Audit",
     "BatchDims",
     "BatchMixingError",
@@ -74,6 +79,7 @@ __all__ = [
     "Certificate",
     "Diagnostic",
     "MiscompilationWarning",
+    "Options",
     "PrivateModule",
     "Progress",
     "ProofError",

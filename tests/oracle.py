@@ -142,9 +142,15 @@ def compare(
 
     torch._dynamo.reset()
     private = fxdp.compile(
-        model, loss_fn=loss_fn, max_grad_norm=bound, noise_multiplier=0.0,
-        expected_batch_size=expected, strategy=strategy, backend="eager", batch_dims=batch_dims,
-    )  # fmt: skip
+        model,
+        loss_fn=loss_fn,
+        max_grad_norm=bound,
+        noise_multiplier=0.0,
+        expected_batch_size=expected,
+        backend="eager",
+        batch_dims=batch_dims,
+        options={"strategy": strategy},
+    )
     model.zero_grad(set_to_none=True)
     out = private(*args, **kwargs)
     (out if isinstance(out, Tensor) else out["loss"]).backward()

@@ -8,14 +8,13 @@ import dp_accounting
 import numpy as np
 from torch import Tensor
 
-from fxdp.arguments import require, require_delta
+from fxdp.arguments import require, require_delta, require_whole
 from fxdp.auditing.canary import Guesses
 from fxdp.auditing.neighbours import Canary, Neighbours
 from fxdp.auditing.noise import Noise
 from fxdp.auditing.releases import Batch, Gradients, Releases, dot, gap, length, untouched
 from fxdp.auditing.report import Audit, Finding, Unjudged
 from fxdp.backend.check import random_state
-from fxdp.backend.options import count
 from fxdp.diagnostics.errors import StepError
 from fxdp.module.private_module import PrivateModule
 from fxdp.privacy import Accountant, epsilon
@@ -129,8 +128,7 @@ def check(private: Any, releases: int, confidence: float, delta: float) -> None:
     """Check what an audit is asked for, before anything runs."""
     if not isinstance(private, PrivateModule):
         raise TypeError(f"audit needs what fxdp.compile returns, not {type(private).__name__}")
-    count("releases", releases)
-    require(releases >= 2, "releases", releases, "at least 2")
+    require_whole("releases", releases, 2)
     require(0 < confidence < 1, "confidence", confidence, "in (0, 1)")
     require_delta(delta)
     if private._stepper.settings.reduction:

@@ -16,6 +16,8 @@ from rich.table import Table as RichTable
 from torch import Tensor, nn
 
 from fxdp.backend.check import coarsest
+from fxdp.backend.options import Options
+from fxdp.backend.settings import Backend
 from fxdp.capture.inputs import BatchDims, Inputs, gather
 from fxdp.capture.naming import module_behind, parameters
 from fxdp.capture.step import local_loss
@@ -103,9 +105,9 @@ def verify(
     *args: Any,
     loss_fn: Callable[..., Tensor] | None = None,
     batch_dims: BatchDims = 0,
-    strategy: str = "auto",
-    backend: str = "eager",
     rules: Table = RULES,
+    backend: Backend = "eager",
+    options: Options | None = None,
     atol: float | None = None,
     rtol: float | None = None,
     **kwargs: Any,
@@ -129,7 +131,7 @@ def verify(
     ==========================  ===========================================================
 
     Args:
-        model, loss_fn, batch_dims, strategy, backend, rules: as for `fxdp.compile`.
+        model, loss_fn, batch_dims, rules, backend, options: as for `fxdp.compile`.
         *args, **kwargs: the arguments of a step with at least one sample.
         atol, rtol: for every comparison; by default 1e-9 in float64, 1e-5 and 1e-4 in float32;
             where the step computes in half precision, a tenth of a gradient's largest element.
@@ -145,8 +147,8 @@ def verify(
     with undisturbed(model, loss_fn) as buffers:
         private = compile(
             model, loss_fn=loss_fn, max_grad_norm=1.0, noise_multiplier=0.0,
-            expected_batch_size=1.0, strategy=strategy, backend=backend, batch_dims=batch_dims,
-            rules=rules, mesh=None,
+            expected_batch_size=1.0, batch_dims=batch_dims, rules=rules, backend=backend,
+            mesh=None, options=options,
         )  # fmt: skip
         private.training = True  # the wrapper's own: the model's submodules stay as they are
         private.per_sample_norms(*args, **kwargs)  # what cannot be proven may not run alone either

@@ -1,92 +1,107 @@
-"""What both doors are told, and whether it makes sense."""
+"""What both doors are given, and whether it makes sense."""
 
 import math
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, get_type_hints
 
+from fxdp.arguments import require, require_number, require_one_of, require_whole
 from fxdp.backend.settings import Backend, Checkpoint, Settings
 from fxdp.distributed.guard import UNSAID, Mesh, trains_apart
 from fxdp.forms.strategy import Strategy
-from fxdp.mechanism.clipping import Clipping, as_clipping
+from fxdp.mechanism.clipping import Clipping, ClippingName, as_clipping
+from fxdp.mechanism.noise import Gaussian, Noise, as_noise
 from fxdp.ops import RULES
+from fxdp.passes.plan import Plan
 from fxdp.rules import Table
 
 Scales = tuple[float, float, float]  # clip bound, noise multiplier, expected batch size
-STRATEGIES = ("auto", *get_args(Strategy))
-REDUCTIONS = ("mean", "sum")
-PLANS = ("measured", "model", "fixed")
+Reduction = Literal["mean", "sum"]
+Auto = Literal["auto", Strategy]
+
+
+class Options(TypedDict, total=False):
+    """What changes speed or memory alone, whatever it is: a release is the same up to rounding.
+
+    Attributes:
+        strategy: "auto", or how all per-sample norms are found: "instantiate", "unfold", "ghost",
+            "crb", "naive" or "multi".
+        plan: how "auto" chooses for each parameter: "measured" times on this machine what
+            cannot be predicted, "model" predicts, "fixed" takes what is smaller (2 T^2 or p d).
+        memory_budget: bytes that per-sample gradients may take up at a time; a twentieth of what
+            the sums over samples are made of if not given. For "measured" plans.
+        checkpoint: "always" computes activations a second time in the backward pass, which takes
+            time for memory; "except_last" does so in all pieces of a batch but the last, and so
+            has that one's memory; the dropout masks are the same.
+    """
+
+    strategy: Auto
+    plan: Plan
+    memory_budget: int | None
+    checkpoint: Checkpoint
+
+
+OPTIONS = tuple(get_type_hints(Options))
 
 
 def checked_options(
     max_grad_norm: float,
     noise_multiplier: float,
     expected_batch_size: float,
-    strategy: str = "auto",
-    backend: str = "inductor",
+    *,
+    clipping: ClippingName | Clipping = "flat",
+    noise: Noise | None = None,
+    loss_reduction: Reduction | None = None,
     rules: Table = RULES,
-    plan: str = "measured",
-    memory_budget: int | None = None,
-    loss_reduction: str | None = None,
-    clipping: str | Clipping = "flat",
-    secure: bool = False,
-    checkpoint: str = "never",
+    backend: Backend = "inductor",
     mesh: Mesh = UNSAID,
+    options: Options | None = None,
 ) -> tuple[Scales, Settings]:
-    """What both doors are told, checked.
+    """What both doors are given, checked; numbers as Python's own.
 
     Raises:
-        TypeError, ValueError: an option is not as `compile` describes it.
+        TypeError, ValueError: an argument is not as `compile` describes it.
         NotImplementedError: a mesh.
     """
-    scales = (max_grad_norm, noise_multiplier, expected_batch_size)
-    check_scales(*scales)
-    one_of("strategy", strategy, STRATEGIES)
-    one_of("backend", backend, get_args(Backend))
-    one_of("plan", plan, PLANS)
-    one_of("checkpoint", checkpoint, get_args(Checkpoint))
-    if memory_budget is not None:
-        number("memory_budget", memory_budget)
+    scales = checked_scales(max_grad_norm, noise_multiplier, expected_batch_size)
+    require_one_of(Backend, "backend", backend)
     if loss_reduction is not None:
-        one_of("loss_reduction", loss_reduction, REDUCTIONS)
-    as_clipping(clipping).check_bound(max_grad_norm)
-    if not isinstance(secure, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"secure must be True or False, not {secure!r}")
+        require_one_of(Reduction, "loss_reduction", loss_reduction)
+    as_clipping(clipping).check_bound(scales[0])
     settings = Settings(
-        strategy, backend, rules, plan=plan, memory_budget=memory_budget,  # type: ignore[arg-type]
-        reduction=loss_reduction or "", clipping=as_clipping(clipping), secure=secure,
-        checkpoint=checkpoint,  # type: ignore[arg-type]
-        apart=trains_apart(mesh),
+        backend=backend, table=rules, reduction=loss_reduction or "",
+        clipping=as_clipping(clipping), secure=as_noise(noise or Gaussian()).secure,
+        apart=trains_apart(mesh), **speed(options),
     )  # fmt: skip
-    return (float(scales[0]), float(scales[1]), float(scales[2])), settings
+    return scales, settings
 
 
-def check_scales(max_grad_norm: float, noise_multiplier: float, expected_batch_size: float) -> None:
-    """Check the numbers that a release depends on."""
-    number("max_grad_norm", max_grad_norm, positive=True)
-    number("noise_multiplier", noise_multiplier)
-    number("expected_batch_size", expected_batch_size, positive=True)
-    if math.isinf(noise_multiplier) or math.isinf(expected_batch_size):
-        raise ValueError("noise_multiplier and expected_batch_size must be finite")
-    if math.isinf(max_grad_norm) and noise_multiplier > 0:
-        raise ValueError("max_grad_norm must be finite where noise_multiplier is above 0")
+def speed(options: Options | None) -> Any:
+    """The fields of `Settings` that change speed or memory alone."""
+    if not isinstance(options, Mapping | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"options must be a dict of {', '.join(OPTIONS)}, not {options!r}")
+    given: dict[str, Any] = dict(options or {})
+    if unknown := sorted(set(given) - set(OPTIONS)):
+        raise ValueError(f"options has {unknown}, but there are {', '.join(OPTIONS)}")
+    for name, known in (("strategy", Auto), ("plan", Plan), ("checkpoint", Checkpoint)):
+        if name in given:
+            require_one_of(known, name, given[name])
+    if given.get("memory_budget") is not None:
+        given["memory_budget"] = require_whole("memory_budget", given["memory_budget"], 0)
+    return given
 
 
-def number(name: str, value: Any, positive: bool = False) -> None:
-    """Check a number: real, no NaN, not negative, and above 0 if `positive`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if math.isnan(value) or value < 0 or (positive and value == 0):
-        raise ValueError(f"{name} must be {'above' if positive else 'at least'} 0, not {value}")
-
-
-def count(name: str, value: Any) -> None:
-    """Check a number of things: whole, and at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
-
-
-def one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    """Check a word against those that are known."""
-    if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+def checked_scales(
+    max_grad_norm: float, noise_multiplier: float, expected_batch_size: float
+) -> Scales:
+    """The numbers that a release depends on."""
+    bound = require_number("max_grad_norm", max_grad_norm)
+    require(bound > 0, "max_grad_norm", max_grad_norm, "above 0")
+    sigma = require_number("noise_multiplier", noise_multiplier)
+    require(0 <= sigma < math.inf, "noise_multiplier", noise_multiplier, "at least 0, and finite")
+    expected = require_number("expected_batch_size", expected_batch_size)
+    named = ("expected_batch_size", expected_batch_size)
+    require(0 < expected < math.inf, *named, "above 0, and finite")
+    finite = bound < math.inf or sigma == 0
+    wanted = "finite where noise_multiplier is above 0"
+    require(finite, "max_grad_norm", max_grad_norm, wanted)
+    return float(bound), float(sigma), float(expected)

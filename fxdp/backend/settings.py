@@ -13,6 +13,7 @@ from fxdp.graph.study import Study
 from fxdp.mechanism.clipping import Clipping, Flat
 from fxdp.mechanism.run_key import RunKey
 from fxdp.ops import RULES
+from fxdp.passes.plan import Plan
 from fxdp.rules import Table
 from fxdp.torch_internals import (
     InvalidCxxCompiler,
@@ -20,8 +21,6 @@ from fxdp.torch_internals import (
 )
 
 Backend = Literal["inductor", "eager"]
-
-
 Checkpoint = Literal["never", "except_last", "always"]
 
 
@@ -48,7 +47,7 @@ class Settings:
     table: Table = field(default_factory=lambda: RULES)
     check: bool = True
     inspect: bool = False
-    plan: str = "measured"
+    plan: Plan = "measured"
     memory_budget: int | None = None
     reduction: str = ""
     secure: bool = False

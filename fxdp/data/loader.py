@@ -270,8 +270,7 @@ def _rate(
     source: Dataset[Any] | DataLoader[Any], sample_rate: float | None, num_samples: int
 ) -> float:
     if sample_rate is not None:
-        require_rate("sample_rate", sample_rate)
-        return sample_rate
+        return require_rate("sample_rate", sample_rate)
     if isinstance(source, DataLoader):
         return min(1.0, (source.batch_size or 0) / num_samples)
     raise ValueError("sample_rate must be given: the probability of each sample in each step")

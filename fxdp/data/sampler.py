@@ -66,12 +66,10 @@ class PrivateSampler(Sampler[list[int]], ABC):
     def __init__(
         self, num_samples: int, steps: int, generator: torch.Generator | None, secure: bool
     ) -> None:
-        require_whole("num_samples", num_samples, 1)
-        require_whole("steps", steps, 0)
+        self.num_samples = require_whole("num_samples", num_samples, 1)
+        self.steps = require_whole("steps", steps, 0)
         if secure and generator is not None:
             raise ValueError("generator must be None where secure=True: a seed can be known")
-        self.num_samples = int(num_samples)
-        self.steps = int(steps)
         self.position = 0
         self.handed = Handed()
         self._copies = 0

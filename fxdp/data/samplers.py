@@ -56,7 +56,7 @@ class PoissonSampler(PrivateSampler):
         *,
         secure: bool = False,
     ) -> None:
-        require_rate("sample_rate", sample_rate)
+        sample_rate = require_rate("sample_rate", sample_rate)
         super().__init__(num_samples, steps, generator, secure)
         self.sample_rate = sample_rate
 
@@ -106,7 +106,7 @@ class TruncatedPoissonSampler(PrivateSampler):
         *,
         secure: bool = False,
     ) -> None:
-        require_rate("sample_rate", sample_rate)
+        sample_rate = require_rate("sample_rate", sample_rate)
         super().__init__(num_samples, steps, generator, secure)
         self._sampling = TruncatedPoisson(sample_rate, num_samples, max_batch_size)
 
@@ -219,7 +219,7 @@ class CyclicPoissonSampler(PrivateSampler):
         *,
         secure: bool = False,
     ) -> None:
-        require_rate("sample_rate", sample_rate)
+        sample_rate = require_rate("sample_rate", sample_rate)
         super().__init__(num_samples, steps, generator, secure)
         self._sampling = CyclicPoisson(sample_rate, parts)
         self._split: tuple[Stream, NDArray[np.int64]] | None = None

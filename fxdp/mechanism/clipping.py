@@ -10,11 +10,12 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fxdp.arguments import plain, require_one_of
 from fxdp.mechanism.clipping_rule import Clipping, Group
 
 
@@ -65,6 +66,7 @@ class Automatic(Clipping):
     gamma: float = 0.01
 
     def __post_init__(self) -> None:
+        plain(self)
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma must be above 0 and finite, not {self.gamma!r}")
 
@@ -111,6 +113,7 @@ class PerGroup(Flat):
     weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
+        plain(self)
         for pattern, weight in (self.weights or {}).items():
             if not 0 < weight < math.inf:
                 raise ValueError(f"the weight of {pattern!r} must be above 0, not {weight!r}")
@@ -178,6 +181,7 @@ class Adaptive(Flat):
     max_clipbound: float = 1e8
 
     def __post_init__(self) -> None:
+        plain(self)
         if not 0 <= self.target_unclipped_quantile <= 1:
             raise ValueError(
                 f"target_unclipped_quantile must be in [0, 1], not {self.target_unclipped_quantile}"
@@ -217,7 +221,8 @@ class Adaptive(Flat):
         return min(max(moved, self.min_clipbound), self.max_clipbound)
 
 
-NAMED: dict[str, Clipping] = {
+ClippingName = Literal["flat", "automatic", "normalize", "per-layer", "adaptive"]
+NAMED: dict[ClippingName, Clipping] = {
     "flat": Flat(),
     "automatic": Automatic(),
     "normalize": Normalize(),
@@ -226,7 +231,7 @@ NAMED: dict[str, Clipping] = {
 }
 
 
-def as_clipping(clipping: str | Clipping) -> Clipping:
+def as_clipping(clipping: ClippingName | Clipping) -> Clipping:
     """A way to clip by its name.
 
     Raises:
@@ -236,6 +241,5 @@ def as_clipping(clipping: str | Clipping) -> Clipping:
         return clipping
     if not isinstance(clipping, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"clipping must be a name or a value, not {type(clipping).__name__}")
-    if clipping not in NAMED:
-        raise ValueError(f"clipping must be one of {', '.join(NAMED)}, not {clipping!r}")
+    require_one_of(ClippingName, "clipping", clipping)
     return NAMED[clipping]

@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from scipy.signal import lfilter
 from torch import Tensor
 
-from fxdp.arguments import require, require_one_of, require_whole
+from fxdp.arguments import plain, require, require_flag, require_one_of, require_whole
 
 Objective = Literal["max-error", "mean-error"]
 Floats = NDArray[np.float64]
@@ -49,6 +49,7 @@ class BandMF:
         steps: for which the error is least; None for the square root.
         objective: with `steps`, which error: of the last prefix sum, which has the largest, or
             the mean over all, of squares.
+        secure: as for `fxdp.noise.Gaussian`; the matrix is the same.
 
     Raises:
         ValueError: an attribute is out of its range.
@@ -57,10 +58,13 @@ class BandMF:
     bands: int
     steps: int | None = None
     objective: Objective = "mean-error"
+    secure: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
+        plain(self)
         require_whole("bands", self.bands, 1)
         require_one_of(Objective, "objective", self.objective)
+        require_flag("secure", self.secure)
         if self.steps is not None:
             require_whole("steps", self.steps, 1)
             require(self.bands <= self.steps, "bands", self.bands, f"at most steps = {self.steps}")

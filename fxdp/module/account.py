@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -265,7 +266,7 @@ def as_budget(budget: Any) -> Budget | None:
     match budget:
         case None | Budget():
             return budget
-        case (int() | float() as epsilon, int() | float() as delta):
-            return Budget(epsilon, delta)
+        case (Real() | Tensor() as epsilon, Real() | Tensor() as delta):
+            return Budget(epsilon, delta)  # type: ignore[arg-type] # which checks them
         case _:
             raise TypeError(f"budget must be (epsilon, delta), not {budget!r}")

@@ -55,7 +55,10 @@ class Inspector:
     ) -> dict[str, Tensor]:
         """{parameter: [N, *shape]} gradients, one a sample."""
         if self._each is None:
-            settings = Settings("instantiate", "eager", self.stepper.settings.table, inspect=True)
+            settings = Settings(
+                strategy="instantiate", backend="eager", table=self.stepper.settings.table,
+                inspect=True,
+            )  # fmt: skip
             self._each = self.stepper.another(settings, Record())
         self._run(self._each, args, kwargs, scales)
         size, found = self.stepper.gathered(args, kwargs).size, self._each.record.extras

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fxdp.backend.options import Scales, check_scales
+from fxdp.backend.options import Scales, checked_scales
 from fxdp.mechanism.clipping import Clipping
 from fxdp.mechanism.keystream import SECURE_TERMS, Bits, normals
 from fxdp.module.account import Account
@@ -45,8 +45,7 @@ class Lot:
             TypeError, ValueError: a scale is none; or the count alone has less noise than both may
                 have.
         """
-        check_scales(*scales)
-        bound, sigma, expected = scales
+        scales = bound, sigma, expected = checked_scales(*scales)
         count_noise = clipping.count_noise(expected)
         if count_noise is None or sigma == 0:
             return Lot(scales, account.release(sigma, bound), clipping, secure)

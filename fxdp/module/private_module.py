@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fxdp.arguments import require_whole
 from fxdp.backend.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.backend.fence import InThisThread
-from fxdp.backend.options import Scales, count
+from fxdp.backend.options import Scales
 from fxdp.backend.settings import Settings
 from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs
 from fxdp.diagnostics.errors import StepError
@@ -134,7 +135,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
         if self._stepper.settings.reduction and sample_mask is not None:
             raise ValueError("with loss_reduction, leave padding out of the loss that you make")
         if self.microbatch_size is not None:
-            count("microbatch_size", self.microbatch_size)
+            require_whole("microbatch_size", self.microbatch_size, 1)
         self._account.begin()
         self._account.take((args, kwargs), part=bool(self._logical and self._logical.calls))
         if self.microbatch_size or self._logical is not None or self._account.noise:

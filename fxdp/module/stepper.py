@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdp.backend.delivery import Ran, refuse_transforms
-from fxdp.backend.options import Scales, check_scales
+from fxdp.backend.options import Scales, checked_scales
 from fxdp.backend.partition import Proven, compiled_step
 from fxdp.backend.settings import Record, Settings
 from fxdp.capture.errors import capture_errors
@@ -164,7 +164,7 @@ class Stepper:
         Raises:
             NotCompiled: torch ran something else.
         """
-        check_scales(*scales)
+        scales = checked_scales(*scales)
         refuse_transforms()
         check_deviation(*scales, {p.dtype for p in self.model.parameters() if p.requires_grad})
         numbers = [torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales]

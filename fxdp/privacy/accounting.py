@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import dp_accounting
 from dp_accounting import pld, rdp
+from torch import Tensor
 
-from fxdp.arguments import require_delta, require_one_of, require_whole
+from fxdp.arguments import require_delta, require_one_of, require_rate, require_whole
 from fxdp.privacy.grid import COARSEST, FINEST, interval
 from fxdp.privacy.release import Mechanism
 from fxdp.privacy.sampling import SAMPLINGS, Poisson
@@ -99,8 +101,8 @@ def epsilon(
             way to draw; the message names it.
     """
     mechanism = Mechanism(noise_multiplier, as_sampling(sample_rate))
-    require_whole("steps", steps, 0)
-    require_delta(delta, num_samples or stated(mechanism.sampling).known_samples)
+    steps = require_whole("steps", steps, 0)
+    delta = require_delta(delta, num_samples or stated(mechanism.sampling).known_samples)
     check_supported(mechanism.sampling, accountant, neighbours)
     return epsilon_of(compose({mechanism: steps}, accountant, neighbours), delta)
 
@@ -116,8 +118,8 @@ def as_sampling(sample_rate: float | Sampling | None) -> Sampling | None:
             return None
         case Sampling() if isinstance(sample_rate, tuple(SAMPLINGS.values())):
             return sample_rate
-        case float() | int() if sample_rate is not True and 0 < sample_rate <= 1:
-            return Poisson(sample_rate)
+        case Real() | Tensor():  # pyright: ignore[reportUnnecessaryComparison]
+            return Poisson(require_rate("sample_rate", sample_rate))
         case _:
             raise ValueError(
                 f"sample_rate must be in (0, 1], a way to draw, or None, got {sample_rate!r}"

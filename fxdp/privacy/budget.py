@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from fxdp.arguments import require_delta, require_epsilon
+from fxdp.arguments import plain, require_delta, require_epsilon
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Budget:
     delta: float
 
     def __post_init__(self) -> None:
+        plain(self)
         require_epsilon(self.epsilon)
         require_delta(self.delta)
 

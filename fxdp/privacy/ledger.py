@@ -95,8 +95,7 @@ class Ledger:
 
     def note_unprotected(self, count: int = 1) -> None:
         """Notes that plain gradients were asked for; they cost nothing if the data are public."""
-        require_whole("count", count, 0)
-        self._unprotected += int(count)
+        self._unprotected += require_whole("count", count, 0)
 
     def record(self, release: Release, count: int = 1) -> None:
         """Adds a release that happens now, `count` times, as fast as once.
@@ -105,24 +104,24 @@ class Ledger:
             ValueError: the accountant has no bound for it, its stream was another, or `count` is
                 no whole number >= 0.
         """
-        require_whole("count", count, 0)
+        count = require_whole("count", count, 0)
         check_supported(release.sampling, self.accountant, self.neighbours)
-        turns = self._turns.after(release, int(count))
+        turns = self._turns.after(release, count)
         if count == 0:
             return
         if self._runs and self._runs[-1].release == release:
-            self._runs[-1] = Run(release, self._runs[-1].count + int(count))
+            self._runs[-1] = Run(release, self._runs[-1].count + count)
         else:
-            self._runs.append(Run(release, int(count)))
+            self._runs.append(Run(release, count))
         self._turns = turns
-        self._count += int(count)
+        self._count += count
         grant = self._grant
         same = grant is not None and grant.kind == kind_of(release)
         self._grant = replace(grant, left=grant.left - count) if same and grant else None
 
     def spent(self, delta: float) -> float:
         """Epsilon of everything recorded, in nats, at `delta` in (0, 1); inf without noise."""
-        require_delta(delta)
+        delta = require_delta(delta)
         if not self._runs:
             return 0.0
         at = (delta, self.releases)

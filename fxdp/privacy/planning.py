@@ -59,10 +59,10 @@ def calibrate(
         ValueError: an argument is out of its range, or epsilon is out of reach; the message
             names the argument.
     """
-    require_epsilon(epsilon)
+    epsilon = require_epsilon(epsilon)
     sampling = as_sampling(sample_rate)
-    require_whole("steps", steps, 0)
-    require_delta(delta, num_samples or stated(sampling).known_samples)
+    steps = require_whole("steps", steps, 0)
+    delta = require_delta(delta, num_samples or stated(sampling).known_samples)
     check_supported(sampling, accountant, neighbours)
     if steps == 0 or epsilon == math.inf:
         return 0.0
@@ -125,10 +125,10 @@ def steps_within(
     Raises:
         ValueError: an argument is out of its range; the message names it.
     """
-    require_number("epsilon", epsilon)
+    epsilon = require_number("epsilon", epsilon)
     require(0 < epsilon < math.inf, "epsilon", epsilon, "in (0, inf)")
     mechanism = Mechanism(noise_multiplier, as_sampling(sample_rate))
-    require_delta(delta, num_samples or stated(mechanism.sampling).known_samples)
+    delta = require_delta(delta, num_samples or stated(mechanism.sampling).known_samples)
     check_supported(mechanism.sampling, accountant, neighbours)
 
     def after(steps: int) -> float:

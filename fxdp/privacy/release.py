@@ -9,7 +9,7 @@ at most C. Adding or removing a sample moves that sum by at most C, replacing on
 import math
 from dataclasses import dataclass
 
-from fxdp.arguments import require, require_noise, require_whole
+from fxdp.arguments import plain, require, require_noise, require_whole
 from fxdp.privacy.sampling_rule import Sampling, stated
 
 
@@ -26,6 +26,7 @@ class Mechanism:
     sampling: Sampling | None
 
     def __post_init__(self) -> None:
+        plain(self)
         require_noise("noise_multiplier", self.noise_multiplier)
 
     def uses(self, steps: int) -> tuple["Mechanism", int]:
@@ -69,6 +70,7 @@ class GaussianRelease:
     max_grad_norm: float
 
     def __post_init__(self) -> None:
+        plain(self)
         _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
         _require_no_turns(self.sampling)
 
@@ -106,6 +108,7 @@ class CountedRelease:
     max_grad_norm: float
 
     def __post_init__(self) -> None:
+        plain(self)
         _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
         require_noise("count_noise", self.count_noise)
         _require_no_turns(self.sampling)
@@ -159,6 +162,7 @@ class BandedRelease:
     stream: int = 0
 
     def __post_init__(self) -> None:
+        plain(self)
         _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
         require_whole("bands", self.bands, 1)
         require_whole("stream", self.stream, 0)
@@ -204,7 +208,7 @@ def noise_beside_count(noise_multiplier: float, count_noise: float) -> float:
         ValueError: `noise_multiplier` is not in [0, inf), or `count_noise` is not above half of
             it: then the count alone costs more than the pair may.
     """
-    require_noise("noise_multiplier", noise_multiplier)
+    noise_multiplier = require_noise("noise_multiplier", noise_multiplier)
     wanted = f"above noise_multiplier / 2 = {noise_multiplier / 2:g}"
     require(noise_multiplier / 2 < count_noise < math.inf, "count_noise", count_noise, wanted)
     ratio = noise_multiplier / (2 * count_noise)
@@ -218,8 +222,8 @@ def noise_beside_count(noise_multiplier: float, count_noise: float) -> float:
 
 
 def _require_no_turns(sampling: Sampling | None) -> None:
-    plain = not stated(sampling).takes_turns
-    require(plain, "sampling", sampling, "of another kind: CyclicPoisson needs a BandedRelease")
+    fits = not stated(sampling).takes_turns
+    require(fits, "sampling", sampling, "of another kind: CyclicPoisson needs a BandedRelease")
 
 
 def _require_noisy_sum(noise_multiplier: float, max_grad_norm: float) -> None:

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import dp_accounting
 
-from fxdp.arguments import require, require_rate, require_whole
+from fxdp.arguments import plain, require, require_rate, require_whole
 from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling
 
 
@@ -35,6 +35,7 @@ class Poisson(Sampling):
     rate: float
 
     def __post_init__(self) -> None:
+        plain(self)
         require_rate("rate", self.rate)
 
     @property
@@ -84,6 +85,7 @@ class TruncatedPoisson(Sampling):
     max_batch_size: int
 
     def __post_init__(self) -> None:
+        plain(self)
         require_rate("rate", self.rate)
         _require_part("max_batch_size", self.max_batch_size, self.num_samples)
 
@@ -139,6 +141,7 @@ class FixedSize(Sampling):
     batch_size: int
 
     def __post_init__(self) -> None:
+        plain(self)
         _require_part("batch_size", self.batch_size, self.num_samples)
 
     @property
@@ -199,6 +202,7 @@ class CyclicPoisson(Sampling):
     parts: int
 
     def __post_init__(self) -> None:
+        plain(self)
         require_rate("rate", self.rate)
         require_whole("parts", self.parts, 1)
 

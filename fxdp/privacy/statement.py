@@ -42,7 +42,7 @@ def statement(
         ValueError: delta is out of its range.
     """
     known = [stated(run.release.sampling).known_samples for run in ledger.runs]
-    require_delta(delta, num_samples or next((n for n in known if n), None))
+    delta = require_delta(delta, num_samples or next((n for n in known if n), None))
     taken = f" Assumed public: {'; '.join(public)}." if public else ""
     if not ledger.runs:
         return f"Nothing was released from the data, which costs no privacy.{taken}"

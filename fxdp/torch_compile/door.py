@@ -16,34 +16,28 @@ from torch import Tensor, nn
 
 from fxdp.backend.delivery import Gradients, delivered, is_delivered, refuse_transforms
 from fxdp.backend.fence import Fence, InThisThread
-from fxdp.backend.options import Scales, checked_options
+from fxdp.backend.options import OPTIONS, Scales, checked_options
 from fxdp.backend.settings import Record
 from fxdp.capture.errors import capture_errors
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step
 from fxdp.graph.study import Study
+from fxdp.mechanism.correlated import BandMF
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
-from fxdp.module.account import Account, as_budget
+from fxdp.module.accounting import as_accounting
 from fxdp.module.lot import Lot
 from fxdp.module.output import without_gradients
 from fxdp.module.private_module import PrivateModule
 from fxdp.module.reports import Reports
 from fxdp.module.tally import Tally
 from fxdp.ops import RULES
-from fxdp.privacy.accounting import as_sampling
-from fxdp.privacy.ledger import Ledger
 from fxdp.proof.certificate import Certificate, certify
 from fxdp.torch_internals import pytree, unsafe_stance
 
 NEEDED = ("max_grad_norm", "noise_multiplier", "expected_batch_size")
-COMPILED = (
-    "clipping", "strategy", "backend", "plan", "memory_budget", "secure", "checkpoint", "rules",
-    "mesh",
-)  # fmt: skip
-COUNTED = ("sample_rate", "budget", "accountant", "neighbours")
+KEYWORDS = (*NEEDED, "clipping", "noise", "accounting", "batch_dims", "rules", "backend", "mesh")
 CALLED = threading.local()  # .door: whose step is being called in this thread
-OPTIONS = (*NEEDED, *COMPILED, "batch_dims", *COUNTED)
 
 
 class Door(Reports):
@@ -84,23 +78,23 @@ class Door(Reports):
             TypeError, ValueError: they are not as for `fxdp.compile`.
         """
         given = dict(options or {})
-        if unknown := set(given) - set(OPTIONS):
-            raise ValueError(f"options has {sorted(unknown)}, but fxdp knows {', '.join(OPTIONS)}")
+        if unknown := sorted(set(given) - {*KEYWORDS, *OPTIONS}):
+            known = ", ".join((*KEYWORDS, *OPTIONS))
+            raise ValueError(f"options has {unknown}, but fxdp knows {known}")
         if missing := [name for name in NEEDED if name not in given]:
             raise ValueError(f"options lacks {', '.join(missing)}")
         if given.get("checkpoint") == "except_last":
             raise ValueError(
                 "checkpoint='except_last' is for batches in pieces: 'always' or 'never'"
             )
+        speed: Any = {name: given.pop(name) for name in OPTIONS if name in given}
         self.batch_dims = given.pop("batch_dims", 0)
-        counted = {name: given.pop(name) for name in COUNTED if name in given}
-        self.scales, self.settings = checked_options(**given)
+        self._account = as_accounting(given.pop("accounting", None)).account()
+        self.scales, self.settings = checked_options(**given, options=speed)
         if self.settings.clipping.moves_bound:
             raise ValueError("clipping='adaptive' moves the clip bound, which needs fxdp.compile")
-        names = ("accountant", "neighbours")
-        ledger = Ledger(**{name: counted[name] for name in names if name in counted})
-        sampling, budget = as_sampling(counted.get("sample_rate")), counted.get("budget")
-        self._account = Account(ledger, sampling, as_budget(budget))
+        if isinstance(given.get("noise"), BandMF):
+            raise ValueError("noise=BandMF(...) goes on from step to step: it needs fxdp.compile")
         self.record = Record(keys=RunKey(self.settings.secure))
         self.fence = Fence()
         self.refusal: str | None = None  # what fxdp last said of the model to torch

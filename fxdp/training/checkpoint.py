@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fxdp.autotune import timings
-from fxdp.backend.options import check_scales
+from fxdp.backend.options import checked_scales
 from fxdp.data import PrivateLoader, PrivateSampler
 from fxdp.diagnostics.errors import StepError
 from fxdp.mechanism.run_key import checked as check_keys
@@ -219,7 +219,7 @@ def check(state: dict[str, Any], private: PrivateModule, parts: dict[str, Any]) 
     if "scales" in state:
         if set(state["scales"]) != set(SCALES):
             raise ValueError(f"scales: must be {SCALES}, got {sorted(state['scales'])}")
-        check_scales(*(state["scales"][name] for name in SCALES))
+        checked_scales(*(state["scales"][name] for name in SCALES))
     if "noise" in state:
         check_keys(state["noise"])
     if "rng" in state:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from fxdp.arguments import require_delta, require_whole
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.data import PrivateLoader, PrivateSampler, private_loader
 from fxdp.distributed.guard import UNSAID, Mesh
+from fxdp.mechanism.noise import Gaussian, as_noise
+from fxdp.module.accounting import Accounting
 from fxdp.module.private_module import PrivateModule
 from fxdp.privacy.planning import calibrate
 from fxdp.privacy.sampling_rule import Accountant, Neighbours
@@ -37,7 +40,7 @@ def make_private(
     accountant: Accountant = "pld",
     neighbours: Neighbours = "add-or-remove-one",
     mesh: Mesh = UNSAID,
-    **options: Any,
+    **keywords: Any,
 ) -> tuple[PrivateModule, Optimizer, PrivateLoader]:
     """Make model, optimizer and data loader private, for an ordinary training loop.
 
@@ -88,25 +91,29 @@ def make_private(
         secure: batches, as there, and noise, as for `fxdp.compile`, from the system's entropy.
         accountant, neighbours: as for `fxdp.privacy.epsilon`.
         mesh: as for `fxdp.compile`.
-        options: more of `fxdp.compile`'s.
+        keywords: more of `fxdp.compile`'s.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
     """
+    if "accounting" in keywords:
+        raise ValueError("accounting is made of epsilon, delta and sample_rate: pass those")
     if (epsilon is None) == (noise_multiplier is None):
         raise ValueError("pass epsilon, or noise_multiplier: one of them, and not both")
-    require_whole("epochs", epochs, 1)
+    epochs = require_whole("epochs", epochs, 1)
     check_optimizer(model, optimizer)
     loader = private_loader(
         data_loader, sampler, sample_rate=sample_rate, generator=generator, secure=secure, mesh=mesh
     )
     batches = loader.batches
-    require_delta(delta, batches.num_samples)
+    delta = require_delta(delta, batches.num_samples)
     if epsilon is not None:
         noise_multiplier = calibrate(
             epsilon, delta, batches.sampling, epochs * len(loader), accountant, neighbours
         )
     assert noise_multiplier is not None
+    budget = None if epsilon in (None, math.inf) else (epsilon, delta)
+    noise = keywords.pop("noise", None) or Gaussian()
     private = compile(
         model,
         loss_fn=loss_fn,
@@ -115,13 +122,10 @@ def make_private(
         expected_batch_size=(
             batches.expected_batch_size if expected_batch_size is None else expected_batch_size
         ),
-        sample_rate=batches,
-        budget=None if epsilon in (None, math.inf) else (epsilon, delta),
-        accountant=accountant,
-        neighbours=neighbours,
-        secure=secure,
+        accounting=Accounting(batches, budget, accountant, neighbours),
+        noise=replace(as_noise(noise), secure=True) if secure else noise,
         mesh=mesh,
-        **options,
+        **keywords,
     )
     own_size = expected_batch_size is not None or batches.chooses_size
     own_rate = sampler is not None or sample_rate is not None

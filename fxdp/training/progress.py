@@ -57,8 +57,8 @@ class Progress:
     """
 
     def __init__(self, private: PrivateModule, total_steps: int, delta: float) -> None:
-        require_whole("total_steps", total_steps, 1)
-        require_delta(delta)
+        total_steps = require_whole("total_steps", total_steps, 1)
+        delta = require_delta(delta)
         self._private, self._total, self._delta = private, total_steps, delta
         self._steps, self._epsilon = 0, "-"
         self._looked, self._ask_at = -PAUSE, 0.0

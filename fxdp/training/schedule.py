@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fxdp.backend.options import check_scales
+from fxdp.backend.options import checked_scales
 from fxdp.diagnostics.errors import StepError
 from fxdp.module.private_module import PrivateModule
 from fxdp.privacy.ledger import Ledger
@@ -76,8 +76,7 @@ class ScaleScheduler:
             value if factor is None else base * factor(releases)
             for base, factor, value in zip(self._base, self._factors, now, strict=True)
         )
-        check_scales(bound, sigma, self.private.expected_batch_size)
-        return bound, sigma
+        return checked_scales(bound, sigma, self.private.expected_batch_size)[:2]
 
     def step(self) -> None:
         """Set the scales of the next step."""

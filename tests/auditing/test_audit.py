@@ -25,6 +25,7 @@ from fxdp.graph.emit import emit
 from fxdp.mechanism.clipping import Flat
 from fxdp.placement import Shard
 from fxdp.privacy.sampling import CyclicPoisson
+from tests.keywords import grouped
 
 N = 12
 X = torch.randn(N, 4, generator=torch.manual_seed(0)) * 3
@@ -42,7 +43,7 @@ def private_of(model: nn.Module | None = None, **options: Any) -> fxdp.PrivateMo
         "loss_fn": F.cross_entropy, "max_grad_norm": 0.5, "noise_multiplier": 1.0,
         "expected_batch_size": 8, "backend": "eager",
     }  # fmt: skip
-    return fxdp.compile(model or net(), **(given | options))
+    return fxdp.compile(model or net(), **grouped(given | options))
 
 
 @functools.cache
@@ -447,7 +448,7 @@ class TestBadInput:
         with pytest.raises(TypeError, match="loss_fn= in place of loss_reduction="):
             fxdp.audit(private_of(loss_fn=None, loss_reduction="mean"), X)
         private = private_of()
-        banded = {"noise": fxdp.correlated.BandMF(2), "sample_rate": CyclicPoisson(0.5, 2)}
+        banded = {"noise": fxdp.noise.BandMF(2), "sample_rate": CyclicPoisson(0.5, 2)}
         with pytest.raises(ValueError, match="correlated noise"):
             fxdp.audit(private_of(**banded), X, Y)
         with pytest.raises(fxdp.StepError, match="outside"), private.accumulate():

@@ -54,7 +54,9 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, wrong: str) ->
         return true(self) * 2 if wrong == "scaled" else true(self).flip(0)
 
     monkeypatch.setattr(Conv, "grouped", corrupted)
-    found = fxdp.verify(network(), *batch(), loss_fn=F.cross_entropy, strategy="instantiate")
+    found = fxdp.verify(
+        network(), *batch(), loss_fn=F.cross_entropy, options={"strategy": "instantiate"}
+    )
     assert not found
     assert "0.weight" in {f.parameter for f in found.faults}
 

@@ -12,6 +12,7 @@ from fxdp.autotune import layout
 from fxdp.autotune.layout import contiguous_is_faster, measured
 from fxdp.autotune.timings import Times, check
 from fxdp.graph.study import at_hand
+from tests.keywords import grouped
 
 pytestmark = pytest.mark.usefixtures("own_times")
 torch.manual_seed(0)
@@ -27,7 +28,7 @@ def net() -> nn.Module:
 
 def private(model: nn.Module, **options: Any) -> Any:
     scales = {"max_grad_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 6}
-    return fxdp.compile(model, loss_fn=F.cross_entropy, **scales, **options)
+    return fxdp.compile(model, loss_fn=F.cross_entropy, **grouped(scales | options))
 
 
 def always(contiguous: float, last: float) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fxdp
 from tests.keys import same_noise
+from tests.keywords import grouped
 
 N = 11
 HOW = ("never", "except_last", "always")
@@ -76,7 +77,7 @@ def private(name: str, checkpoint: str, **options: Any) -> fxdp.PrivateModule:
     torch.manual_seed(0)
     scales = {"max_grad_norm": 0.3, "noise_multiplier": 0.7, "expected_batch_size": N}
     given = {"loss_fn": F.cross_entropy, "backend": "eager", "plan": "fixed"} | scales | options
-    return fxdp.compile(MODELS[name][0](), checkpoint=checkpoint, **given)
+    return fxdp.compile(MODELS[name][0](), **grouped({"checkpoint": checkpoint} | given))
 
 
 def stepped(model: fxdp.PrivateModule, x: Tensor) -> list[Tensor]:
@@ -165,9 +166,15 @@ def test_nothing_is_kept() -> None:
     def kept(how: str) -> tuple[int, int]:
         layers = (nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))
         model = fxdp.compile(
-            nn.Sequential(*layers), loss_fn=F.cross_entropy, max_grad_norm=1.0, backend="eager",
-            noise_multiplier=1.0, expected_batch_size=N, microbatch_size=4, checkpoint=how,
-        )  # fmt: skip
+            nn.Sequential(*layers),
+            loss_fn=F.cross_entropy,
+            max_grad_norm=1.0,
+            backend="eager",
+            noise_multiplier=1.0,
+            expected_batch_size=N,
+            microbatch_size=4,
+            options={"checkpoint": how},
+        )
         model(MODELS["feed"][1], Y).backward()
         peak = model.report().peak
         assert peak is not None

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fxdp
 from fxdp.data import CyclicPoissonSampler, FixedSizeSampler, PoissonSampler, private_loader
 from fxdp.mechanism.correlated import BandMF
+from tests.keywords import faster, grouped
 
 N, STEPS = 24, 6
 X = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
@@ -50,7 +51,7 @@ def made(**options: Any) -> Any:
         del given["generator"]
     loader = options.pop("loader", None) or DataLoader(DATA, N // STEPS)
     optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1)
-    found = fxdp.make_private(MODEL, optimizer, loader, F.cross_entropy, **(given | options))
+    found = fxdp.make_private(MODEL, optimizer, loader, F.cross_entropy, **faster(given | options))
     stepper = COMPILED.setdefault("noise" in options, found[0]._stepper)
     found[0].__dict__["_stepper"] = found[0]._inspector.stepper = stepper
     return found
@@ -280,13 +281,13 @@ class TestReleases:
         sampler = PoissonSampler(N, 0.2, 5, seeded())
         own = DataLoader(DATA, batch_sampler=sampler)
         for told_of, batches in ((loader, loader), (sampler, own)):
-            private = fxdp.compile(MODEL, sample_rate=told_of, **options)
+            private = fxdp.compile(MODEL, **grouped({"sample_rate": told_of} | options))
             private.__dict__["_stepper"] = made()[0]._stepper
             kept = list(batches)
             for batch in kept:
                 step(private, batch)
             refused(private, kept[0])
-        private = fxdp.compile(MODEL, sample_rate=sampler.sampling, **options)
+        private = fxdp.compile(MODEL, **grouped({"sample_rate": sampler.sampling} | options))
         private.__dict__["_stepper"] = made()[0]._stepper
         for batch in own:
             step(private, batch)

@@ -18,6 +18,7 @@ from fxdp.backend import check, halves, settings
 from fxdp.backend.check import MiscompilationWarning
 from fxdp.backend.rows import Layout, Place, Rows, kind
 from tests.keys import same_noise
+from tests.keywords import grouped
 
 Wrong = Callable[[int], bool]
 
@@ -75,9 +76,13 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Wrong], Generat
 def private_of(**options: Any) -> fxdp.PrivateModule:
     options = {"noise_multiplier": 0.0} | options
     return fxdp.compile(
-        Net(), max_grad_norm=1.0, expected_batch_size=4.0, backend="inductor",
-        plan="fixed", batch_dims=1, **options,
-    )  # fmt: skip
+        Net(),
+        max_grad_norm=1.0,
+        expected_batch_size=4.0,
+        backend="inductor",
+        batch_dims=1,
+        **grouped({"plan": "fixed"} | options),
+    )
 
 
 def step(private: fxdp.PrivateModule, n: int) -> list[Tensor]:
@@ -91,9 +96,14 @@ def step(private: fxdp.PrivateModule, n: int) -> list[Tensor]:
 @functools.cache
 def eager() -> fxdp.PrivateModule:
     return fxdp.compile(
-        Net(), max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=4.0, backend="eager",
-        plan="fixed", batch_dims=1,
-    )  # fmt: skip
+        Net(),
+        max_grad_norm=1.0,
+        noise_multiplier=0.0,
+        expected_batch_size=4.0,
+        backend="eager",
+        batch_dims=1,
+        options={"plan": "fixed"},
+    )
 
 
 @functools.cache

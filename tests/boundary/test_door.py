@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from tests.keywords import grouped
 
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 OPTIONS: dict[str, Any] = {
@@ -33,7 +34,7 @@ def compiled(model: nn.Module, **options: Any) -> Any:
 
 
 def test_it_has_a_ledger_norms_and_a_certificate() -> None:
-    step = compiled(Net(), sample_rate=0.1, accountant="rdp")
+    step = compiled(Net(), accounting=fxdp.Accounting(0.1, accountant="rdp"))
     with pytest.raises(RuntimeError, match="run a step first"):
         step.privacy.certificate()
     for n in (6, 4):
@@ -52,7 +53,7 @@ def test_it_has_a_ledger_norms_and_a_certificate() -> None:
 
 def test_a_budget() -> None:
     model = Net()
-    step = compiled(model, budget=(1e-3, 1e-5))
+    step = compiled(model, accounting=fxdp.Accounting(budget=(1e-3, 1e-5)))
     with pytest.raises(fxdp.BudgetExhausted):
         step(X, Y).backward()
     assert step.privacy.releases == 0
@@ -182,7 +183,7 @@ def test_a_private_module_over_the_same_parameters() -> None:
     """What fxdp.compile's module releases passes the fence of torch.compile's step."""
     model = Net()
     step = compiled(model)
-    private = fxdp.compile(model, **OPTIONS)
+    private = fxdp.compile(model, **grouped(OPTIONS))
     private(X, Y).backward()
     step(X, Y).backward()
     assert (private.releases, step.privacy.releases) == (1, 1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.mechanism.run_key import RunKey
+from tests.keywords import grouped
 
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
@@ -23,7 +24,7 @@ def compiled(model: nn.Module | None = None, **options: Any) -> fxdp.PrivateModu
         "loss_fn": F.cross_entropy, "max_grad_norm": 1.0, "noise_multiplier": 100.0,
         "expected_batch_size": 6.0, "backend": "eager", "plan": "fixed",
     }  # fmt: skip
-    return fxdp.compile(model or nn.Linear(5, 3), **(given | options))
+    return fxdp.compile(model or nn.Linear(5, 3), **grouped(given | options))
 
 
 def noise(private: fxdp.PrivateModule) -> Tensor:

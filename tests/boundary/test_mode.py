@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.privacy.ledger import Ledger
+from tests.keywords import grouped
 
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
@@ -29,7 +30,7 @@ def compiled(model: nn.Module, **options: Any) -> fxdp.PrivateModule:
         "loss_fn": F.cross_entropy, "max_grad_norm": 0.5, "noise_multiplier": 0.0,
         "expected_batch_size": 6.0, "backend": "eager", "plan": "fixed",
     }  # fmt: skip
-    return fxdp.compile(model, **(given | options))
+    return fxdp.compile(model, **grouped(given | options))
 
 
 def plain(model: nn.Module) -> list[Tensor]:
@@ -163,7 +164,7 @@ class TestUnprotected:
         options: dict[str, Any] = {"max_grad_norm": 1.0, "noise_multiplier": 1e4,
                                    "expected_batch_size": 6.0, "backend": "eager"}  # fmt: skip
         step: Any = (
-            fxdp.compile(model, loss_fn=F.cross_entropy, **options)
+            fxdp.compile(model, loss_fn=F.cross_entropy, **grouped(options))
             if door == "compile"
             else torch.compile(
                 lambda x, y: F.cross_entropy(model(x), y), backend="fxdp", options=options

@@ -16,6 +16,7 @@ from fxdp.graph.ends import gradient_places
 from fxdp.mechanism import clipping
 from fxdp.mechanism.correlated import BandMF
 from fxdp.privacy.sampling import CyclicPoisson
+from tests.keywords import grouped
 
 OPTIONS: dict[str, Any] = {
     "max_grad_norm": 1.0, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "backend": "eager"
@@ -119,7 +120,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 def test_compile(kind: str) -> None:
     """Through the first door: gradients, their report, and verify."""
     model = MODELS[kind]()
-    private = fxdp.compile(model, loss_fn=F.mse_loss, **OPTIONS)
+    private = fxdp.compile(model, loss_fn=F.mse_loss, **grouped(OPTIONS))
     each = private.per_sample_grads(*batch())
     assert set(each) == trained(model)
     assert all(g.shape[1:] == model.get_parameter(name).shape for name, g in each.items())
@@ -174,7 +175,7 @@ def test_parameters_of_a_loss(spelled: str) -> None:
     loss = Loss()
     functions = {"module": loss, "method": loss.other, "partial": functools.partial(loss)}
     for model, name in ((nn.Linear(4, 4), "loss_fn.weight"), (Odd(), "_loss_fn.weight")):
-        private = fxdp.compile(model, loss_fn=functions[spelled], **OPTIONS)
+        private = fxdp.compile(model, loss_fn=functions[spelled], **grouped(OPTIONS))
         assert set(private.per_sample_grads(*batch())) == trained(model) | {name}
 
 
@@ -188,12 +189,12 @@ def test_verify_sees_the_parameters_of_a_loss() -> None:
 def test_groups_by_name() -> None:
     """Patterns of names are matched against the model's own names."""
     groups = clipping.PerGroup({"attention.self.*": 1.0, "attention.output.*": 2.0})
-    private = fxdp.compile(Bert(), loss_fn=F.mse_loss, clipping=groups, **OPTIONS)
+    private = fxdp.compile(Bert(), loss_fn=F.mse_loss, clipping=groups, **grouped(OPTIONS))
     private(*batch()).backward()
     tied = clipping.PerGroup(
         {"first.weight": 1.0, "first.bias": 1.0, "second.bias": 1.0, "scale": 1}
     )
-    private = fxdp.compile(Tied(), loss_fn=F.mse_loss, clipping=tied, **OPTIONS)
+    private = fxdp.compile(Tied(), loss_fn=F.mse_loss, clipping=tied, **grouped(OPTIONS))
     private(*batch()).backward()
 
 
@@ -202,8 +203,12 @@ def test_correlated_noise(kind: str) -> None:
     """The past of every parameter's noise is kept under its name."""
     model = MODELS[kind]()
     options = OPTIONS | {"noise_multiplier": 1.0}
-    private = fxdp.compile(model, loss_fn=F.mse_loss, noise=BandMF(bands=2),
-                           sample_rate=CyclicPoisson(1.0, 2), **options)  # fmt: skip
+    private = fxdp.compile(
+        model,
+        loss_fn=F.mse_loss,
+        noise=BandMF(bands=2),
+        **grouped({"sample_rate": CyclicPoisson(1.0, 2)} | options),
+    )
     for _ in range(2):
         private(*batch()).backward()
     past = private.privacy_state_dict()["noise"]["past"]

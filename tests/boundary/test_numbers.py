@@ -14,6 +14,7 @@ import fxdp
 from fxdp.kernels import precision
 from fxdp.mechanism import clipping
 from fxdp.mechanism.clipping import Flat
+from tests.keywords import grouped
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -64,9 +65,14 @@ RULES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_no_sample_adds_more_than_the_bound(strategy: str, dtype: torch.dtype) -> None:
     private = fxdp.compile(
-        Scaled().to(dtype), max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=1.0,
-        backend="eager", strategy=strategy, clipping="normalize",
-    )  # fmt: skip
+        Scaled().to(dtype),
+        max_grad_norm=1.0,
+        noise_multiplier=0.0,
+        expected_batch_size=1.0,
+        backend="eager",
+        clipping="normalize",
+        options={"strategy": strategy},
+    )
     rounding = 1.01 if dtype in HALVES else 1.0001
     for bound in (1.0, 1e-10, 1e-25):
         private.max_grad_norm = bound
@@ -106,9 +112,13 @@ class Product(nn.Linear):
 def product(strategy: str, t: int, backend: str = "eager") -> fxdp.PrivateModule:
     torch.manual_seed(0)
     return fxdp.compile(
-        Product(96, 64, bias=False), max_grad_norm=1e-3, noise_multiplier=0.0,
-        expected_batch_size=1.0, backend=backend, strategy=strategy,
-    )  # fmt: skip
+        Product(96, 64, bias=False),
+        max_grad_norm=1e-3,
+        noise_multiplier=0.0,
+        expected_batch_size=1.0,
+        backend=backend,
+        options={"strategy": strategy},
+    )
 
 
 @pytest.mark.parametrize("t", [1, 5])
@@ -238,9 +248,13 @@ class Tiny(nn.Linear):
 
 def noisy(dtype: torch.dtype, bound: float, sigma: float, **options: Any) -> fxdp.PrivateModule:
     return fxdp.compile(
-        Tiny(dtype), max_grad_norm=bound, noise_multiplier=sigma, expected_batch_size=2.0,
-        backend="eager", **options,
-    )  # fmt: skip
+        Tiny(dtype),
+        max_grad_norm=bound,
+        noise_multiplier=sigma,
+        expected_batch_size=2.0,
+        backend="eager",
+        **grouped(options),
+    )
 
 
 def refused(private: fxdp.PrivateModule, x: Tensor, scale: float = 1.0) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
 
 import fxdp
+from tests.keywords import grouped
 
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
@@ -21,7 +22,7 @@ def compiled(model: nn.Module | None = None, **options: Any) -> fxdp.PrivateModu
         "max_grad_norm": 0.5, "noise_multiplier": 10.0, "expected_batch_size": 6.0,
         "backend": "eager", "plan": "fixed",
     }  # fmt: skip
-    return fxdp.compile(model or nn.Linear(5, 3), **(given | options))
+    return fxdp.compile(model or nn.Linear(5, 3), **grouped(given | options))
 
 
 def parameters(private: nn.Module) -> list[nn.Parameter]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from tests.keywords import grouped
 
 X, Y = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3
 
@@ -17,7 +18,7 @@ def compiled(model: nn.Module, **options: Any) -> fxdp.PrivateModule:
         "max_grad_norm": 0.1, "noise_multiplier": 0.0, "expected_batch_size": 7.0,
         "backend": "eager", "plan": "fixed",
     }  # fmt: skip
-    return fxdp.compile(model, **(given | options))
+    return fxdp.compile(model, **grouped(given | options))
 
 
 class Counts(nn.Module):
@@ -99,7 +100,7 @@ def test_parameters_of_the_loss_train_in_pieces(how: str) -> None:
         return [p.grad for p in (*model.parameters(), loss.c)]
 
     correlated: dict[str, Any] = {
-        "noise": fxdp.correlated.BandMF(bands=2), "noise_multiplier": 1e-9,
+        "noise": fxdp.noise.BandMF(bands=2), "noise_multiplier": 1e-9,
         "sample_rate": fxdp.privacy.CyclicPoisson(1.0, 2),
     }  # fmt: skip
     options = correlated if how == "correlated" else {"microbatch_size": 3}

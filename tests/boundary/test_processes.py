@@ -39,7 +39,7 @@ def network() -> nn.Module:
 
 
 def private_of(model: nn.Module, **more: Any) -> fxdp.PrivateModule:
-    return fxdp.compile(model, loss_fn=F.cross_entropy, **OPTIONS | more)
+    return fxdp.compile(model, loss_fn=F.cross_entropy, **(OPTIONS | more))
 
 
 class WithLoss(nn.Module):
@@ -113,9 +113,17 @@ def test_every_door_asks_what_the_other_processes_are(call: Callable[..., Any]) 
 
 def make_private(model: nn.Module, **mesh: Any) -> Any:
     return fxdp.make_private(
-        model, torch.optim.SGD(model.parameters(), 0.1), TensorDataset(X, Y), F.cross_entropy,
-        noise_multiplier=1.0, delta=1e-2, epochs=1, max_grad_norm=1.0, sample_rate=0.5, **mesh,
-    )  # fmt: skip
+        model,
+        torch.optim.SGD(model.parameters(), 0.1),
+        TensorDataset(X, Y),
+        F.cross_entropy,
+        noise_multiplier=1.0,
+        delta=1e-2,
+        epochs=1,
+        max_grad_norm=1.0,
+        sample_rate=0.5,
+        **mesh,
+    )
 
 
 @pytest.mark.usefixtures("two")
@@ -331,6 +339,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
 import fxdp
+from tests.keywords import grouped
 
 warnings.simplefilter("ignore")
 rank, file = int(sys.argv[1]), sys.argv[2]

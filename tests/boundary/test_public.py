@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import fxdp
 from fxdp.data import FixedSizeSampler, PoissonSampler, pad_collate, private_loader
 from fxdp.privacy import Ledger, statement
+from tests.keywords import faster, grouped
 
 DELTA = 1e-5
 GIVEN: dict[str, Any] = {
@@ -72,11 +73,13 @@ def shared(private: Any, *key: Any) -> Any:
 
 
 def texts(microbatch_size: int | None = None) -> Any:
-    return shared(fxdp.compile(WORDS, microbatch_size=microbatch_size, **GIVEN))
+    return shared(fxdp.compile(WORDS, microbatch_size=microbatch_size, **grouped(GIVEN)))
 
 
 def weighted(batch_dims: Any = 0) -> Any:
-    return shared(fxdp.compile(WEIGHTED, **without(batch_dims=batch_dims)), str(batch_dims))
+    return shared(
+        fxdp.compile(WEIGHTED, **grouped(without(batch_dims=batch_dims))), str(batch_dims)
+    )
 
 
 def without(**options: Any) -> dict[str, Any]:
@@ -128,7 +131,7 @@ class TestSizes:
         assert len(rows(private)) == 1
 
     def test_a_loss_made_outside(self) -> None:
-        private = fxdp.compile(Words(), **without(loss_reduction="mean"))
+        private = fxdp.compile(Words(), **grouped(without(loss_reduction="mean")))
         for length, many in ((5, False), (7, True)):
             x, y = words(4, length)
             with warnings.catch_warnings(record=True) as caught:
@@ -149,7 +152,7 @@ class TestSizes:
         def loss(out: Tensor, target: Tensor) -> Tensor:
             return ((out - target.mean(1)) ** 2).mean()
 
-        private = fxdp.compile(Pair(), **(GIVEN | {"loss_fn": loss}))
+        private = fxdp.compile(Pair(), **grouped(GIVEN | {"loss_fn": loss}))
         a, b, c = (torch.ones(4, n, 1) for n in (3, 4, 5))
         private([a, b], c).backward()
         with pytest.warns(fxdp.PublicSizeWarning) as caught:
@@ -244,7 +247,9 @@ class TestNumberOfSamples:
         given = {k: v for k, v in GIVEN.items() if k not in ("loss_fn", "expected_batch_size")}
         given |= {"delta": DELTA, "epochs": 1, **options}
         source = DataLoader(data, 4)
-        private, _, loader = fxdp.make_private(model, optimizer, source, F.cross_entropy, **given)
+        private, _, loader = fxdp.make_private(
+            model, optimizer, source, F.cross_entropy, **faster(given)
+        )
         shared(private)(*next(iter(loader))).backward()
         return private
 

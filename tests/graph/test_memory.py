@@ -30,9 +30,14 @@ def test_what_is_predicted_is_what_is_taken(name: str, strategy: str) -> None:
     model, x = MODELS[name]()
     y = torch.randint(5, (len(x),))
     private = fxdp.compile(
-        model, loss_fn=F.cross_entropy, max_grad_norm=1.0, noise_multiplier=1.0,
-        expected_batch_size=len(x), backend="eager", strategy=strategy,
-    )  # fmt: skip
+        model,
+        loss_fn=F.cross_entropy,
+        max_grad_norm=1.0,
+        noise_multiplier=1.0,
+        expected_batch_size=len(x),
+        backend="eager",
+        options={"strategy": strategy},
+    )
 
     def step() -> None:
         model.zero_grad()

@@ -10,6 +10,7 @@ from torch._functorch import config as functorch_config
 from torch.utils.checkpoint import checkpoint
 
 import fxdp
+from tests.keywords import grouped
 
 X, Y = torch.randn(12, 6, generator=torch.manual_seed(0)), torch.arange(12) % 3
 
@@ -51,7 +52,7 @@ def plain() -> list[Tensor]:
 def private(again: bool, bound: float = float("inf"), **options: Any) -> list[Tensor]:
     model = Net(again)
     scales = {"max_grad_norm": bound, "noise_multiplier": 0.0, "expected_batch_size": 12}
-    return stepped(fxdp.compile(model, loss_fn=F.cross_entropy, **scales, **options), model)
+    return stepped(fxdp.compile(model, loss_fn=F.cross_entropy, **grouped(scales | options)), model)
 
 
 @pytest.mark.parametrize(

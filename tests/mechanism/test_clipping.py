@@ -18,6 +18,7 @@ from fxdp.mechanism.clipping import (
     Normalize,
     PerGroup,
 )
+from tests.keywords import grouped
 from tests.oracle import per_sample
 
 N, C, L = 9, 0.7, 4.0
@@ -35,7 +36,7 @@ def private_of(**options: Any) -> fxdp.PrivateModule:
         "loss_fn": F.cross_entropy, "max_grad_norm": C, "noise_multiplier": 0.0,
         "expected_batch_size": L, "backend": "eager",
     }  # fmt: skip
-    return fxdp.compile(net(), **(given | options))
+    return fxdp.compile(net(), **grouped(given | options))
 
 
 def clipped(private: fxdp.PrivateModule, rows: Any = slice(None)) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from fxdp.mechanism.correlated import BandMF
 from fxdp.module.correlated_noise import check
 from fxdp.privacy import BandedRelease, CyclicPoisson, GaussianRelease, Poisson
 from tests.keys import same_noise
+from tests.keywords import grouped
 
 X = torch.randn(11, 4, generator=torch.manual_seed(0), dtype=torch.float64)
 Y = torch.arange(11) % 3
@@ -43,7 +44,7 @@ def private_of(
         "expected_batch_size": EXPECTED, "backend": "eager", "accountant": "rdp",
         "sample_rate": TURNS, "noise": None if bands is None else BandMF(bands),
     }  # fmt: skip
-    return fxdp.compile(model or net(), **(given | options))
+    return fxdp.compile(model or net(), **grouped(given | options))
 
 
 def taken(private: fxdp.PrivateModule) -> Tensor:

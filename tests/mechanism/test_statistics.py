@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import fxdp
 from fxdp.mechanism.clipping import PerGroup
 from tests.keys import same_noise
+from tests.keywords import grouped
 from tests.oracle import per_sample
 
 L, LR = 6.0, 0.5  # the expected batch size is no batch's own
@@ -67,7 +68,10 @@ class Subject:
     def private(self, model: nn.Module, **options: Any) -> fxdp.PrivateModule:
         given: dict[str, Any] = {"loss_fn": F.cross_entropy, "max_grad_norm": 1.0}
         return fxdp.compile(
-            model, **(given | options), expected_batch_size=L, backend=self.backend, plan="model"
+            model,
+            expected_batch_size=L,
+            backend=self.backend,
+            **grouped({"plan": "model"} | given | options),
         )
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from tests.keywords import grouped
 from tests.oracle import clipped_sum, compare, per_sample
 
 pytest.importorskip("sklearn")
@@ -46,9 +47,13 @@ def within_budget(private: fxdp.PrivateModule, steps: int) -> None:
 
 def without_noise(model: nn.Module, **options: Any) -> fxdp.PrivateModule:
     return fxdp.compile(
-        model, max_grad_norm=0.5, noise_multiplier=0.0, expected_batch_size=5.0, backend="eager",
-        **options,
-    )  # fmt: skip
+        model,
+        max_grad_norm=0.5,
+        noise_multiplier=0.0,
+        expected_batch_size=5.0,
+        backend="eager",
+        **grouped(options),
+    )
 
 
 def same(model: nn.Module, want: dict[str, Tensor]) -> None:

@@ -48,9 +48,14 @@ def test_no_product_is_done_twice(name: str, backend: str) -> None:
     model, x = MODELS[name]()
     y = torch.randint(3, (N,))
     private = fxdp.compile(
-        model, loss_fn=F.cross_entropy, max_grad_norm=1.0, noise_multiplier=1.0,
-        expected_batch_size=N, backend=backend, strategy="ghost",
-    )  # fmt: skip
+        model,
+        loss_fn=F.cross_entropy,
+        max_grad_norm=1.0,
+        noise_multiplier=1.0,
+        expected_batch_size=N,
+        backend=backend,
+        options={"strategy": "ghost"},
+    )
     # The clipped sums are the only weight gradients; ghost norms are batched products.
     assert products(lambda: private(x, y).backward()) == products(
         lambda: F.cross_entropy(model(x), y).backward()

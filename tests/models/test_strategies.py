@@ -1,6 +1,7 @@
 """Strategies differ in cost and in nothing else; and the release is the formula, noise included."""
 
 import functools
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.backend.options import STRATEGIES
+from fxdp.backend.options import Auto
 from fxdp.mechanism.gaussian import released
 from tests.oracle import clipped_sum, per_sample
 from tools.examples.demo import network
@@ -36,14 +37,19 @@ def wanted() -> tuple[dict[str, Tensor], Tensor]:
     return per_sample(gradcnn_net(), F.cross_entropy, batch(), {}, BATCH)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", get_args(Auto))
 def test_every_strategy_releases_the_same(strategy: str) -> None:
     model, (x, y) = gradcnn_net(), batch()
     each, norms = wanted()
     private = fxdp.compile(
-        model, loss_fn=F.cross_entropy, max_grad_norm=BOUND, noise_multiplier=0.0,
-        expected_batch_size=BATCH, strategy=strategy, backend="eager",
-    )  # fmt: skip
+        model,
+        loss_fn=F.cross_entropy,
+        max_grad_norm=BOUND,
+        noise_multiplier=0.0,
+        expected_batch_size=BATCH,
+        backend="eager",
+        options={"strategy": strategy},
+    )
     private(x, y).backward()
     torch.testing.assert_close(private._stepper.record.extras["norms"], norms, rtol=5e-5, atol=1e-6)
     for name, clipped in clipped_sum(each, BOUND, BATCH).items():
@@ -95,9 +101,13 @@ def test_the_net_of_the_demo_compiles(strategy: str) -> None:
     model, x, y = network(), torch.randn(BATCH, 1, 8, 8), torch.randint(10, (BATCH,))
     each, _ = per_sample(model, F.cross_entropy, (x, y), {}, BATCH)
     private = fxdp.compile(
-        model, loss_fn=F.cross_entropy, max_grad_norm=BOUND, noise_multiplier=0.0,
-        expected_batch_size=BATCH, strategy=strategy,
-    )  # fmt: skip
+        model,
+        loss_fn=F.cross_entropy,
+        max_grad_norm=BOUND,
+        noise_multiplier=0.0,
+        expected_batch_size=BATCH,
+        options={"strategy": strategy},
+    )
     private(x, y).backward()
     for name, clipped in clipped_sum(each, BOUND, BATCH).items():
         torch.testing.assert_close(model.get_parameter(name).grad, clipped, rtol=1e-4, atol=1e-6)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.privacy import Budget, GaussianRelease, Poisson
+from tests.keywords import grouped
 
 X, Y = torch.randn(8, 4, generator=torch.manual_seed(0)), torch.arange(8) % 3
 RATE, SIGMA = 0.1, 1.5
@@ -23,7 +24,7 @@ def private_of(**options: object) -> fxdp.PrivateModule:
         "loss_fn": F.cross_entropy, "max_grad_norm": 0.5, "noise_multiplier": SIGMA,
         "expected_batch_size": 8.0, "backend": "eager", "sample_rate": RATE, "accountant": "rdp",
     }  # fmt: skip
-    return fxdp.compile(nn.Linear(4, 3), **(given | options))
+    return fxdp.compile(nn.Linear(4, 3), **grouped(given | options))
 
 
 def gradients(private: fxdp.PrivateModule) -> list[Tensor | None]:

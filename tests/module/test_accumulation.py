@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxdp
 from tests.keys import same_noise
+from tests.keywords import grouped
 
 X = torch.randn(11, 4, generator=torch.manual_seed(0), dtype=torch.float64)
 Y = torch.arange(11) % 3
@@ -37,7 +38,7 @@ def private_of(make: Callable[[], nn.Module] = net, **options: object) -> fxdp.P
         "noise_multiplier": 1.0, "expected_batch_size": 8.0, "backend": "eager",
         "accountant": "rdp",
     }  # fmt: skip
-    return fxdp.compile(make(), **(given | options))
+    return fxdp.compile(make(), **grouped(given | options))
 
 
 def gradients(private: fxdp.PrivateModule) -> list[Tensor]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from tests.keywords import grouped
 
 N, D, C = 6, 4, 3
 GIVEN: dict[str, Any] = {"max_grad_norm": 0.5, "noise_multiplier": 0.0, "expected_batch_size": 2.0}
@@ -36,8 +37,8 @@ def gradients(model: nn.Module) -> list[Tensor]:
 def test_it_is_the_loss_of_the_graph(reduction: str, backend: str) -> None:
     """The same release as with the loss inside, at every batch size."""
     model = net()
-    inside = fxdp.compile(model, loss_fn=F.cross_entropy, backend=backend, **GIVEN)
-    outside = fxdp.compile(model, loss_reduction=reduction, backend=backend, **GIVEN)
+    inside = fxdp.compile(model, loss_fn=F.cross_entropy, backend=backend, **grouped(GIVEN))
+    outside = fxdp.compile(model, loss_reduction=reduction, backend=backend, **grouped(GIVEN))
     for n in (N, 9, 1):
         x, y = batch(n)
         inside(x, y).backward()
@@ -53,7 +54,7 @@ def test_it_is_the_loss_of_the_graph(reduction: str, backend: str) -> None:
 def test_an_empty_batch_releases_noise() -> None:
     model = net()
     private = fxdp.compile(
-        model, loss_reduction="sum", backend="eager", **GIVEN | {"noise_multiplier": 1.0}
+        model, loss_reduction="sum", backend="eager", **grouped(GIVEN | {"noise_multiplier": 1.0})
     )
     x, y = batch(0)
     F.cross_entropy(private(x), y, reduction="sum").backward()
@@ -61,7 +62,7 @@ def test_an_empty_batch_releases_noise() -> None:
 
 
 def test_the_certificate_says_so() -> None:
-    private = fxdp.compile(net(), loss_reduction="mean", backend="eager", **GIVEN)
+    private = fxdp.compile(net(), loss_reduction="mean", backend="eager", **grouped(GIVEN))
     x, y = batch()
     F.cross_entropy(private(x), y).backward()
     certificate = private.certificate()
@@ -90,7 +91,7 @@ class Turned(nn.Linear):
     ("kind", "code"), [(Mixing, "FXD102"), (Pooled, "FXD102"), (Turned, "FXD201")]
 )
 def test_the_model_is_proven_all_the_same(kind: type[nn.Linear], code: str) -> None:
-    private = fxdp.compile(kind(D, C), loss_reduction="mean", backend="eager", **GIVEN)
+    private = fxdp.compile(kind(D, C), loss_reduction="mean", backend="eager", **grouped(GIVEN))
     with pytest.raises(fxdp.ProofError, match=code):
         private(torch.randn(N, D))
 
@@ -98,10 +99,10 @@ def test_the_model_is_proven_all_the_same(kind: type[nn.Linear], code: str) -> N
 def test_bad_input() -> None:
     x, y = batch()
     with pytest.raises(ValueError, match="loss_reduction must be one of mean, sum"):
-        fxdp.compile(net(), loss_reduction="none", **GIVEN)
+        fxdp.compile(net(), loss_reduction="none", **grouped(GIVEN))
     with pytest.raises(ValueError, match="leave loss_reduction out"):
-        fxdp.compile(net(), loss_reduction="mean", loss_fn=F.cross_entropy, **GIVEN)
-    private = fxdp.compile(net(), loss_reduction="mean", backend="eager", **GIVEN)
+        fxdp.compile(net(), loss_reduction="mean", loss_fn=F.cross_entropy, **grouped(GIVEN))
+    private = fxdp.compile(net(), loss_reduction="mean", backend="eager", **grouped(GIVEN))
     with pytest.raises(ValueError, match="leave padding out"):
         private(x, sample_mask=torch.ones(N, dtype=torch.bool))
     with pytest.raises(TypeError, match="norms need a loss"):

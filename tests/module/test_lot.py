@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import fxdp
 from fxdp.mechanism.clipping import Adaptive
 from fxdp.privacy.release import CountedRelease, together
+from tests.keywords import grouped
 
 
 class Square(nn.Linear):
@@ -22,9 +23,14 @@ X = torch.randn(64, 3, generator=torch.manual_seed(0))
 def private_of(clipping: Adaptive, sigma: float = 1.0, **options: object) -> fxdp.PrivateModule:
     torch.manual_seed(0)
     return fxdp.compile(
-        Square(3, 2), max_grad_norm=0.1, noise_multiplier=sigma, expected_batch_size=64,
-        backend="eager", clipping=clipping, **options,
-    )  # fmt: skip
+        Square(3, 2),
+        max_grad_norm=0.1,
+        noise_multiplier=sigma,
+        expected_batch_size=64,
+        backend="eager",
+        clipping=clipping,
+        **grouped(options),
+    )
 
 
 def step(private: fxdp.PrivateModule, x: Tensor = X) -> float:

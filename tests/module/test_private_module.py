@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.backend import partition
+from tests.keywords import grouped
 from tests.oracle import clipped_sum, per_sample
 
 N, D, C = 6, 4, 3
@@ -30,7 +31,7 @@ def private_of(model: nn.Module, **options: Any) -> fxdp.PrivateModule:
         "loss_fn": F.cross_entropy, "max_grad_norm": 0.5, "noise_multiplier": 0.0,
         "expected_batch_size": 8.0, "backend": "eager",
     }  # fmt: skip
-    return fxdp.compile(model, **(given | options))
+    return fxdp.compile(model, **grouped(given | options))
 
 
 def released(private: fxdp.PrivateModule, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

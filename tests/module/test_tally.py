@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.module.tally import Tally
+from tests.keywords import grouped
 
 INF = math.inf
 
@@ -39,7 +40,7 @@ def test_a_module_tells_of_its_last_release() -> None:
     x = torch.randn(5, 3)
     x[1] = INF
     options = {"max_grad_norm": 1.0, "noise_multiplier": 1.0, "expected_batch_size": 4.0}
-    private = fxdp.compile(Square(3, 2), backend="eager", **options)
+    private = fxdp.compile(Square(3, 2), backend="eager", **grouped(options))
     wanted = private.per_sample_norms(x)
     assert private.last_norms.shape == (0,)
     loss = private(x)
@@ -73,7 +74,7 @@ def test_a_sample_whose_loss_is_infinite_adds_nothing_and_is_counted() -> None:
     x = torch.randn(4, 3)
     x[2, 0] = 10.0
     options = {"max_grad_norm": 1.0, "noise_multiplier": 0.0, "expected_batch_size": 4.0}
-    private = fxdp.compile(Endless(3, 2), backend="eager", **options)
+    private = fxdp.compile(Endless(3, 2), backend="eager", **grouped(options))
     assert private.per_sample_norms(x).isfinite().all()
     private(x).backward()
     assert private.last_nonfinite == 1

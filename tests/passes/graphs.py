@@ -72,7 +72,7 @@ def passed(
     before = PASSES[: NAMES.index(last) + 1]
     watched = (p for own in before for p in (own, seen(own.name, texts)))
     passes = (seen("captured", texts), *watched, Pass(stop, ends=True))
-    settings = Settings(strategy, **{"plan": "model", "backend": "eager"} | how)
+    settings = Settings(strategy=strategy, **{"plan": "model", "backend": "eager"} | how)
     call = compiled_step(own_step(model, loss), settings, record, passes=passes)
     private = fxdp.compile(
         model, loss_fn=loss, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=4

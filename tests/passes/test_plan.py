@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import fxdp
 from fxdp.autotune.trials import Trial
 from fxdp.passes import plan as plan_module
+from tests.keywords import grouped
 from tests.passes.graphs import Run, Twice, conv, linear, mean_square, passed, sequence, sum_square
 
 
@@ -172,9 +173,14 @@ def test_measured_for_real(budget: int | None) -> None:
 
     def norms(**how: Any) -> Tensor:
         private = fxdp.compile(
-            model, loss_fn=lambda out, _: out.square().sum(1), max_grad_norm=1.0,
-            noise_multiplier=0.0, expected_batch_size=5, backend="eager", **how,
-        )  # fmt: skip
+            model,
+            loss_fn=lambda out, _: out.square().sum(1),
+            max_grad_norm=1.0,
+            noise_multiplier=0.0,
+            expected_batch_size=5,
+            backend="eager",
+            **grouped(how),
+        )
         return private.per_sample_norms(x, torch.zeros(5))
 
     torch.testing.assert_close(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxdp
+from tests.keywords import grouped
 
 N, D, C = 6, 4, 3
 X, Y = torch.randn(N, D), torch.arange(N) % C
@@ -52,33 +53,33 @@ class Scores(nn.Module):
 )
 def test_options(name: str, value: Any, kind: type[Exception]):
     with pytest.raises(kind, match=name):
-        fxdp.compile(Scores(), **(GIVEN | {name: value}))
+        fxdp.compile(Scores(), **grouped(GIVEN | {name: value}))
 
 
 @pytest.mark.parametrize("missing", ["max_grad_norm", "noise_multiplier", "expected_batch_size"])
 def test_nothing_private_has_a_default(missing: str):
     with pytest.raises(TypeError, match=missing):
-        fxdp.compile(Scores(), **{k: v for k, v in GIVEN.items() if k != missing})
+        fxdp.compile(Scores(), **grouped({k: v for k, v in GIVEN.items() if k != missing}))
 
 
 def test_an_infinite_bound_allows_no_noise():
     with pytest.raises(ValueError, match="max_grad_norm must be finite"):
-        fxdp.compile(Scores(), **(GIVEN | {"max_grad_norm": INF, "noise_multiplier": 1.0}))
+        fxdp.compile(Scores(), **grouped(GIVEN | {"max_grad_norm": INF, "noise_multiplier": 1.0}))
 
 
 def test_models():
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, not function"):
-        fxdp.compile(lambda x: x, **GIVEN)
+        fxdp.compile(lambda x: x, **grouped(GIVEN))
     with pytest.raises(ValueError, match="no trainable parameter"):
-        fxdp.compile(Scores().requires_grad_(False), **GIVEN)
+        fxdp.compile(Scores().requires_grad_(False), **grouped(GIVEN))
     with pytest.raises(ValueError, match="no trainable parameter"):
-        fxdp.compile(nn.Flatten(), **GIVEN)
+        fxdp.compile(nn.Flatten(), **grouped(GIVEN))
     counter = Scores()
     counter.count = nn.Parameter(torch.zeros(1, dtype=torch.long), requires_grad=False)
     with pytest.raises(
         TypeError, match="parameter 'count' has dtype torch.int64; make it a buffer"
     ):
-        fxdp.compile(counter, **GIVEN)
+        fxdp.compile(counter, **grouped(GIVEN))
 
 
 def unchanged(private: fxdp.PrivateModule, kind: Any, match: str, *args: Any, **kwargs: Any):
@@ -96,7 +97,7 @@ def unchanged(private: fxdp.PrivateModule, kind: Any, match: str, *args: Any, **
 @pytest.fixture(scope="module")
 def private() -> fxdp.PrivateModule:
     """A module that has already made a step."""
-    private = fxdp.compile(Scores(), **GIVEN)
+    private = fxdp.compile(Scores(), **grouped(GIVEN))
     private(X, Y).backward()
     return private
 
@@ -140,12 +141,14 @@ def test_arguments(
     ],
 )
 def test_batch_dims(dims: Any, match: str):
-    unchanged(fxdp.compile(Scores(), **GIVEN, batch_dims=dims), ValueError, match, X, Y)
+    unchanged(fxdp.compile(Scores(), batch_dims=dims, **grouped(GIVEN)), ValueError, match, X, Y)
 
 
 @pytest.mark.parametrize("dims", ["x", 1.5, {"x": "0"}, {"x": 1.0}, {"x": True}, [0, 0]])
 def test_batch_dims_are_axes(dims: Any):
-    unchanged(fxdp.compile(Scores(), **GIVEN, batch_dims=dims), TypeError, "batch_dims", X, Y)
+    unchanged(
+        fxdp.compile(Scores(), batch_dims=dims, **grouped(GIVEN)), TypeError, "batch_dims", X, Y
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_schedules(private: fxdp.PrivateModule, name: str, value: Any, kind: typ
 
 
 def test_a_refused_model_leaves_no_trace():
-    private = fxdp.compile(nn.Sequential(nn.Linear(D, C), nn.BatchNorm1d(C)), **GIVEN)
+    private = fxdp.compile(nn.Sequential(nn.Linear(D, C), nn.BatchNorm1d(C)), **grouped(GIVEN))
     before = {k: v.clone() for k, v in private.state_dict().items()}
     for _ in range(2):
         unchanged(private, fxdp.BatchMixingError, "FXD101", X, Y)
@@ -177,7 +180,7 @@ def test_a_refused_model_leaves_no_trace():
 
 
 def test_what_was_not_compiled_has_no_report():
-    private = fxdp.compile(Scores(), **GIVEN)
+    private = fxdp.compile(Scores(), **grouped(GIVEN))
     for ask in (private.report, private.certificate, lambda: private.graph_module):
         with pytest.raises(RuntimeError, match="run a step first"):
             ask()

@@ -33,6 +33,7 @@ from fxdp.privacy import (
     epsilon,
     steps_within,
 )
+from tests.keywords import faster, grouped
 
 N, DELTA = 60, 1e-5
 DATA = TensorDataset(torch.randn(N, 4, generator=torch.manual_seed(0)), torch.arange(N) % 3)
@@ -44,7 +45,7 @@ Call = Callable[[Any], Any]
 def compiled(**options: Any) -> fxdp.PrivateModule:
     given = {"max_grad_norm": 1.0, "noise_multiplier": 1.0, "expected_batch_size": 8.0}
     return fxdp.compile(
-        nn.Linear(4, 3), loss_fn=F.cross_entropy, backend="eager", **(given | options)
+        nn.Linear(4, 3), loss_fn=F.cross_entropy, backend="eager", **grouped(given | options)
     )
 
 
@@ -57,7 +58,7 @@ def made(data: Any = DATA, **options: Any) -> Any:
         "accountant": "rdp", "backend": "eager",
     }  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return fxdp.make_private(model, optimizer, data, F.cross_entropy, **(given | options))
+    return fxdp.make_private(model, optimizer, data, F.cross_entropy, **faster(given | options))
 
 
 RATES: dict[str, Call] = {

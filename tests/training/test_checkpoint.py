@@ -23,6 +23,7 @@ from fxdp.data import PoissonSampler
 from fxdp.training import checkpoint
 from fxdp.training.rng_state import check_generator_states, generator_states, set_generator_states
 from tests import killed
+from tests.keywords import grouped
 from tests.killed import FILE, PLACES, Kill, Kind
 
 
@@ -122,9 +123,11 @@ class Run:
         self.model = nn.Sequential(nn.Linear(4, width), nn.Dropout(0.2), nn.Linear(width, 3))
         given = {"noise_multiplier": SIGMA, "expected_batch_size": 3.0, "backend": "eager"}
         self.private = fxdp.compile(
-            self.model, loss_fn=F.cross_entropy, max_grad_norm=0.5, sample_rate=rate,
-            accountant="rdp", **(given | options),
-        )  # fmt: skip
+            self.model,
+            loss_fn=F.cross_entropy,
+            max_grad_norm=0.5,
+            **grouped({"sample_rate": rate, "accountant": "rdp"} | given | options),
+        )
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.1)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
         self.loader = PoissonSampler(12, rate, 4, torch.Generator().manual_seed(1))

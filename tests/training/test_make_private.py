@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 import fxdp
 from fxdp.data import FixedSizeSampler
 from fxdp.privacy import FixedSize, Poisson
+from tests.keywords import faster
 
 N, BATCH, EPOCHS, DELTA = 60, 12, 2, 1e-5
 DATA = TensorDataset(torch.randn(N, 4, generator=torch.manual_seed(0)), torch.arange(N) % 3)
@@ -25,7 +26,7 @@ def made(**options: Any) -> tuple[fxdp.PrivateModule, torch.optim.Optimizer, Any
         "epsilon": 3.0, "delta": DELTA, "epochs": EPOCHS, "max_grad_norm": 1.0,
         "accountant": "rdp", "backend": "eager",
     }  # fmt: skip
-    return fxdp.make_private(model, optimizer, loader, F.cross_entropy, **(given | options))
+    return fxdp.make_private(model, optimizer, loader, F.cross_entropy, **faster(given | options))
 
 
 def trained(private: fxdp.PrivateModule, optimizer: Any, loader: Any, epochs: int) -> None:

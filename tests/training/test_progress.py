@@ -17,9 +17,14 @@ DELTA = 1e-5
 def private_linear(noise_multiplier: float = 1.0) -> fxdp.PrivateModule:
     torch.manual_seed(0)
     return fxdp.compile(
-        nn.Linear(3, 2), loss_fn=nn.CrossEntropyLoss(), max_grad_norm=1.0, backend="eager",
-        noise_multiplier=noise_multiplier, expected_batch_size=4, sample_rate=0.1,
-    )  # fmt: skip
+        nn.Linear(3, 2),
+        loss_fn=nn.CrossEntropyLoss(),
+        max_grad_norm=1.0,
+        backend="eager",
+        noise_multiplier=noise_multiplier,
+        expected_batch_size=4,
+        accounting=fxdp.Accounting(sample_rate=0.1),
+    )
 
 
 def last_line(terminal: Terminal) -> str:

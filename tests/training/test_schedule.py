@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fxdp
+from tests.keywords import grouped
 
 
 class Square(nn.Linear):
@@ -17,7 +18,7 @@ X = torch.randn(4, 3, generator=torch.manual_seed(0))
 
 def private_of(**options: object) -> fxdp.PrivateModule:
     given = {"max_grad_norm": 2.0, "noise_multiplier": 4.0, "expected_batch_size": 4}
-    return fxdp.compile(Square(3, 2), backend="eager", **(given | options))
+    return fxdp.compile(Square(3, 2), backend="eager", **grouped(given | options))
 
 
 def halved(step: int) -> float:

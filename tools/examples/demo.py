@@ -123,8 +123,8 @@ def compare(options: argparse.Namespace, console: Console) -> None:
         max_grad_norm=options.max_grad_norm,
         noise_multiplier=options.noise_multiplier,
         expected_batch_size=options.batch_size,
+        accounting=fxdp.Accounting(sample_rate=options.batch_size / N_TRAIN),
         backend=options.backend,
-        sample_rate=options.batch_size / N_TRAIN,
     )
     x, y = digits.x[:32], digits.y[:32]
     console.print(private.certificate(x, y))

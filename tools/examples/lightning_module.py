@@ -45,10 +45,8 @@ class PrivateTraining:
                 noise_multiplier=fxdp.privacy.calibrate(
                     epsilon, delta, batches.sampling, epochs * len(loader), accountant
                 ),
-                accountant=accountant,
                 expected_batch_size=batches.expected_batch_size,
-                sample_rate=batches,
-                budget=(epsilon, delta),
+                accounting=fxdp.Accounting(batches, (epsilon, delta), accountant),
                 **options,
             )
         ]

@@ -69,10 +69,8 @@ class PrivateTrainer(Trainer):
             noise_multiplier=fxdp.privacy.calibrate(
                 epsilon, delta, batches.sampling, steps, accountant
             ),
-            accountant=accountant,
             expected_batch_size=batches.expected_batch_size,
-            sample_rate=batches,
-            budget=(epsilon, delta),
+            accounting=fxdp.Accounting(batches, (epsilon, delta), accountant),
             **(options or {}),
         )
         self.add_callback(SaveLedger(self.private))

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from fxdp.backend.options import Auto
+from fxdp.backend.settings import Backend
 from tools.bench.timing import Times, interleaved
 from tools.gradcnn.grids import Point
 from tools.gradcnn.published import NO_DP
@@ -75,7 +77,7 @@ def plain(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda x, y: F.cross_entropy(model(x), y)
 
 
-def private(model: nn.Module, strategy: str, backend: str, batch: int) -> fxdp.PrivateModule:
+def private(model: nn.Module, strategy: Auto, backend: Backend, batch: int) -> fxdp.PrivateModule:
     """The model behind gradcnn's clip bound and noise."""
     return fxdp.compile(
         model,
@@ -83,9 +85,8 @@ def private(model: nn.Module, strategy: str, backend: str, batch: int) -> fxdp.P
         max_grad_norm=MAX_GRAD_NORM,
         noise_multiplier=NOISE_MULTIPLIER,
         expected_batch_size=batch,
-        strategy=strategy,
         backend=backend,
-        memory_budget=MEMORY_BUDGET,
+        options={"strategy": strategy, "memory_budget": MEMORY_BUDGET},
     )
 
 

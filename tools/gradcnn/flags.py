@@ -5,12 +5,14 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 
-from fxdp.backend.options import STRATEGIES
+from fxdp.backend.options import Auto
 from tools.gradcnn.experiments import FIGURES, PRINTED
+
+STRATEGIES = get_args(Auto)
 
 MNIST = "mnist"
 Number = TypeVar("Number", int, float)

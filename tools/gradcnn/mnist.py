@@ -89,7 +89,7 @@ def run(data: Data, options: Options) -> Outcome:
         trained = fxdp.compile(
             model, loss_fn=F.nll_loss, max_grad_norm=MAX_GRAD_NORM,
             noise_multiplier=NOISE_MULTIPLIER, expected_batch_size=options.batch_size,
-            strategy=options.strategy, backend=options.backend,
+            backend=options.backend, options={"strategy": options.strategy},
         )  # fmt: skip
     adam = torch.optim.Adam(model.parameters(), lr=options.lr)
     began, loss, correct, first_step = time.perf_counter(), 0.0, 0, 0.0

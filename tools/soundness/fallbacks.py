@@ -26,7 +26,6 @@ DOORS: tuple[Door, ...] = ("fxdp.compile", "torch.compile", "torch.compile, full
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 OPTIONS: dict[str, Any] = {
     "max_grad_norm": 1e-3, "noise_multiplier": 1e7, "expected_batch_size": 1.0, "backend": "eager",
-    "plan": "fixed",
 }  # fmt: skip
 OURS = (fxdp.StepError, fxdp.ProofError, ValueError)
 
@@ -183,10 +182,11 @@ FALLBACKS: tuple[Fallback, ...] = (
 def built(door: Door, model: nn.Module) -> tuple[Callable[..., Any], Callable[[], int]]:
     """A step of a model, and how many releases it has counted."""
     if door == "fxdp.compile":
-        private = fxdp.compile(model, **OPTIONS)
+        private = fxdp.compile(model, **OPTIONS, options={"plan": "fixed"})
         return private, lambda: private.releases
     whole = door != "torch.compile"
-    step: Any = torch.compile(model, backend="fxdp", fullgraph=whole, options=dict(OPTIONS))
+    options = OPTIONS | {"plan": "fixed"}
+    step: Any = torch.compile(model, backend="fxdp", fullgraph=whole, options=options)
     return step, lambda: step.privacy.releases
 
 
