@@ -16,10 +16,10 @@ from fxdp.module.account import Account, as_budget
 from fxdp.module.inspection import Attempt
 from fxdp.module.private_module import PrivateModule
 from fxdp.ops import RULES
-from fxdp.privacy.accounting import Accountant, Neighbours, as_sampling
+from fxdp.privacy.accounting import as_sampling
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
-from fxdp.privacy.sampling import Sampling
+from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling
 from fxdp.proof.certificate import Certificate
 from fxdp.rules import Table
 
@@ -68,8 +68,8 @@ def compile(  # noqa: A001 - torch.compile's name
         expected_batch_size: L, the public number that the sum is divided by.
         clipping: "flat", "automatic" (AUTO-S), "normalize", "per-layer" or a value of
             `fxdp.clipping`; C is the sensitivity in all of them.
-        strategy: "auto", or how all per-sample norms are found: "instantiate", "unfold", "ghost",
-            "crb", "naive" or "multi"; equal in result.
+        strategy: "auto", or how all per-sample norms are found, by a name of
+            `fxdp.forms.strategy.STRATEGIES`, such as "instantiate" or "ghost"; equal in result.
         backend: "inductor" or "eager".
         plan: how "auto" chooses for each parameter: "measured" times on this machine what
             cannot be predicted, "model" predicts, "fixed" takes what is smaller (2 T^2 or p d).

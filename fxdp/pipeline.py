@@ -24,19 +24,31 @@ PASSES: tuple[Pass, ...] = (
     # Every path to a gradient ends in sums over samples that have a form.
     Pass(explain, needs=(facts.totals_local,), gives=(facts.explained,)),
     # Choose how each norm is found.
-    Pass(plan, needs=(facts.explained,)),
+    Pass(
+        plan,
+        options=("strategy", "inspect_each", "how", "memory_budget"),
+        needs=(facts.explained,),
+    ),
     # Emit squared norms.
     Pass(measure),
     # Emit clip factors.
-    Pass(weigh),
+    Pass(weigh, options=("clipping",)),
     # One Gram matrix for all norms that it is in.
     Pass(share),
     # Re-weight every sum by the factors.
     Pass(clip),
     # Add noise, once for each parameter, and put the result in the gradient's place.
-    Pass(noise, gives=(facts.private_outputs, facts.noise_once)),
-    # Retrace to plain aten ops.
-    Pass(lower, gives=(facts.batch_symbolic, facts.noise_once)),
+    Pass(
+        noise,
+        options=("number", "terms", "inspect_each"),
+        gives=(facts.private_outputs, facts.noise_once),
+    ),
+    # Take ops apart as the backend wants them.
+    Pass(
+        lower,
+        options=("decompositions",),
+        gives=(facts.batch_symbolic, facts.noise_once),
+    ),
 )
 
 # The passes that say whether a model can be private at all.

@@ -1,4 +1,4 @@
-"""Retrace the graph to plain aten ops, with the batch size still symbolic.
+"""Make the graph ready for a backend, with the batch size still symbolic.
 
 The marks are gone, composite ops are taken apart the way the backend wants them, and equal
 nodes are one node. Inputs and outputs keep their order and their descriptors.
@@ -13,6 +13,7 @@ from torch.fx import GraphModule, Interpreter, Node, traceback
 
 from fxdp.graph import marks
 from fxdp.graph.emit import emit
+from fxdp.graph.nodes import copied
 from fxdp.graph.randomness import draws_apart
 from fxdp.graph.study import study
 from fxdp.graph.sums import value
@@ -23,22 +24,17 @@ from fxdp.torch_internals import fx_graph_cse, make_fx
 def lower(
     gm: GraphModule, decompositions: dict[Any, Callable[..., Any]] | None = None
 ) -> GraphModule:
-    """The same computation as a graph of aten ops.
+    """The same computation as a graph for a backend.
 
     Args:
-        decompositions: of the backend.
+        decompositions: of a backend that makes code of plain aten ops; None for one that runs the
+            graph as it is, and can run composite ops, too.
     """
     drop_marks(gm)
-    inputs = gm.graph.find_nodes(op="placeholder")
-    with torch.no_grad(), traceback.preserve_node_meta():
-        flat = make_fx(
-            lambda *args: Interpreter(gm).run(*args, enable_io_processing=False),
-            decomposition_table=decompositions,
-            _allow_non_fake_inputs=True,
-        )(*(value(n) for n in inputs))
+    flat = copied(gm) if decompositions is None else retraced(gm, decompositions)
     with draws_apart(flat):
         flat.graph = fx_graph_cse(flat.graph)
-    for new, old in zip(flat.graph.find_nodes(op="placeholder"), inputs, strict=True):
+    for new, old in zip(*(g.graph.find_nodes(op="placeholder") for g in (flat, gm)), strict=True):
         new.meta |= {k: v for k, v in old.meta.items() if k not in ("val", "placement")}
         new.target = new.name = old.name
     flat.graph.output_node().meta |= gm.graph.output_node().meta
@@ -47,6 +43,17 @@ def lower(
     flat.recompile()
     study(flat).readable = gm
     return flat
+
+
+def retraced(gm: GraphModule, decompositions: dict[Any, Callable[..., Any]]) -> GraphModule:
+    """The graph as plain aten ops, each taken apart the way a backend wants it."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    with torch.no_grad(), traceback.preserve_node_meta():
+        return make_fx(
+            lambda *args: Interpreter(gm).run(*args, enable_io_processing=False),
+            decomposition_table=decompositions,
+            _allow_non_fake_inputs=True,
+        )(*(value(n) for n in inputs))
 
 
 def as_marked(mark: Node) -> Node:

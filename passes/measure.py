@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.forms.batch import Strategy, sq_sum
+from fxdp.forms.batch import sq_sum
+from fxdp.forms.strategy import STRATEGIES, Strategy
 from fxdp.graph.emit import emit, emit_all
 from fxdp.graph.study import Choice, study
 from fxdp.graph.sums import Sum, each_image, sum_at, whole
@@ -27,7 +28,6 @@ def measured(gm: GraphModule, end: Node) -> dict[str, Node]:
     here = study(gm)
     ways = [way(gm, choice, end) for choice in here.choices]
     squares: dict[int, Node] = {}
-    # torch.vmap, of the strategy "multi", is traced only as what it dispatches to.
     for composite in (True, False):
         chosen = [i for i, c in enumerate(here.choices) if is_composite(c) == composite]
         results = emit_all(end, [ways[i] for i in chosen], composite=composite)
@@ -40,7 +40,7 @@ def measured(gm: GraphModule, end: Node) -> dict[str, Node]:
 
 def is_composite(choice: Choice) -> bool:
     """May composite ops stay whole where this is traced?"""
-    return choice.strategy != "multi" or choice.kind == "general"
+    return STRATEGIES[choice.strategy].traceable or choice.kind == "general"
 
 
 # A function, and its arguments; it returns the squared norms [N], and the per-sample gradients
@@ -54,16 +54,16 @@ def way(gm: GraphModule, choice: Choice, end: Node) -> Way:
     taken = [s for s in sums if s is not None]
     inputs = tuple(s.inputs for s in taken)
     if choice.kind == "general":
-        composite = choice.strategy != "multi"
+        composite = STRATEGIES[choice.strategy].traceable
         parts = {
             s.node: emit(end, one_each(s, choice.strategy), *s.inputs, composite=composite)
             for s in taken
         }
         return with_square, (each_image(gm, choice.gradient, parts, end),)
-    if choice.strategy != "ghost":
+    if STRATEGIES[choice.strategy].materialises:
         taken_on = with_square if choice.keep else square_alone
         return lambda *groups: taken_on(whole(taken, groups).per_sample(choice.strategy)), inputs
-    return lambda *groups: (whole(taken, groups).sq_norm("ghost"), None), inputs
+    return lambda *groups: (whole(taken, groups).sq_norm(choice.strategy), None), inputs
 
 
 def with_square(each: Tensor) -> tuple[Tensor, Tensor]:

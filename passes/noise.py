@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxdp.forms.batch import cast
 from fxdp.graph import marks
 from fxdp.graph.emit import emit, emit_all
 from fxdp.graph.ends import gradient_places
@@ -43,10 +44,11 @@ def noise(
         tangents = [emit(end, torch.ones_like, here.mark.expected)]
     places = dict(gradient_places(gm))
     first = end.prev
+    scale = emit(end, noise_scale, here.mark.sigma, here.mark.bound)
     gradients = emit_all(
         end,
         [
-            release(c, tangents[0], here.mark, number(c.gradient.parameter), terms)
+            release(c, tangents[0], here.mark, scale, number(c.gradient.parameter), terms)
             for c in here.clipped
         ],
     )
@@ -87,21 +89,21 @@ def one_by_one(gm: GraphModule) -> None:
             finish(node)
 
 
+def noise_scale(sigma: Tensor, bound: Tensor) -> Tensor:
+    """sigma * C, 0-d; 0 for plain training, of an infinite bound without noise."""
+    return (sigma * bound).masked_fill(sigma == 0, 0)
+
+
 def release(
-    clipped: Clipped, tangent: Node, mark: Mark, draw: int, terms: int
+    clipped: Clipped, tangent: Node, mark: Mark, scale: Node, draw: int, terms: int
 ) -> tuple[Callable[..., Tensor], Any]:
-    """A function that works out the private gradient of one parameter, in its dtype; and its
+    """A function that computes the private gradient of one parameter, in its dtype; and its
     arguments."""
     dtype = value(clipped.gradient.node).dtype
     if clipped.total is None:
-        return lambda p, t: p * t.to(p.dtype), (clipped.public, tangent)
+        return lambda p, t: p * cast(t, p.dtype), (clipped.public, tangent)
 
-    def private(total: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor, expected: Tensor,
-                key: Tensor, public: Tensor | None) -> Tensor:  # fmt: skip
-        # An infinite bound without noise is plain training: 0 times infinity is 0 here.
-        scale = (sigma * bound).masked_fill(sigma == 0, 0).to(total.dtype)
-        rest = (scale, expected, tangent, public, key, draw, terms)
-        return released(total, *rest).to(dtype)
+    def private(total: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+        return cast(released(total, cast(scale, total.dtype), *rest, draw, terms), dtype)
 
-    scales = (mark.bound, mark.sigma, mark.expected, mark.key)
-    return private, (clipped.total, tangent, *scales, clipped.public)
+    return private, (clipped.total, scale, mark.expected, tangent, clipped.public, mark.key)

@@ -7,7 +7,7 @@ and mapped. Between the strategies that a form offers, the cost model decides.
 """
 
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import sympy
 import torch
@@ -15,15 +15,12 @@ from torch.fx import GraphModule, Node
 
 from fxdp.autotune.trials import Trial, trials
 from fxdp.forms import Tied, joined
-from fxdp.forms.batch import Strategy
+from fxdp.forms.strategy import STRATEGIES, Strategy
 from fxdp.graph.study import Choice, Gradient, at_hand, hinted, study
 from fxdp.graph.sums import fake_form, is_partial, sum_at, value
 from fxdp.shapes import expr
 from fxdp.torch_internals import OpOverload
 
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-# These two differ in kind; what the others cost, no count of flops tells.
-MODELLED = ("instantiate", "ghost")
 # Costs this many times the least are believed; below, the machine is asked.
 DOUBT = 8.0
 # The share of a step's tensors that per-sample gradients may take up beside them.
@@ -83,14 +80,14 @@ def choose(
     kind, merged = together(gm, gradient, forms)
     offered: list[Strategy] = [s for s in STRATEGIES if all(s in f.strategies for f in merged)]
     if kind == "general":
-        offered = [s for s in offered if s != "ghost"]
+        offered = [s for s in offered if STRATEGIES[s].materialises]
     if any(value(s).is_complex() for s in gradient.sums):
         offered = ["instantiate"]
     costs: dict[Strategy, sympy.Expr] = {s: total_cost(merged, s) for s in offered}
     if strategy == "auto":
         if how == "measured" and len(merged) == 1 and kind != "general":
             known: dict[Strategy, float] = {
-                s: hinted(gm, c) for s, c in costs.items() if s != "multi"
+                s: hinted(gm, c) for s, c in costs.items() if STRATEGIES[s].tried
             }
             small: dict[Strategy, float] = {
                 s: c
@@ -104,7 +101,8 @@ def choose(
                 return Choice(gradient, kind, best.strategy, costs, best.keep, tuple(ways))
             return Choice(gradient, kind, doubted[0], costs)
         sizes = {s: total_extra(merged, s) for s in offered} if how == "fixed" else costs
-        strategy = min((s for s in offered if s in MODELLED), key=lambda s: hinted(gm, sizes[s]))
+        modelled: list[Strategy] = [s for s in offered if STRATEGIES[s].modelled]
+        strategy = min(modelled, key=lambda s: hinted(gm, sizes[s]))
     wanted: Strategy = strategy if strategy in offered else "instantiate"
     return Choice(gradient, kind, wanted, costs)
 

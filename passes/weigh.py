@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from fxdp.forms.batch import cast
 from fxdp.graph.emit import emit
 from fxdp.graph.study import Choice, study
 from fxdp.graph.sums import value
-from fxdp.mechanism.clipping import Clipping, Flat
+from fxdp.mechanism.clipping import Clipping
 from fxdp.placement import Shard
 
 
@@ -30,25 +31,36 @@ def weigh(gm: GraphModule, clipping: Clipping) -> GraphModule:
     assert here.mark is not None
     end = gm.graph.output_node()
     squares = here.squares
-    bound, mask = here.mark.bound, here.mark.mask
-    norms = emit(end, total_norm, list(squares.values()), mask, placement=Shard(0), name="norms")
-    lost = {c.gradient.parameter: underflow(c, squares) for c in here.choices}
-    here.norms = norms
+    groups = clipping.groups(list(squares))
+    losts = {c.gradient.parameter: underflow(c, squares) for c in here.choices}
+    lost = [sum(losts[p] for p in group.parameters) for group in groups]
+    functions = [partial(clip_factor, clipping, group.share) for group in groups]
     loss = None if here.mark.reduction else here.mark.loss.meta.get("twin", here.mark.loss)
-    finite = emit(end, finite_samples, norms, loss, placement=Shard(0), name="finite")
-    here.finite = finite
-    for group in clipping.groups(list(squares)):
-        own = emit(
-            end, safe_norm, [squares[p] for p in group.parameters], mask,
-            sum(lost[p] for p in group.parameters), placement=Shard(0),
-        )  # fmt: skip
-        function = partial(clip_factor, clipping, group.share)
-        factor = emit(end, function, own, finite, bound, mask, placement=Shard(0))
-        dtype = value(norms).dtype
-        factor = emit(end, narrowed, factor, dtype, placement=Shard(0), name="factor")
-        for name in group.parameters:
-            here.factors[name] = factor
+
+    def weighed(
+        parts: list[list[Tensor]], loss: Tensor | None, bound: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        totals = [total(part, mask) for part in parts]
+        dtype = widest([square for part in parts for square in part])
+        norms = cast(total(totals, mask).sqrt(), dtype)
+        finite = finite_samples(norms, loss)
+        own = [safe_norm(t, least) for t, least in zip(totals, lost, strict=True)]
+        factors = [f(n, finite, bound, mask) for f, n in zip(functions, own, strict=True)]
+        return norms, finite, [narrowed(factor, dtype) for factor in factors]
+
+    parts = [[squares[p] for p in group.parameters] for group in groups]
+    norms, finite, factors = emit(end, weighed, parts, loss, here.mark.bound, here.mark.mask)
+    here.norms, here.finite = named(norms, "norms"), named(finite, "finite")
+    for group, factor in zip(groups, factors, strict=True):
+        here.factors |= dict.fromkeys(group.parameters, named(factor, "factor"))
     return gm
+
+
+def named(node: Node, name: str) -> Node:
+    """A node that holds one number for each sample, under a name."""
+    node.meta["placement"] = Shard(0)
+    node._rename(name)
+    return node
 
 
 def underflow(choice: Choice, squares: dict[str, Node]) -> float:
@@ -66,24 +78,21 @@ def widest(squares: list[Tensor]) -> torch.dtype:
 
 def total(squares: list[Tensor], mask: Tensor) -> Tensor:
     """[N] squared norms over several parameters, in float64; 0 where there are none."""
+    if len(squares) == 1:
+        return cast(squares[0], torch.float64)
     found = torch.zeros_like(mask, dtype=torch.float64)
     for square in squares:
         found = found + square
     return found
 
 
-def total_norm(squares: list[Tensor], mask: Tensor) -> Tensor:
-    """[N] norms over all parameters; 0 where there are none."""
-    return total(squares, mask).sqrt().to(widest(squares))
-
-
-def safe_norm(squares: list[Tensor], mask: Tensor, lost: float) -> Tensor:
-    """[N] norms over several parameters that are not too small, in float64.
+def safe_norm(squares: Tensor, lost: float) -> Tensor:
+    """[N] norms of several parameters that are not too small, in float64.
 
     Args:
         lost: what the squared norms may lack (`underflow`).
     """
-    return (total(squares, mask) + lost).sqrt()
+    return (squares + lost).sqrt()
 
 
 def finite_samples(norms: Tensor, loss: Tensor | None) -> Tensor:
@@ -118,10 +127,10 @@ def clip_factor(
         norms: of the group.
         finite: of all parameters (`finite_samples`).
     """
-    bound = bound.to(norms.dtype)
+    bound = cast(bound, norms.dtype)
     bound = bound if share == 1 else bound * share
     factor = clipping.factor(norms, bound)
-    if type(clipping).factor is not Flat.factor:
+    if not clipping.factor_is_bounded:
         factor = torch.where(norms == 0, factor, torch.minimum(factor, bound / norms))
     return factor.masked_fill(~(mask & finite), 0)
 
@@ -130,4 +139,4 @@ def narrowed(factor: Tensor, dtype: torch.dtype) -> Tensor:
     """Factors in a dtype; 0 where that has no normal number for them, as it might be half as much
     again, and the largest number where they are larger."""
     limits = torch.finfo(dtype)
-    return factor.clamp(max=limits.max).masked_fill(factor < limits.tiny, 0).to(dtype)
+    return cast(factor.clamp(max=limits.max).masked_fill(factor < limits.tiny, 0), dtype)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fxdp.autotune.timings import REPEATS, described, seconds, timed
-from fxdp.forms.batch import Strategy, sq_sum, summed
+from fxdp.forms.batch import sq_sum, summed
+from fxdp.forms.strategy import STRATEGIES, Strategy
 
 FRESH = 1 << 24  # numbers; allocators ask the system for so many at a time
 
@@ -64,8 +65,8 @@ def run(form: Any, strategies: Sequence[Strategy]) -> list[Trial]:
     found: list[Trial] = []
     for strategy in strategies:
         best = min((t.seconds for t in found), default=inf)
-        if strategy == "ghost":
-            norm = seconds(partial(form.sq_norm, "ghost"), best)
+        if not STRATEGIES[strategy].materialises:
+            norm = seconds(partial(form.sq_norm, strategy), best)
             found.append(Trial(strategy, False, norm + total, 0))
             continue
         each = form.per_sample(strategy)

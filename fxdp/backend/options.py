@@ -5,8 +5,8 @@ from typing import Any, get_args
 
 from fxdp.backend.settings import Backend, Checkpoint, Settings
 from fxdp.distributed.guard import UNSAID, Mesh, trains_apart
-from fxdp.forms.batch import Strategy
-from fxdp.mechanism.clipping import Adaptive, Automatic, Clipping, Normalize, as_clipping
+from fxdp.forms.strategy import Strategy
+from fxdp.mechanism.clipping import Clipping, as_clipping
 from fxdp.ops import RULES
 from fxdp.rules import Table
 
@@ -47,13 +47,7 @@ def checked_options(
         number("memory_budget", memory_budget)
     if loss_reduction is not None:
         one_of("loss_reduction", loss_reduction, REDUCTIONS)
-    if isinstance(as_clipping(clipping), Automatic | Normalize) and math.isinf(max_grad_norm):
-        raise ValueError("max_grad_norm must be finite where every gradient is brought to it")
-    match as_clipping(clipping):
-        case Adaptive(min_clipbound=low, max_clipbound=high) if not low <= max_grad_norm <= high:
-            raise ValueError(f"max_grad_norm must begin in [{low}, {high}], not {max_grad_norm}")
-        case _:
-            pass
+    as_clipping(clipping).check_bound(max_grad_norm)
     if not isinstance(secure, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"secure must be True or False, not {secure!r}")
     settings = Settings(

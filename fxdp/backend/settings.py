@@ -30,7 +30,7 @@ class Settings:
     """How a model is compiled; of all this, `clipping` and `secure` alone change what is released.
 
     Attributes:
-        strategy: for per-sample norms, "auto" or one of `fxdp.forms.batch.Strategy`.
+        strategy: for per-sample norms, "auto" or one of `fxdp.forms.strategy.STRATEGIES`.
         plan, memory_budget: how "auto" chooses, and bytes it may spend (`fxdp.passes.plan`).
         backend: who runs the graphs.
         table: the rules.

@@ -8,7 +8,7 @@ on several machines need the same key, and each its part of every batch.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch.utils.data import Sampler
@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from fxdp.arguments import require_whole
 from fxdp.data.handed import Handed, Ticket
 from fxdp.data.stream import ChaCha20, Philox, Stream
-from fxdp.privacy.sampling import Sampling
+from fxdp.privacy.sampling_rule import Sampling
 from fxdp.privacy.state import sampling_to_plain
 
 VERSION = 1
@@ -46,6 +46,10 @@ class PrivateSampler(Sampler[list[int]], ABC):
     ahead of the training loop, as they prefetch; a `PrivateLoader` keeps it in step. `handed`
     counts them for an account, see `fxdp.data.handed`.
 
+    Attributes:
+        chooses_size: whether `expected_batch_size` is one of the numbers that the sampler was made
+            with; if not, it is derived from the number of samples.
+
     Args:
         num_samples: size of the data set, >= 1.
         steps: how many batches one iteration yields, >= 0.
@@ -56,6 +60,8 @@ class PrivateSampler(Sampler[list[int]], ABC):
     Raises:
         ValueError: an argument is out of its range, or both `generator` and `secure` are given.
     """
+
+    chooses_size: ClassVar[bool] = False
 
     def __init__(
         self, num_samples: int, steps: int, generator: torch.Generator | None, secure: bool

@@ -5,7 +5,7 @@ batch random, and now and then 0. Such a step still releases noise and still cou
 empty list is a batch like any other.
 """
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -150,6 +150,8 @@ class FixedSizeSampler(PrivateSampler):
     Raises:
         ValueError: an argument is out of its range; the message names it.
     """
+
+    chooses_size: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -1,17 +1,15 @@
 """A tensor that holds samples, with the knowledge of where; and small helpers of all forms."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxdp.kernels.clipped_sum import weighed_sum
 from fxdp.placement import Shard
-from fxdp.shapes import expr, quotient
+from fxdp.shapes import expr
 from fxdp.torch_internals import pytree
-
-Strategy = Literal["instantiate", "unfold", "crb", "ghost", "naive", "multi"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +24,17 @@ class Batch:
     def rank(self) -> int:
         return self.value.dim()
 
+    @property
+    def one_position(self) -> bool:
+        """Is the batch axis N long, one position a sample?"""
+        at = self.placement
+        return at.inner == 1 and expr(self.value.shape[at.dim]) == expr(self.n)
+
     def samples_first(self) -> Tensor:
         """[N, T, ...]: the sample, its positions on the batch axis, the other axes in order."""
         x, dim, inner = self.value, self.placement.dim, self.placement.inner
-        outer = quotient(expr(x.shape[dim]), expr(self.n) * inner)
-        if outer == 1 and inner == 1:
-            return x.movedim(dim, 0).unsqueeze(1)
+        if self.one_position:
+            return moved(x, dim, 0).unsqueeze(1)
         size = int(inner) if inner.is_Integer else _sized(x, inner)
         x = x.reshape(*x.shape[:dim], -1, self.n, size, *x.shape[dim + 1 :])
         x = x.movedim((dim + 1, dim, dim + 2), (0, 1, 2))
@@ -39,11 +42,26 @@ class Batch:
 
     def kept(self) -> Tensor:
         """[N, ...]: the sample, then the axes of the local value in their order."""
-        return self.samples_first().movedim(1, self.placement.dim + 1)
+        dim = self.placement.dim
+        if self.one_position:
+            return moved(self.value, dim, 0).unsqueeze(dim + 1)
+        return moved(self.samples_first(), 1, dim + 1)
 
     def positions(self) -> Tensor:
         """[N, ..., T, i]: for an operand of a matrix product that is summed over the batch."""
-        return self.samples_first().movedim(1, -2)
+        if self.one_position:
+            return moved(self.value, self.placement.dim, 0).unsqueeze(-2)
+        return moved(self.samples_first(), 1, self.rank - 1)
+
+
+def moved(x: Tensor, axis: int, to: int) -> Tensor:
+    """x with an axis in another place: x itself, and no op in a graph, where it is there."""
+    return x if axis == to else x.movedim(axis, to)
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a dtype: x itself, and no op in a graph, where it is in it already."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _sized(x: Tensor, size: Any) -> Any:
@@ -79,7 +97,7 @@ def all_wide(values: Any) -> Any:
 
 def weighed(x: Tensor, factor: Tensor) -> Tensor:
     """x[n, ...] * factor[n]; exactly 0 where the factor is, whatever x holds there."""
-    f = factor.reshape(-1, *[1] * (x.dim() - 1)).to(wide(x).dtype)
+    f = cast(factor.reshape(-1, *[1] * (x.dim() - 1)), wide(x).dtype)
     return (wide(x) * f).masked_fill(f == 0, 0)
 
 

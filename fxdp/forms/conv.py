@@ -11,7 +11,8 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, has_ops, muted, sq_sum, weighed, wide
+from fxdp.forms.batch import has_ops, muted, sq_sum, weighed, wide
+from fxdp.forms.strategy import Strategy
 from fxdp.kernels import loops
 from fxdp.kernels.clipped_sum import weighed_conv
 from fxdp.kernels.crb import chained, crb_conv

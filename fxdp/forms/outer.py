@@ -11,7 +11,8 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, has_ops, muted, one_each, sq_sum, weighed, wide
+from fxdp.forms.batch import has_ops, muted, one_each, sq_sum, weighed, wide
+from fxdp.forms.strategy import Strategy
 from fxdp.kernels.clipped_sum import weighed_outer
 from fxdp.kernels.ghost import ghost_outer, ghost_whole, underflow
 from fxdp.kernels.loops import loop_outer

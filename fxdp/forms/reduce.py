@@ -6,7 +6,8 @@ from typing import ClassVar
 import sympy
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, sq_sum, summed
+from fxdp.forms.batch import sq_sum, summed
+from fxdp.forms.strategy import Strategy
 from fxdp.shapes import expr, product
 
 

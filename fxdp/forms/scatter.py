@@ -10,7 +10,8 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, has_ops, sq_sum, weighed, wide
+from fxdp.forms.batch import has_ops, sq_sum, weighed, wide
+from fxdp.forms.strategy import Strategy
 from fxdp.kernels.ghost_embedding import added_up, segment_squares
 from fxdp.shapes import expr
 

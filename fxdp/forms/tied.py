@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import sympy
 from torch import Tensor
 
-from fxdp.forms.batch import Strategy, sq_sum, weighed, wide
+from fxdp.forms.batch import sq_sum, weighed, wide
 from fxdp.forms.outer import Outer
 from fxdp.forms.scatter import Scatter
+from fxdp.forms.strategy import Strategy
 from fxdp.kernels.ghost import inner
 
 

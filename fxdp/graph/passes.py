@@ -25,27 +25,32 @@ class Pass:
 
     Attributes:
         run: the graph to be changed comes first, and what other arguments it has are options.
+        options: the names of those, all of them.
         needs, gives: what must be true of the graph before, and is true of it after.
         ends: it leaves the pipeline, which may have been told more than was done until there.
+
+    Raises:
+        TypeError: `options` are not those of the function.
     """
 
     run: Callable[..., GraphModule]
+    options: tuple[str, ...] = ()
     needs: tuple[Fact, ...] = ()
     gives: tuple[Fact, ...] = ()
     ends: bool = False
+
+    def __post_init__(self) -> None:
+        taken = tuple(inspect.signature(self.run).parameters)[1:]
+        if set(taken) != set(self.options):
+            raise TypeError(f"{self.name} takes the options {taken}, and is given {self.options}")
 
     @property
     def name(self) -> str:
         return self.run.__name__
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """What a pass may be told beside the graph."""
-        return tuple(inspect.signature(self.run).parameters)[1:]
-
 
 def run(gm: GraphModule, passes: tuple[Pass, ...], **options: Any) -> GraphModule:
-    """Run the passes in order; each gets the options that its signature names.
+    """Run the passes in order; each gets the options that it names.
 
     Raises:
         TypeError: an option that no pass takes, or one that a pass needs and is not given.

@@ -6,13 +6,11 @@ import sympy
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from fxdp.forms.strategy import STRATEGIES
 from fxdp.graph.memory import Peak
 from fxdp.graph.study import Choice, Study
 from fxdp.graph.sums import value
 from fxdp.shapes import shape_of, show
-
-# The strategies that differ in what they cost by this model; the others cost what the first does.
-SHOWN = ("instantiate", "ghost")
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,8 @@ class Report:
             "parameter", "shape", "sums", "kind", "strategy", "predicted flops", "measured"
         )
         for row in self.rows:
-            costs = ", ".join(f"{name} {row.costs[name]}" for name in SHOWN if name in row.costs)
+            shown = [s for s, traits in STRATEGIES.items() if traits.shown and s in row.costs]
+            costs = ", ".join(f"{name} {row.costs[name]}" for name in shown)
             times = ", ".join(f"{name} {1e3 * t:.3g} ms" for name, t in row.seconds.items())
             how = f"{row.strategy}, kept" if row.keep else row.strategy
             first = (row.parameter, row.shape, str(row.sums), row.kind)
@@ -90,7 +89,8 @@ def row(study: Study, choice: Choice) -> Row:
     seconds: dict[str, float] = {}
     for t in choice.trials:
         seconds[t.strategy] = min(t.seconds, seconds.get(t.strategy, t.seconds))
+    keep = choice.keep and STRATEGIES[choice.strategy].materialises
     return Row(
         choice.gradient.parameter, shape, len(choice.gradient.sums), choice.kind,
-        choice.strategy, choice.keep and choice.strategy != "ghost", costs, seconds,
+        choice.strategy, keep, costs, seconds,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import sympy
 from torch.fx import GraphModule, Node
 
 from fxdp.autotune.trials import Trial
-from fxdp.forms.batch import Strategy
+from fxdp.forms.strategy import Strategy
 from fxdp.graph.memory import Peak
 from fxdp.rules import Table
 from fxdp.shapes import expr

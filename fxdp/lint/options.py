@@ -4,12 +4,12 @@ import argparse
 from typing import Any
 
 from fxdp.lint.config import Config
+from fxdp.lint.formats.table import FORMATS
 from fxdp.lint.models.losses import LOSSES
 from fxdp.lint.models.wanted import Wanted, arguments, axes, configuration, keywords
 from fxdp.lint.trouble import Trouble
 from fxdp.proof.certificate import own_version
 
-FORMATS = ("text", "full", "json", "sarif", "github", "html")
 DESCRIPTION = """\
 Prove that models can be trained with per-example differential privacy, without data or weights,
 or say which line of theirs mixes samples.
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--batch-dims", metavar="LITERAL", help="axis of the samples, \"{'x': 1}\"")
     model.add_argument("--timeout", type=seconds, metavar="SECONDS", help="for each model")
     out = p.add_argument_group("the report")
-    out.add_argument("--output-format", choices=FORMATS, help="default: text")
+    out.add_argument("--output-format", choices=tuple(FORMATS), help="default: text")
     out.add_argument("--output-file", metavar="FILE", help="write the report there")
     out.add_argument("--select", action="append", metavar="CODES", help="codes, names, FXD1, ...")
     out.add_argument("--ignore", action="append", metavar="CODES", help="likewise")

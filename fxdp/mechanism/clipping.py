@@ -10,26 +10,16 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that are clipped together.
-
-    Attributes:
-        parameters: their names.
-        share: their bound is share * C; the squares of all shares add up to 1.
-    """
-
-    parameters: tuple[str, ...]
-    share: float
+from fxdp.mechanism.clipping_rule import Clipping, Group
 
 
 @dataclass(frozen=True)
-class Flat:
+class Flat(Clipping):
     """min(1, C / norm) over all parameters (Abadi et al., arXiv:1607.00133, algorithm 1).
 
     ========================  ======
@@ -45,13 +35,14 @@ class Flat:
         """[N] factors from norms [N] and the bound, 0-d."""
         return (bound / norms).clamp(max=1)
 
-    def groups(self, parameters: Sequence[str]) -> tuple[Group, ...]:
-        """One group of all."""
-        return (Group(tuple(parameters), 1.0),)
+    @property
+    def factor_is_bounded(self) -> bool:
+        """Yes, unless a class that derives from this one has a factor of its own."""
+        return type(self).factor is Flat.factor
 
 
 @dataclass(frozen=True)
-class Automatic(Flat):
+class Automatic(Clipping):
     """C / (norm + gamma): AUTO-S (Bu et al., arXiv:2206.07136), with no bound to tune.
 
     Every sample adds nearly C, whatever its norm; C only scales the step.
@@ -70,6 +61,7 @@ class Automatic(Flat):
         ValueError: gamma is not above 0 and finite.
     """
 
+    needs_finite_bound: ClassVar[bool] = True
     gamma: float = 0.01
 
     def __post_init__(self) -> None:
@@ -82,7 +74,7 @@ class Automatic(Flat):
 
 
 @dataclass(frozen=True)
-class Normalize(Flat):
+class Normalize(Clipping):
     """C / norm: every sample's gradient gets norm C.
 
     ===========================  ======
@@ -93,6 +85,8 @@ class Normalize(Flat):
     any other norm               C / norm
     ===========================  ======
     """
+
+    needs_finite_bound: ClassVar[bool] = True
 
     def factor(self, norms: Tensor, bound: Tensor) -> Tensor:
         """[N] factors from norms [N] and the bound, 0-d."""
@@ -200,17 +194,22 @@ class Adaptive(Flat):
                 f"{self.min_clipbound} and {self.max_clipbound}"
             )
 
+    def check_bound(self, bound: float) -> None:
+        """Check the bound that training begins with.
+
+        Raises:
+            ValueError: it is not in the range.
+        """
+        low, high = self.min_clipbound, self.max_clipbound
+        if not low <= bound <= high:
+            raise ValueError(f"max_grad_norm must begin in [{low}, {high}], not {bound}")
+
     def count_noise(self, expected: float) -> float:
-        """The standard deviation of the count's noise at an expected batch size."""
+        """The standard deviation of the count's noise, in samples, at an expected batch size."""
         return expected / 20 if self.unclipped_num_std is None else self.unclipped_num_std
 
     def next_bound(self, bound: float, count: float, expected: float) -> float:
-        """The bound after a release.
-
-        Args:
-            count: the noisy sum of 1/2 for each sample that was not clipped, and -1/2 for each
-                that was: what a sample adds is known up to its sign.
-        """
+        """The bound after a release: lower where more than the quantile were not clipped."""
         share = count / expected + 0.5
         moved = bound * math.exp(
             -self.clipbound_learning_rate * (share - self.target_unclipped_quantile)
@@ -218,7 +217,6 @@ class Adaptive(Flat):
         return min(max(moved, self.min_clipbound), self.max_clipbound)
 
 
-Clipping = Flat  # and what derives from it
 NAMED: dict[str, Clipping] = {
     "flat": Flat(),
     "automatic": Automatic(),
@@ -234,7 +232,7 @@ def as_clipping(clipping: str | Clipping) -> Clipping:
     Raises:
         TypeError, ValueError: it is none.
     """
-    if isinstance(clipping, Flat):
+    if isinstance(clipping, Clipping):
         return clipping
     if not isinstance(clipping, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"clipping must be a name or a value, not {type(clipping).__name__}")

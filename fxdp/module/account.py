@@ -22,7 +22,7 @@ from fxdp.privacy.accounting import check_supported
 from fxdp.privacy.budget import Budget
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release
-from fxdp.privacy.sampling import CyclicPoisson, Sampling
+from fxdp.privacy.sampling_rule import Sampling, stated
 from fxdp.proof.certificate import Assumption
 
 VERSION = 2  # of the state
@@ -73,8 +73,7 @@ class Account:
     def __post_init__(self) -> None:
         check_supported(self.sampling, self.ledger.accountant, self.ledger.neighbours)
         bands = self.noise.strategy.bands if self.noise else 1
-        parts = self.sampling.parts if isinstance(self.sampling, CyclicPoisson) else 1
-        if bands > parts:
+        if bands > stated(self.sampling).turns:
             raise ValueError(
                 f"noise of {bands} bands is accounted for where no sample is in two of any {bands} "
                 f"batches in a row, and sample_rate is {self.sampling!r}: draw with "
@@ -111,7 +110,7 @@ class Account:
         self._batch = next(iter(found), self._batch if part else None)
         if len(found) > 1 or (found and before):
             self._refuse("it holds samples of two batches, or those of one twice")
-        self._refuse(self.batches.refusal(self._batch, isinstance(self.sampling, CyclicPoisson)))
+        self._refuse(self.batches.refusal(self._batch, stated(self.sampling).takes_turns))
 
     def settle(self) -> None:
         """Refuse to end here, where a run that goes on elsewhere would leave a turn out.
@@ -119,7 +118,7 @@ class Account:
         Raises:
             StepError: a batch of its turn was drawn, and not released.
         """
-        turns = isinstance(self.sampling, CyclicPoisson)
+        turns = stated(self.sampling).takes_turns
         if turns and self.batches is not None and self.batches.waits:
             raise StepError(
                 "a batch was drawn that was not released, and would be left out by a run that goes "
@@ -168,7 +167,7 @@ class Account:
         """A release at these scales, as a value; with a noisy count as well, if that has noise."""
         if count_noise is not None:
             return CountedRelease(noise_multiplier, count_noise, self.sampling, max_grad_norm)
-        if isinstance(self.sampling, CyclicPoisson):
+        if self.sampling is not None and self.sampling.takes_turns:
             bands = self.noise.strategy.bands if self.noise else 1
             return BandedRelease(noise_multiplier, bands, self.sampling, max_grad_norm)
         return GaussianRelease(noise_multiplier, self.sampling, max_grad_norm)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxdp.backend.options import Scales, check_scales
-from fxdp.mechanism.clipping import Adaptive, Clipping
+from fxdp.mechanism.clipping import Clipping
 from fxdp.mechanism.keystream import SECURE_TERMS, Bits, normals
 from fxdp.module.account import Account
 from fxdp.module.tally import Tally
@@ -39,7 +39,7 @@ class Lot:
     def of(scales: Scales, clipping: Clipping, secure: bool, account: Account) -> "Lot":
         """A lot at the module's scales.
 
-        With adaptive clipping the noise multiplier is that of sum and count together.
+        Where the bound follows a count, the noise multiplier is that of sum and count together.
 
         Raises:
             TypeError, ValueError: a scale is none; or the count alone has less noise than both may
@@ -47,9 +47,9 @@ class Lot:
         """
         check_scales(*scales)
         bound, sigma, expected = scales
-        if not isinstance(clipping, Adaptive) or sigma == 0:
-            return Lot(scales, account.release(sigma, bound), clipping, secure)
         count_noise = clipping.count_noise(expected)
+        if count_noise is None or sigma == 0:
+            return Lot(scales, account.release(sigma, bound), clipping, secure)
         own = noise_beside_count(sigma, count_noise)
         release = account.release(own, bound, count_noise)
         return Lot((bound, own, expected), release, clipping, secure)
@@ -61,11 +61,12 @@ class Lot:
             key: gives the key of that noise.
         """
         bound, sigma, expected = self.scales
-        if not isinstance(self.clipping, Adaptive):
+        count_noise = self.clipping.count_noise(expected)
+        if count_noise is None:
             return bound
         count = self.tally.unclipped(bound)
         if sigma > 0:
             terms = SECURE_TERMS if self.secure else 1
             drawn, _ = normals(Bits.of(key(), 0, terms, torch.float64).next(1))
-            count += self.clipping.count_noise(expected) * float(drawn[0, 0])
+            count += count_noise * float(drawn[0, 0])
         return self.clipping.next_bound(bound, count, expected)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fxdp.forms.batch import moved
 from fxdp.forms.reduce import Reduce
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.rules import Call, Rule, SumRule, Table, refuse_rounding
@@ -91,12 +92,15 @@ def varied(call: Call, x: Any, dims: Any = None, **kwargs: Any) -> Placement:
 
 def sum_form(x: Any, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Reduce:
     """The sum over samples, with the axes inside a sample summed first."""
-    tensor = x.samples_first()
-    dims = [d for d in axes(x, dims) if d != x.placement.dim]
-    # The samples' axis is now axes 0 (sample) and 1 (outer and inner); the others follow.
-    within = [1] + [2 + d - (d > x.placement.dim) for d in dims]
-    out = tensor.sum(within, dtype=kwargs.get("dtype"))
-    for d in sorted([*dims, x.placement.dim]) if keepdim else []:
+    at, dtype = x.placement.dim, kwargs.get("dtype")
+    dims = [d for d in axes(x, dims) if d != at]
+    if x.one_position and not dims and dtype is None and x.value.is_floating_point():
+        out = moved(x.value, at, 0)
+    else:
+        # The samples' axis is now axes 0 (sample) and 1 (outer and inner); the others follow.
+        within = [1] + [2 + d - (d > at) for d in dims]
+        out = x.samples_first().sum(within, dtype=dtype)
+    for d in sorted([*dims, at]) if keepdim else []:
         out = out.unsqueeze(d + 1)
     return Reduce(out)
 

@@ -6,7 +6,7 @@ counts during one, and `statement` says afterwards what may be claimed.
 """
 
 from fxdp.arguments import DeltaWarning
-from fxdp.privacy.accounting import Accountant, Neighbours, epsilon
+from fxdp.privacy.accounting import epsilon
 from fxdp.privacy.budget import Budget, BudgetExhausted
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.planning import calibrate, steps_within
@@ -17,7 +17,8 @@ from fxdp.privacy.release import (
     Release,
     noise_beside_count,
 )
-from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, Sampling, TruncatedPoisson
+from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, TruncatedPoisson
+from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling
 from fxdp.privacy.statement import statement
 
 __all__ = [

@@ -3,14 +3,7 @@
 The mechanism is a Gaussian sum over a batch: samples are drawn (`sampling`), each adds a
 vector of norm at most C, noise of standard deviation sigma * C is added. C cancels out of the
 account, because sigma is a multiple of it. Releases add up whatever their order, so a tally
-of mechanisms is all that is needed.
-
-Two data sets are neighbours, for which the promise holds, if
-
-| neighbours            | one is the other ...           | so a sum over all samples moves by |
-|-----------------------|--------------------------------|------------------------------------|
-| "add-or-remove-one"   | with one sample more or less   | C                                  |
-| "replace-one"         | with one sample replaced       | 2 C                                |
+of mechanisms is all that is needed. Which data sets are neighbours, `sampling_rule` says.
 """
 
 import copy
@@ -20,25 +13,16 @@ from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import dp_accounting
 from dp_accounting import pld, rdp
 
 from fxdp.arguments import require_delta, require_one_of, require_whole
-from fxdp.privacy.grid import COARSEST, FINEST, distance, interval
+from fxdp.privacy.grid import COARSEST, FINEST, interval
 from fxdp.privacy.release import Mechanism
-from fxdp.privacy.sampling import (
-    CyclicPoisson,
-    FixedSize,
-    Poisson,
-    Sampling,
-    TruncatedPoisson,
-    samples_known_to,
-)
+from fxdp.privacy.sampling import SAMPLINGS, Poisson
+from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling, stated
 
-Accountant = Literal["pld", "rdp"]
-Neighbours = Literal["add-or-remove-one", "replace-one"]
 Tally = Mapping[Mechanism, int]  # how often each mechanism was used
 NEGLIGIBLE = 1e-6  # a noise multiplier below it counts as none
 
@@ -116,7 +100,7 @@ def epsilon(
     """
     mechanism = Mechanism(noise_multiplier, as_sampling(sample_rate))
     require_whole("steps", steps, 0)
-    require_delta(delta, num_samples or samples_known_to(mechanism.sampling))
+    require_delta(delta, num_samples or stated(mechanism.sampling).known_samples)
     check_supported(mechanism.sampling, accountant, neighbours)
     return epsilon_of(compose({mechanism: steps}, accountant, neighbours), delta)
 
@@ -128,7 +112,9 @@ def as_sampling(sample_rate: float | Sampling | None) -> Sampling | None:
         ValueError: the number is not in (0, 1].
     """
     match sample_rate:
-        case None | Poisson() | TruncatedPoisson() | FixedSize() | CyclicPoisson():
+        case None:
+            return None
+        case Sampling() if isinstance(sample_rate, tuple(SAMPLINGS.values())):
             return sample_rate
         case float() | int() if sample_rate is not True and 0 < sample_rate <= 1:
             return Poisson(sample_rate)
@@ -144,18 +130,8 @@ def check_supported(
     """Raises ValueError, with what would be right, unless there is a bound for all three."""
     require_one_of(Accountant, "accountant", accountant)
     require_one_of(Neighbours, "neighbours", neighbours)
-    match sampling, accountant, neighbours:
-        case FixedSize(), "pld", _:
-            what, instead = "FixedSize by 'pld'", "accountant='rdp', neighbours='replace-one'"
-        case FixedSize(), _, "add-or-remove-one":
-            what, instead = "FixedSize for 'add-or-remove-one'", "neighbours='replace-one'"
-        case TruncatedPoisson(), "rdp", _:
-            what, instead = "TruncatedPoisson by 'rdp'", "accountant='pld'"
-        case Poisson() | CyclicPoisson(), "rdp", "replace-one":
-            what, instead = "Poisson for 'replace-one' by 'rdp'", "accountant='pld'"
-        case _:
-            return
-    raise ValueError(f"dp-accounting has no bound for {what}: pass {instead}")
+    if (lacking := stated(sampling).lacks(accountant, neighbours)) is not None:
+        raise ValueError(f"dp-accounting has no bound for {lacking}")
 
 
 def compose(tally: Tally, accountant: Accountant, neighbours: Neighbours) -> Composed:
@@ -226,14 +202,14 @@ def _precision(tally: Tally, neighbours: Neighbours) -> float:
         if count and mechanism.noise_multiplier < NEGLIGIBLE:
             return math.inf
         if count:
-            moved = distance(mechanism, neighbours == "replace-one")
+            moved = stated(mechanism.sampling).distance(neighbours)
             precision += count * (moved / mechanism.noise_multiplier) ** 2
     return precision
 
 
 def _grid(tally: Tally, accountant: Accountant, neighbours: Neighbours) -> float:
     noisy = {m: count for m, count in tally.items() if count and m.noise_multiplier >= NEGLIGIBLE}
-    return interval(noisy, neighbours == "replace-one") if accountant == "pld" else 0.0
+    return interval(noisy, neighbours) if accountant == "pld" else 0.0
 
 
 def _added(account: Composed, more: Tally) -> Composed:
@@ -260,20 +236,7 @@ def _event(
     # is 2 C, and the PLD accountant in units of C, like fxdp.
     replaced = account.neighboring_relation is dp_accounting.NeighboringRelation.REPLACE_ONE
     in_its_units = sigma / 2 if replaced and isinstance(account, rdp.RdpAccountant) else sigma
-    noise = dp_accounting.GaussianDpEvent(in_its_units)
-    match mechanism.sampling:
-        case None | Poisson(1):  # as a mixture of one, dp-accounting needs a thousand times longer
-            return noise
-        case Poisson(rate):
-            return dp_accounting.PoissonSampledDpEvent(rate, noise)
-        case CyclicPoisson():
-            raise AssertionError("its uses are to be accounted for, and not its steps")
-        case TruncatedPoisson(rate, num_samples, max_batch_size):
-            return dp_accounting.TruncatedSubsampledGaussianDpEvent(
-                num_samples, rate, max_batch_size, sigma
-            )
-        case FixedSize(num_samples, batch_size):
-            return dp_accounting.SampledWithoutReplacementDpEvent(num_samples, batch_size, noise)
+    return stated(mechanism.sampling).event(dp_accounting.GaussianDpEvent(in_its_units))
 
 
 def _fresh(

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 
 from fxdp.privacy.release import Mechanism
-from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, Sampling, TruncatedPoisson
+from fxdp.privacy.sampling_rule import Neighbours, stated
 
 FINEST = 1e-4  # dp-accounting's own choice
 COARSEST = 100.0  # its arithmetic takes the exponential of an interval
@@ -21,7 +21,7 @@ POINTS_OF_ONE = 2e5  # those of a mixture of Gaussians take microseconds each to
 POINTS = 1e6  # of a composition, which is a Fourier transform
 
 
-def interval(tally: Mapping[Mechanism, int], replaced: bool) -> float:
+def interval(tally: Mapping[Mechanism, int], neighbours: Neighbours) -> float:
     """The distance of two points of the grid, for releases with these losses.
 
     A power of 2 times FINEST, so that every grid is a part of each finer one. If it is above
@@ -30,12 +30,13 @@ def interval(tally: Mapping[Mechanism, int], replaced: bool) -> float:
 
     Args:
         tally: mechanisms with noise, and how often each was used.
-        replaced: whether neighbours differ in the value of a sample.
+        neighbours: which data sets are not to be told apart.
     """
     alone, precision, mean, variance = 0.0, 0.0, 0.0, 0.0
     for mechanism, count in tally.items():
-        a = distance(mechanism, replaced) / mechanism.noise_multiplier
-        q = _rate(mechanism.sampling)
+        sampling = stated(mechanism.sampling)
+        a = sampling.distance(neighbours) / mechanism.noise_multiplier
+        q = sampling.probability
         if q == 1:  # Gaussians without sampling are made into one before their losses are
             precision += count * a * a
         else:
@@ -49,24 +50,6 @@ def interval(tally: Mapping[Mechanism, int], replaced: bool) -> float:
     return FINEST * 2.0 ** max(0, math.ceil(math.log2(wanted / FINEST))) if wanted else FINEST
 
 
-def distance(mechanism: Mechanism, replaced: bool) -> float:
-    """How far two data sets that are neighbours move the sum of a known batch, in units of C.
-
-    A truncated batch that loses a sample may gain another.
-    """
-    return 2.0 if replaced or isinstance(mechanism.sampling, TruncatedPoisson) else 1.0
-
-
 def _excess(a: float) -> float:
     """The variance of a likelihood ratio: of N(a, 1) to N(0, 1), under the latter."""
     return math.expm1(a * a) if a < 20 else math.inf
-
-
-def _rate(sampling: Sampling | None) -> float:
-    match sampling:
-        case Poisson(rate) | TruncatedPoisson(rate) | CyclicPoisson(rate):
-            return rate
-        case FixedSize(num_samples, batch_size):
-            return batch_size / num_samples
-        case None:
-            return 1.0

@@ -13,9 +13,7 @@ from typing import Any
 
 from fxdp.arguments import require, require_delta, require_one_of, require_whole
 from fxdp.privacy.accounting import (
-    Accountant,
     Composed,
-    Neighbours,
     Tally,
     check_supported,
     compose,
@@ -24,6 +22,7 @@ from fxdp.privacy.accounting import (
 )
 from fxdp.privacy.budget import Budget, BudgetExhausted
 from fxdp.privacy.release import Release, Run
+from fxdp.privacy.sampling_rule import Accountant, Neighbours
 from fxdp.privacy.search import most_steps
 from fxdp.privacy.state import LedgerState
 from fxdp.privacy.turns import Kind, Turns, kind_of, renumbered

@@ -11,23 +11,9 @@ from fxdp.arguments import (
     require_number,
     require_whole,
 )
-from fxdp.privacy.accounting import (
-    Accountant,
-    Neighbours,
-    as_sampling,
-    check_supported,
-    compose,
-    epsilon_of,
-)
+from fxdp.privacy.accounting import as_sampling, check_supported, compose, epsilon_of
 from fxdp.privacy.release import Mechanism
-from fxdp.privacy.sampling import (
-    CyclicPoisson,
-    FixedSize,
-    Poisson,
-    Sampling,
-    TruncatedPoisson,
-    samples_known_to,
-)
+from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling, stated
 from fxdp.privacy.search import most_steps
 
 NOISE_LIMIT = 2.0**20  # in units of C; whoever needs more has asked for something else
@@ -76,7 +62,7 @@ def calibrate(
     require_epsilon(epsilon)
     sampling = as_sampling(sample_rate)
     require_whole("steps", steps, 0)
-    require_delta(delta, num_samples or samples_known_to(sampling))
+    require_delta(delta, num_samples or stated(sampling).known_samples)
     check_supported(sampling, accountant, neighbours)
     if steps == 0 or epsilon == math.inf:
         return 0.0
@@ -86,7 +72,7 @@ def calibrate(
         return epsilon_of(compose(tally, by, neighbours), delta)
 
     def quick(sigma: float) -> float:
-        return spent(sigma, "rdp", _for_rdp(sampling, neighbours))
+        return spent(sigma, "rdp", stated(sampling).for_rdp(neighbours))
 
     def exact(sigma: float) -> float:
         return spent(sigma, accountant, sampling)
@@ -142,7 +128,7 @@ def steps_within(
     require_number("epsilon", epsilon)
     require(0 < epsilon < math.inf, "epsilon", epsilon, "in (0, inf)")
     mechanism = Mechanism(noise_multiplier, as_sampling(sample_rate))
-    require_delta(delta, num_samples or samples_known_to(mechanism.sampling))
+    require_delta(delta, num_samples or stated(mechanism.sampling).known_samples)
     check_supported(mechanism.sampling, accountant, neighbours)
 
     def after(steps: int) -> float:
@@ -153,19 +139,6 @@ def steps_within(
 
 class OutOfReach(Exception):
     """No noise multiplier up to NOISE_LIMIT is enough."""
-
-
-def _for_rdp(sampling: Sampling | None, neighbours: Neighbours) -> Sampling | None:
-    """A way to draw that RDP can account for, and that needs about as much noise."""
-    match sampling:
-        case TruncatedPoisson(rate) | Poisson(rate):
-            # Without a bound for Poisson batches of replaced samples, without amplification:
-            # too much noise, but a place to start from.
-            return Poisson(rate) if neighbours == "add-or-remove-one" else None
-        case CyclicPoisson(_, parts):
-            return sampling if neighbours == "add-or-remove-one" else CyclicPoisson(1.0, parts)
-        case FixedSize() | None:
-            return sampling
 
 
 def _least_noise(

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from fxdp.arguments import require, require_noise, require_whole
-from fxdp.privacy.sampling import CyclicPoisson, Poisson, Sampling
+from fxdp.privacy.sampling_rule import Sampling, stated
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,13 @@ class Mechanism:
     def uses(self, steps: int) -> tuple["Mechanism", int]:
         """What `steps` steps in a row do to one sample, at most: a mechanism, and how often.
 
-        Of `CyclicPoisson` each part has its turn once in `parts` steps; the part that has come
-        first has had the most, ceil(steps / parts).
+        Where the data take turns, each part has its own once in `turns` steps; the part that has
+        come first has had the most, ceil(steps / turns).
         """
-        match self.sampling:
-            case CyclicPoisson(rate, parts):
-                drawn = Poisson(rate) if rate < 1 else None
-                return Mechanism(self.noise_multiplier, drawn), -(-steps // parts)
-            case _:
-                return self, steps
+        sampling = stated(self.sampling)
+        if not sampling.takes_turns:
+            return self, steps
+        return Mechanism(self.noise_multiplier, sampling.in_turn()), -(-steps // sampling.turns)
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class BandedRelease:
     | noise_multiplier = 0               | nothing is private: epsilon is inf from then on   |
     | sigma changes within a stream      | of `parts` steps in a row, the least sigma counts |
     | C changes within a stream          | it cancels out, as ever                           |
-    | bands > sampling.parts             | ValueError: turns of one sample would overlap     |
+    | bands > sampling.turns             | ValueError: turns of one sample would overlap     |
 
     Attributes:
         noise_multiplier: sigma, in units of max_grad_norm; in [0, inf).
@@ -156,7 +154,7 @@ class BandedRelease:
 
     noise_multiplier: float
     bands: int
-    sampling: CyclicPoisson
+    sampling: Sampling
     max_grad_norm: float
     stream: int = 0
 
@@ -164,10 +162,10 @@ class BandedRelease:
         _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
         require_whole("bands", self.bands, 1)
         require_whole("stream", self.stream, 0)
-        cyclic = isinstance(self.sampling, CyclicPoisson)  # pyright: ignore[reportUnnecessaryIsInstance]
+        cyclic = isinstance(self.sampling, Sampling) and self.sampling.takes_turns  # pyright: ignore[reportUnnecessaryIsInstance]
         require(cyclic, "sampling", self.sampling, "CyclicPoisson: other turns have no bound here")
-        fits = self.bands <= self.sampling.parts
-        require(fits, "bands", self.bands, f"at most parts = {self.sampling.parts}")
+        fits = self.bands <= self.sampling.turns
+        require(fits, "bands", self.bands, f"at most parts = {self.sampling.turns}")
 
     @property
     def mechanism(self) -> Mechanism:
@@ -220,7 +218,7 @@ def noise_beside_count(noise_multiplier: float, count_noise: float) -> float:
 
 
 def _require_no_turns(sampling: Sampling | None) -> None:
-    plain = not isinstance(sampling, CyclicPoisson)
+    plain = not stated(sampling).takes_turns
     require(plain, "sampling", sampling, "of another kind: CyclicPoisson needs a BandedRelease")
 
 

@@ -6,27 +6,20 @@ what has been spent.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any, TypeVar
 
 from fxdp.arguments import require_one_of, require_whole
-from fxdp.privacy.accounting import Accountant, Neighbours
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Release, Run
-from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, Sampling, TruncatedPoisson
+from fxdp.privacy.sampling import SAMPLINGS
+from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling
 
 VERSION = 1
-SAMPLINGS = {
-    "poisson": Poisson,
-    "truncated-poisson": TruncatedPoisson,
-    "fixed-size": FixedSize,
-    "cyclic-poisson": CyclicPoisson,
-}
 RELEASES = {
     "gaussian": GaussianRelease,
     "counted-gaussian": CountedRelease,
     "banded-gaussian": BandedRelease,
 }
-WHOLE = {"num_samples", "max_batch_size", "batch_size", "parts", "bands", "stream"}
 
 Made = TypeVar("Made")
 
@@ -80,7 +73,7 @@ def sampling_to_plain(sampling: Sampling | None) -> dict[str, Any] | None:
     """A way to draw as a mapping with its kind; None stays None."""
     if sampling is None:
         return None
-    return {"kind": _name_of(SAMPLINGS, sampling)} | _plain(asdict(sampling))
+    return {"kind": _name_of(SAMPLINGS, sampling)} | _numbers(sampling)
 
 
 def sampling_from_plain(state: object, where: str) -> Sampling | None:
@@ -95,15 +88,21 @@ def sampling_from_plain(state: object, where: str) -> Sampling | None:
 
 
 def _release_to_plain(release: Release) -> dict[str, Any]:
-    numbers = asdict(release)
-    del numbers["sampling"]
     sampling = sampling_to_plain(release.sampling)
-    return {"kind": _name_of(RELEASES, release), "sampling": sampling} | _plain(numbers)
+    return {"kind": _name_of(RELEASES, release), "sampling": sampling} | _numbers(release)
 
 
-def _plain(numbers: dict[str, Any]) -> dict[str, Any]:
-    # A number of NumPy's would do for json, and not for torch.load(weights_only=True).
-    return {name: int(n) if name in WHOLE else float(n) for name, n in numbers.items()}
+def _numbers(value: Any) -> dict[str, Any]:
+    """The fields that are numbers.
+
+    A number of NumPy's would do for json, and not for torch.load(weights_only=True).
+    """
+    numbers = {f: getattr(value, f.name) for f in fields(value) if f.name != "sampling"}
+    return {f.name: int(n) if _is_whole(f) else float(n) for f, n in numbers.items()}
+
+
+def _is_whole(field: "Field[Any]") -> bool:
+    return field.type is int
 
 
 def _run(state: object, where: str) -> Run:
@@ -117,13 +116,13 @@ def _made(kinds: Mapping[str, Callable[..., Made]], state: object, where: str) -
     kind = state.get("kind") if isinstance(state, dict) else None
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{where}: kind must be one of {sorted(kinds)}, got {state!r}")
-    names = {field.name for field in fields(kinds[kind])}  # pyright: ignore[reportArgumentType]
-    read = _mapping(state, where, {"kind"} | names)
+    known = {field.name: field for field in fields(kinds[kind])}  # pyright: ignore[reportArgumentType]
+    read = _mapping(state, where, {"kind", *known})
     values = {
         name: sampling_from_plain(read[name], f"{where}: sampling")
         if name == "sampling"
-        else _number(read[name], f"{where}: {name}", whole=name in WHOLE)
-        for name in names
+        else _number(read[name], f"{where}: {name}", whole=_is_whole(field))
+        for name, field in known.items()
     }
     try:
         return kinds[kind](**values)

@@ -5,18 +5,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from fxdp.arguments import require_delta
-from fxdp.privacy.accounting import Accountant, Neighbours, epsilon_of_known_batches
+from fxdp.privacy.accounting import epsilon_of_known_batches
 from fxdp.privacy.budget import rounded_up
 from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Run
-from fxdp.privacy.sampling import (
-    CyclicPoisson,
-    FixedSize,
-    Poisson,
-    Sampling,
-    TruncatedPoisson,
-    samples_known_to,
-)
+from fxdp.privacy.sampling_rule import Accountant, Neighbours, stated
 
 LISTED = 4  # kinds of release that are told one by one
 
@@ -48,7 +41,7 @@ def statement(
     Raises:
         ValueError: delta is out of its range.
     """
-    known = [samples_known_to(run.release.sampling) for run in ledger.runs]
+    known = [stated(run.release.sampling).known_samples for run in ledger.runs]
     require_delta(delta, num_samples or next((n for n in known if n), None))
     taken = f" Assumed public: {'; '.join(public)}." if public else ""
     if not ledger.runs:
@@ -69,7 +62,7 @@ def _released(runs: Sequence[Run]) -> str:
         return what + "".join(f" {_told(run, len(runs) > 1)}" for run in runs)
     sigmas = [run.release.noise_multiplier for run in runs]
     bounds = [run.release.max_grad_norm for run in runs]
-    ways = list(dict.fromkeys(_drawn(run.release.sampling) for run in runs))
+    ways = list(dict.fromkeys(stated(run.release.sampling).sentence for run in runs))
     counts = [run.release for run in runs if isinstance(run.release, CountedRelease)]
     counted = (
         " With some of them, a noisy count of the samples below the bound was released."
@@ -101,7 +94,7 @@ def _told(run: Run, one_of_many: bool) -> str:
             )
         case BandedRelease(_, bands):
             counted = f" {_correlated(bands)}" if bands > 1 else ""
-    return f"{steps} {numbers}.{counted} {_drawn(release.sampling)}"
+    return f"{steps} {numbers}.{counted} {stated(release.sampling).sentence}"
 
 
 def _correlated(bands: int) -> str:
@@ -112,40 +105,6 @@ def _correlated(bands: int) -> str:
         "applied to independent standard normal numbers (Choquette-Choo et al. 2023, arXiv "
         "2306.08153)."
     )
-
-
-def _drawn(sampling: Sampling | None) -> str:
-    match sampling:
-        case None:
-            return "Nothing is assumed about how the batches were drawn."
-        case Poisson(rate):
-            return (
-                f"Each sample was in each batch with probability {rate:g}, independently of all "
-                "others (Poisson sampling)."
-            )
-        case TruncatedPoisson(rate, num_samples, most):
-            return (
-                f"Each sample was in each batch with probability {rate:g}, independently of all "
-                f"others; of a batch above {most:,} samples, a random {most:,} were kept "
-                f"(truncated Poisson sampling of {num_samples:,} samples, a number that is "
-                "taken as public)."
-            )
-        case FixedSize(num_samples, batch_size):
-            return (
-                f"Each batch was a random subset of {batch_size:,} of the {num_samples:,} "
-                "samples, drawn without replacement."
-            )
-        case CyclicPoisson(rate, parts) if rate == 1:
-            return (
-                f"No sample was in two of any {parts:,} batches in a row; nothing else is assumed "
-                "about how the batches were drawn."
-            )
-        case CyclicPoisson(rate, parts):
-            return (
-                f"The samples were split into {parts:,} parts once, each sample on its own; the "
-                "parts took turns, and each sample was in each batch of its part's turns with "
-                f"probability {rate:g}, independently of all others (cyclic Poisson sampling)."
-            )
 
 
 def _promise(ledger: Ledger, delta: float) -> tuple[str, ...]:
@@ -183,19 +142,14 @@ def _accountant(accountant: Accountant) -> str:
 
 
 def _assumptions(runs: Sequence[Run]) -> str:
-    ways = [run.release.sampling for run in runs]
-    drawn = any(way is not None and not _in_turns(way) for way in ways)
+    ways = [stated(run.release.sampling) for run in runs]
+    drawn = any(way.by_chance for way in ways)
     sampling = "batches were drawn as described and afresh in each step, and kept secret; "
     turns = "the parts took turns as described, and no turn was left out; "
-    taken = any(isinstance(way, CyclicPoisson) for way in ways)
+    taken = any(way.takes_turns for way in ways)
     return (
         f"Assumed are: {sampling if drawn else ''}{turns if taken else ''}noise was fresh, and as "
         "good as real-valued Gaussian noise in spite of floating point; one person's data is one "
         "sample; nothing else that was made of the data was published, such as losses without "
         "noise, or hyper-parameters that were chosen by looking at it."
     )
-
-
-def _in_turns(sampling: Sampling) -> bool:
-    """Whether nothing is drawn by chance: whose turn it is says who is in the batch."""
-    return isinstance(sampling, CyclicPoisson) and sampling.rate == 1

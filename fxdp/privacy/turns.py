@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fxdp.privacy.release import BandedRelease, Mechanism, Release
-from fxdp.privacy.sampling import CyclicPoisson
+from fxdp.privacy.sampling_rule import Sampling
 
 Kind = tuple[Mechanism, int | None]  # what the account looks at: with the number of the stream
 
@@ -25,7 +25,7 @@ class Stream:
     """
 
     bands: int
-    sampling: CyclicPoisson
+    sampling: Sampling
     steps: int = 0
     dearest: Mechanism | None = None
 
@@ -66,7 +66,7 @@ class Turns:
                 f"stream {release.stream} has {stream.bands} bands and {stream.sampling}, and "
                 f"goes on with {release.bands} and {sampling}: the parts would not be the same"
             )
-        tally, parts = self.tally, sampling.parts
+        tally, parts = self.tally, sampling.turns
         here = min(count, (parts - stream.steps) % parts)  # steps in the block that is open
         before = stream.dearest
         if here and before and mechanism.noise_multiplier < before.noise_multiplier:

@@ -22,7 +22,6 @@ from fxdp.capture.errors import capture_errors
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step
 from fxdp.graph.study import Study
-from fxdp.mechanism.clipping import Adaptive
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
 from fxdp.module.account import Account, as_budget
@@ -96,7 +95,7 @@ class Door(Reports):
         self.batch_dims = given.pop("batch_dims", 0)
         counted = {name: given.pop(name) for name in COUNTED if name in given}
         self.scales, self.settings = checked_options(**given)
-        if isinstance(self.settings.clipping, Adaptive):
+        if self.settings.clipping.moves_bound:
             raise ValueError("clipping='adaptive' moves the clip bound, which needs fxdp.compile")
         names = ("accountant", "neighbours")
         ledger = Ledger(**{name: counted[name] for name in names if name in counted})

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from fxdp.arguments import require_delta, require_whole
 from fxdp.compiler import compile  # noqa: A004
-from fxdp.data import FixedSizeSampler, PrivateLoader, PrivateSampler, private_loader
+from fxdp.data import PrivateLoader, PrivateSampler, private_loader
 from fxdp.distributed.guard import UNSAID, Mesh
 from fxdp.module.private_module import PrivateModule
-from fxdp.privacy.accounting import Accountant, Neighbours
 from fxdp.privacy.planning import calibrate
+from fxdp.privacy.sampling_rule import Accountant, Neighbours
 
 
 def make_private(
@@ -123,7 +123,7 @@ def make_private(
         mesh=mesh,
         **options,
     )
-    own_size = expected_batch_size is not None or isinstance(batches, FixedSizeSampler)
+    own_size = expected_batch_size is not None or batches.chooses_size
     own_rate = sampler is not None or sample_rate is not None
     known = {"expected_batch_size": own_size, "sample_rate": own_rate}
     private._account.public.derived = tuple(name for name, own in known.items() if not own)

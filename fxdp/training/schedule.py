@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from fxdp.backend.options import check_scales
 from fxdp.diagnostics.errors import StepError
-from fxdp.mechanism.clipping import Adaptive
 from fxdp.module.private_module import PrivateModule
 from fxdp.privacy.ledger import Ledger
 
@@ -54,7 +53,7 @@ class ScaleScheduler:
         noise_multiplier: Factor | None = None,
         max_grad_norm: Factor | None = None,
     ) -> None:
-        if max_grad_norm is not None and isinstance(private.clipping, Adaptive):
+        if max_grad_norm is not None and private.clipping.moves_bound:
             raise ValueError("max_grad_norm cannot follow a schedule where clipping is adaptive")
         if private.releases:
             raise StepError(

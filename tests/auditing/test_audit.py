@@ -191,15 +191,12 @@ def other_noise(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Release every parameter with noise that is drawn in another way."""
     KEPT.clear()
 
-    def release(clipped: Any, tangent: Any, mark: Any, index: int, terms: int) -> Any:
-        def private(
-            total: Tensor, tangent: Tensor, bound: Tensor, sigma: Tensor, expected: Tensor
-        ) -> Tensor:
-            noise = torch.ops.fxdp_test.draw(total, how, index)
-            scale = (sigma * bound).to(total.dtype)
-            return (total + scale * noise) / expected.to(total.dtype) * tangent
+    def release(clipped: Any, tangent: Any, mark: Any, scale: Any, *rest: Any) -> Any:
+        def private(total: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor) -> Tensor:
+            noise = torch.ops.fxdp_test.draw(total, how, rest[0])
+            return (total + scale.to(total.dtype) * noise) / expected.to(total.dtype) * tangent
 
-        return private, (clipped.total, tangent, mark.bound, mark.sigma, mark.expected)
+        return private, (clipped.total, scale, mark.expected, tangent)
 
     monkeypatch.setattr(PASS, "release", release)
 
@@ -208,15 +205,12 @@ def other_scale(monkeypatch: pytest.MonkeyPatch, factor: float, only: str | None
     """Multiply the noise of all parameters, or of one."""
     true = PASS.release
 
-    def release(clipped: Any, tangent: Any, mark: Any, index: int, terms: int) -> Any:
-        private, args = true(clipped, tangent, mark, index, terms)
+    def release(clipped: Any, tangent: Any, mark: Any, scale: Any, *rest: Any) -> Any:
+        private, args = true(clipped, tangent, mark, scale, *rest)
         if only not in (None, clipped.gradient.parameter):
             return private, args
 
-        def scaled(total: Any, tangent: Any, bound: Any, sigma: Any, *rest: Any) -> Tensor:
-            return private(total, tangent, bound, sigma * factor, *rest)
-
-        return scaled, args
+        return lambda total, scale, *rest: private(total, scale * factor, *rest), args
 
     monkeypatch.setattr(PASS, "release", release)
 
@@ -286,14 +280,14 @@ class TestBrokenNoise:
     def test_a_release_that_is_not_finite(self, monkeypatch: pytest.MonkeyPatch) -> None:
         true = PASS.release
 
-        def release(clipped: Any, tangent: Any, mark: Any, index: int, terms: int) -> Any:
-            private, args = true(clipped, tangent, mark, index, terms)
+        def release(clipped: Any, tangent: Any, mark: Any, scale: Any, *rest: Any) -> Any:
+            private, args = true(clipped, tangent, mark, scale, *rest)
 
-            def endless(total: Any, tangent: Any, bound: Any, sigma: Any, *rest: Any) -> Tensor:
-                more = torch.where(sigma > 0.1, math.inf, 0.0).to(total.dtype)
-                return private(total, tangent, bound, sigma, *rest) + more
+            def endless(total: Any, scale: Any, *rest: Any) -> Tensor:
+                more = torch.where(scale > 0.1 * rest[-1], math.inf, 0.0).to(total.dtype)
+                return private(total, scale, *rest[:-1]) + more
 
-            return endless, args
+            return endless, (*args, mark.bound)
 
         monkeypatch.setattr(PASS, "release", release)
         found = fxdp.audit(private_of(), X, Y, releases=50)
@@ -341,12 +335,12 @@ class TestBrokenClipping:
         self, monkeypatch: pytest.MonkeyPatch, wrong: str, clipping: str
     ) -> None:
         step = importlib.import_module("fxdp.passes.weigh")
-        true = step.safe_norm
-
-        def safe_norm(squares: list[Tensor], *rest: Any) -> Tensor:
-            return true(squares, *rest) / 2 if wrong == "half" else true(squares[1:], *rest)
-
-        monkeypatch.setattr(step, "safe_norm", safe_norm)
+        norm, total = step.safe_norm, step.total
+        if wrong == "half":
+            monkeypatch.setattr(step, "safe_norm", lambda *a: norm(*a) / 2)
+        else:
+            less: Any = lambda squares, mask: total(squares[len(squares) > 1 :], mask)  # noqa: E731
+            monkeypatch.setattr(step, "total", less)
         self.expect_neighbours(clipping)
 
     def test_padding_that_is_a_sample(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,8 +232,16 @@ def test_it_is_one_before_a_pass_has_run() -> None:
 @pytest.mark.parametrize(("step", "option"), [(weigh, "clipping"), (noise, "terms")])
 def test_what_a_release_rests_on_has_no_default_in_a_pass(step: Any, option: str) -> None:
     assert inspect.signature(step).parameters[option].default is inspect.Parameter.empty
-    with pytest.raises(TypeError, match=option):
-        run(empty(), (Pass(step),))
+    (own,) = (p for p in PASSES if p.run is step)
+    with pytest.raises(TypeError, match=f"missing .*'{option}'"):
+        run(empty(), (own,))
+
+
+def test_a_pass_names_its_options_and_no_others() -> None:
+    with pytest.raises(TypeError, match="weigh takes the options \\('clipping',\\), and is given"):
+        Pass(weigh)
+    with pytest.raises(TypeError, match="weigh takes the options"):
+        Pass(weigh, options=("clipping", "terms"))
 
 
 # The cache of times.

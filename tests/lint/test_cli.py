@@ -350,6 +350,11 @@ def test_settings_of_pyproject(lint: Any, folder: Path):
         assert "[tool.fxdp-lint] has an unknown key 'ignored'" in err
         file.write_text('[tool.fxdp-lint]\nignore = "FXD1"\n')
         assert "ignore must be a list of strings" in lint("net.py:Good")[2]
+        for style in ("page", ["text"]):
+            file.write_text(f"[tool.fxdp-lint]\noutput-format = {json.dumps(style)}\n")
+            status, _, err = lint("net.py:Good")
+            assert status == 2
+            assert "output-format" in err
     finally:
         file.unlink()
 

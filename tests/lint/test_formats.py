@@ -9,6 +9,7 @@ import pytest
 
 from fxdp.diagnostics.codes import CODES
 from fxdp.lint.formats import machine, sarif, text
+from fxdp.lint.formats.table import FORMATS
 from fxdp.lint.result import Finding, Result
 
 
@@ -24,6 +25,19 @@ RESULTS = (
     Result("c.py", "c.py", 1, "failed", trouble="no such file"),
     Result("d.py:Net", "d.py", 2, "proven"),
 )
+
+
+README = Path(__file__).parents[2] / "fxdp" / "lint" / "README.md"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_tells_of_each_finding(name: str):
+    report = FORMATS[name].render(RESULTS)
+    assert {code.code for code in (CODES["mixes-samples"], CODES["no-rule"])} <= set(
+        re.findall(r"FXD\d+", report)
+    )
+    assert FORMATS[name].for_people == (name in ("text", "full"))
+    assert f"`{name}`" in README.read_text()
 
 
 def test_text():

@@ -1,7 +1,7 @@
 """Ways to bring a sample's gradient to a bounded norm."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
-from fxdp.mechanism.clipping import Adaptive, Automatic, Clipping, Flat, Normalize, PerGroup
+from fxdp.mechanism.clipping import (
+    NAMED,
+    Adaptive,
+    Automatic,
+    Clipping,
+    Flat,
+    Normalize,
+    PerGroup,
+)
 from tests.oracle import per_sample
 
 N, C, L = 9, 0.7, 4.0
@@ -109,6 +117,43 @@ class TestFactors:
             private(x, Y, sample_mask=torch.arange(N) != 5).backward()
             for name, p in private.named_parameters():
                 torch.testing.assert_close(p.grad * L, want[name], rtol=1e-9, atol=1e-12)
+
+
+class Doubled(Clipping):
+    """A way to clip of a user's own, which says all that the step has to do for it."""
+
+    needs_finite_bound: ClassVar[bool] = True
+
+    def factor(self, norms: Tensor, bound: Tensor) -> Tensor:
+        return torch.full_like(norms, 1e6)
+
+    def count_noise(self, expected: float) -> float:
+        return expected
+
+    def next_bound(self, bound: float, count: float, expected: float) -> float:
+        return 2 * bound
+
+
+class Bold(Flat):
+    def factor(self, norms: Tensor, bound: Tensor) -> Tensor:
+        return torch.full_like(norms, 1e6)
+
+
+def test_only_the_factor_of_flat_clipping_is_taken_at_its_word() -> None:
+    assert all(way.factor_is_bounded for way in (Flat(), PerGroup(), Adaptive()))
+    assert not any(w.factor_is_bounded for w in (Automatic(), Normalize(), Doubled(), Bold()))
+
+
+def test_a_way_to_clip_says_itself_what_it_needs() -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        private_of(clipping=Doubled(), max_grad_norm=math.inf)
+    private = private_of(clipping=Doubled(), noise_multiplier=1.0, expected_batch_size=L)
+    private(X, Y).backward()
+    assert private.max_grad_norm == 2 * C
+    assert [type(run.release).__name__ for run in private.ledger.runs] == ["CountedRelease"]
+    with pytest.raises(ValueError, match="max_grad_norm cannot follow"):
+        fxdp.ScaleScheduler(private_of(clipping=Doubled()), max_grad_norm=lambda step: 1.0)
+    assert sorted(name for name, way in NAMED.items() if way.moves_bound) == ["adaptive"]
 
 
 def test_shares_make_up_the_bound() -> None:

@@ -72,7 +72,7 @@ def passed(
     before = PASSES[: NAMES.index(last) + 1]
     watched = (p for own in before for p in (own, seen(own.name, texts)))
     passes = (seen("captured", texts), *watched, Pass(stop, ends=True))
-    settings = Settings(strategy, "eager", **{"plan": "model"} | how)
+    settings = Settings(strategy, **{"plan": "model", "backend": "eager"} | how)
     call = compiled_step(own_step(model, loss), settings, record, passes=passes)
     private = fxdp.compile(
         model, loss_fn=loss, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=4
@@ -112,24 +112,28 @@ class Decay(nn.Linear):
 
 
 @functools.cache
-def linear(last: str = "lower", strategy: str = "auto") -> Run:
+def linear(last: str = "lower", strategy: str = "auto", backend: str = "eager") -> Run:
     """The model of most tests: a linear layer, a squared error."""
     x, y = torch.zeros(4, 3), torch.zeros(4, 2)
-    return passed(nn.Linear(3, 2), mean_square, x, y, last=last, strategy=strategy)
+    return passed(nn.Linear(3, 2), mean_square, x, y, last=last, strategy=strategy, backend=backend)
 
 
 @functools.cache
-def sequence(last: str = "measure", strategy: str = "auto") -> Run:
+def sequence(last: str = "measure", strategy: str = "auto", backend: str = "eager") -> Run:
     """A linear layer without bias at five positions."""
     model, x = nn.Linear(3, 2, bias=False), torch.zeros(4, 5, 3)
-    return passed(model, sum_square, x, torch.zeros(4), last=last, strategy=strategy)
+    return passed(
+        model, sum_square, x, torch.zeros(4), last=last, strategy=strategy, backend=backend
+    )
 
 
 @functools.cache
-def conv(last: str = "measure", strategy: str = "auto") -> Run:
+def conv(last: str = "measure", strategy: str = "auto", backend: str = "eager") -> Run:
     """A convolution in two groups, of stride 2."""
     model, x = nn.Conv1d(2, 4, 2, stride=2, groups=2, bias=False), torch.zeros(4, 2, 8)
-    return passed(model, sum_square, x, torch.zeros(4), last=last, strategy=strategy)
+    return passed(
+        model, sum_square, x, torch.zeros(4), last=last, strategy=strategy, backend=backend
+    )
 
 
 @functools.cache

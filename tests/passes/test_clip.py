@@ -40,7 +40,7 @@ def test_weighed_form() -> None:
         permute_3 = permute(permute_2, [1, 0])
     """)
     assert cut(texts["clip"], "weighed_outer(", "weighed_sum(") == block("""
-        weighed_outer = fxdp.weighed_outer(^movedim, ^movedim, ^factor)
+        weighed_outer = fxdp.weighed_outer(^unsqueeze, ^unsqueeze, ^factor)
         weighed_sum = fxdp.weighed_sum(^unsqueeze, ^factor)
     """)
 

@@ -11,12 +11,9 @@ def test_division_by_n() -> None:
         div = div(^seed, N)
         expand = expand(div, [N])
     """)
-    assert cut(texts["localize"], "movedim(", "expand(") == block("""
-        movedim = movedim(^sum, 0, 0)
-        unsqueeze = unsqueeze(movedim, 1)
-        sum = sum(unsqueeze, [1])
+    assert cut(texts["localize"], "div(sum", "expand(") == block("""
         div = div(^sum, N)
-        div_2 = div(sum, 1)
+        div_2 = div(^sum, 1)
         expand = expand(div_2, [N])
     """)
     assert cut(texts["localize"], "div(seed, 1", "[N])") == block("""
@@ -61,9 +58,8 @@ def test_twins() -> None:
 def test_valid_targets() -> None:
     """Cross entropy divides by the sample's own valid targets, not by those of the batch."""
     text = cross_entropy().texts["localize"]
-    assert cut(text, "movedim(ne", "expand(") == block("""
-        movedim = movedim(^ne, 0, 0)
-        unsqueeze = unsqueeze(movedim, 1)
+    assert cut(text, "unsqueeze(ne", "expand(") == block("""
+        unsqueeze = unsqueeze(^ne, 1)
         sum = sum(unsqueeze, [1])
         _to_copy = _to_copy(^sum)
         _to_copy_2 = _to_copy(sum)

@@ -14,10 +14,10 @@ from tests.passes.graphs import Run, block, conv, cut, linear, sequence
 
 MARKS = {"fxdp::samples", "fxdp::shown", "fxdp::release", "fxdp::seed"}
 RUNS: dict[str, Callable[[], Run]] = {
-    "linear": linear,
-    "sequence": functools.partial(sequence, "lower", "instantiate"),
-    "crb": functools.partial(conv, "lower", "crb"),
-    "naive": functools.partial(conv, "lower", "naive"),
+    "linear": functools.partial(linear, backend="inductor"),
+    "sequence": functools.partial(sequence, "lower", "instantiate", "inductor"),
+    "crb": functools.partial(conv, "lower", "crb", "inductor"),
+    "naive": functools.partial(conv, "lower", "naive", "inductor"),
 }
 
 
@@ -37,8 +37,16 @@ def test_ops(run: Run) -> None:
     """No marks, no composite ops, and of fxdp's own only those that no compiler looks into."""
     names = {t._schema.name for t in ops(run)}
     assert not names & MARKS
-    assert {name.split("::")[0] for name in names} <= {"aten", "fxdp"}
+    assert {name.split("::")[0] for name in names} <= {"aten", "fxdp", "prims"}
     assert "aten::einsum" not in names
+
+
+def test_whole() -> None:
+    """Where the graph itself is run, composite ops stay as they are."""
+    run = sequence("lower", "instantiate")
+    names = {t._schema.name for t in ops(run)}
+    assert not names & MARKS
+    assert "aten::einsum" in names
 
 
 def test_signature(run: Run) -> None:
@@ -70,9 +78,9 @@ def test_text() -> None:
     own = set(re.findall(r"fxdp\.(\w+)", texts["lower"]))
     assert own == {"weighed_outer", "weighed_sum", "released"}
     assert cut(texts["lower"], "mm(x") == "mm = mm(x, ^permute)"
-    assert cut(texts["lower"], "isnan(tangent", "_to_copy(") == block("""
+    assert cut(texts["lower"], "isnan(tangent", "to(") == block("""
         isnan = isnan(tangent)
         bitwise_not = bitwise_not(isnan)
-        bitwise_or = bitwise_or(isnan, bitwise_not)
-        _to_copy = _to_copy(bitwise_or)
+        or = __or__(isnan, bitwise_not)
+        to = to(or, torch.float32)
     """)

@@ -12,13 +12,13 @@ def test_ghost() -> None:
     text = cut(linear().texts["measure"], "vector_norm(", ", linalg_vector_norm_2)")
     assert text.startswith(
         block("""
-        linalg_vector_norm = linalg_vector_norm(^movedim, 2, [1, 2])
-        linalg_vector_norm_2 = linalg_vector_norm(^movedim, 2, [1, 2])
+        linalg_vector_norm = linalg_vector_norm(^unsqueeze, 2, [1, 2])
+        linalg_vector_norm_2 = linalg_vector_norm(^unsqueeze, 2, [1, 2])
     """)
     )
     assert re.search(r"mul_\d = mul\(linalg_vector_norm, linalg_vector_norm_2\)", text)
     assert cut(sequence(strategy="ghost").texts["measure"], "ghost_outer(") == block("""
-        ghost_outer = fxdp.ghost_outer(^movedim, ^movedim)
+        ghost_outer = fxdp.ghost_outer(^reshape, ^reshape)
     """)
 
 
@@ -26,7 +26,7 @@ def test_instantiate() -> None:
     """The per-sample gradient of a linear layer is one einsum."""
     run = sequence(strategy="instantiate")
     assert cut(run.texts["measure"], "einsum(", "square(") == block("""
-        einsum = einsum('nti,nto->nio', [^movedim, ^movedim])
+        einsum = einsum('nti,nto->nio', [^reshape, ^reshape])
         linalg_vector_norm = linalg_vector_norm(einsum, 2, [2])
         linalg_vector_norm_2 = linalg_vector_norm(linalg_vector_norm, 2, [1])
         square = square(linalg_vector_norm_2)

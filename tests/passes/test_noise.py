@@ -22,8 +22,7 @@ def test_text() -> None:
         eq = eq(sigma, 0)
         masked_fill = masked_fill(mul, eq, 0)
         to = to(masked_fill, torch.float32)
-        released = fxdp.released(^permute, to, L, tangent, None, key, 0, 1)
-        private_permute = to(released, torch.float32)
+        private_permute = fxdp.released(^permute, to, L, tangent, None, key, 0, 1)
     """)
     assert texts["noise"].count("released(") == 2
 
@@ -50,9 +49,8 @@ def test_public_term() -> None:
     run = passed(Decay(3, 2, bias=False), None, torch.zeros(4, 3))
     (clipped,) = run.study.clipped
     assert clipped.public is not None
-    assert cut(run.texts["noise"], "released(", "private_") == block("""
-        released = fxdp.released(^permute, ^to, L, tangent, ^mul, key, 0, 1)
-        private_add = to(released, torch.float32)
+    assert cut(run.texts["noise"], "released(") == block("""
+        private_add = fxdp.released(^permute, ^to, L, tangent, ^mul, key, 0, 1)
     """)
 
 

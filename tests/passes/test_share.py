@@ -66,7 +66,7 @@ def test_layers_of_one_input() -> None:
     run = run_of(Heads())
     assert count(run) == (0, [3])
     assert cut(run.texts["share"], "ghost_outers(", "unbind[0]") == block("""
-        ghost_outers = fxdp.ghost_outers(^movedim, [^movedim, ^movedim, ^movedim])
+        ghost_outers = fxdp.ghost_outers(^reshape, [^reshape, ^reshape, ^reshape])
         unbind = unbind(ghost_outers)
         getitem = unbind[0]
     """)

@@ -19,7 +19,7 @@ from fxdp.privacy.accounting import (
 )
 from fxdp.privacy.grid import COARSEST, FINEST, interval
 from fxdp.privacy.release import GaussianRelease, Mechanism
-from fxdp.privacy.sampling import Sampling
+from fxdp.privacy.sampling_rule import Sampling
 
 DELTA = 1e-5
 
@@ -91,7 +91,7 @@ def test_less_noise_and_more_steps_cost_more_from_grid_to_grid(rate: float | Non
     spent = [epsilon(sigma, rate, 5, DELTA) for sigma in noise]
     assert spent == sorted(spent)
     tallies = [{Mechanism(sigma, rate and Poisson(rate)): 5} for sigma in noise]
-    grids = [interval(tally, replaced=False) for tally in tallies]
+    grids = [interval(tally, "add-or-remove-one") for tally in tallies]
     assert grids == sorted(grids)
     assert grids[0] == FINEST
     counts = [epsilon(0.2, rate, 10**k, DELTA) for k in range(0, 7, 2)]
@@ -100,7 +100,7 @@ def test_less_noise_and_more_steps_cost_more_from_grid_to_grid(rate: float | Non
 
 def test_the_usual_is_as_it_was() -> None:
     for sigma, rate, steps in ((1.0, 0.01, 10_000), (2.5, 0.17, 240), (0.7, 0.1, 100)):
-        assert interval({Mechanism(sigma, Poisson(rate)): steps}, replaced=False) == FINEST
+        assert interval({Mechanism(sigma, Poisson(rate)): steps}, "add-or-remove-one") == FINEST
 
 
 def test_parts_meet_on_the_grid_of_the_whole() -> None:
@@ -116,7 +116,7 @@ def test_parts_meet_on_the_grid_of_the_whole() -> None:
 
 def test_beyond_every_grid_the_bound_is_that_of_known_batches_and_a_little() -> None:
     tally = Counter({Mechanism(1e-5, Poisson(0.5)): 10_000, Mechanism(1.0, None): 3})
-    assert interval(tally, replaced=False) > COARSEST
+    assert interval(tally, "add-or-remove-one") > COARSEST
     found = epsilon_of(compose(tally, "pld", "add-or-remove-one"), DELTA)
     known = epsilon_of_known_batches(tally, DELTA, "add-or-remove-one")
     assert known <= found <= known * (1 + 1e-3)

@@ -16,7 +16,7 @@ from fxdp.privacy import (
     epsilon,
     steps_within,
 )
-from fxdp.privacy.accounting import Accountant, Neighbours
+from fxdp.privacy.sampling_rule import Accountant, Neighbours
 from fxdp.privacy.search import MOST_STEPS, most_steps
 
 ACCOUNTANTS: list[Accountant] = ["pld", "rdp"]

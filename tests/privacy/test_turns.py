@@ -27,7 +27,6 @@ from fxdp.privacy import (
     statement,
     steps_within,
 )
-from fxdp.privacy.planning import _for_rdp
 from fxdp.privacy.release import Mechanism
 from fxdp.privacy.turns import Turns
 
@@ -90,8 +89,8 @@ class TestClosedForms:
         with pytest.raises(ValueError, match="pass accountant='pld'"):
             epsilon(2.0, TURNS, 8, DELTA, "rdp", "replace-one")
         # Where the search for noise begins: RDP has a bound without amplification alone.
-        assert _for_rdp(TURNS, "replace-one") == CyclicPoisson(1.0, PARTS)
-        assert _for_rdp(TURNS, "add-or-remove-one") == TURNS
+        assert TURNS.for_rdp("replace-one") == CyclicPoisson(1.0, PARTS)
+        assert TURNS.for_rdp("add-or-remove-one") == TURNS
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -12,7 +12,7 @@ from fxdp.lint.result import Finding, Result
 LONGEST = 8  # ops of a route that are shown
 
 
-def render(results: Sequence[Result], console: Console, full: bool, quiet: bool = False) -> None:
+def render(results: Sequence[Result], console: Console, quiet: bool = False, *, full: bool) -> None:
     """Write the findings; unless `quiet`, also what was assumed, and a summary."""
     findings = sorted_findings(results)
     for f in findings:
@@ -113,6 +113,6 @@ def statistics(results: Sequence[Result]) -> list[tuple[int, str, str]]:
 def as_string(results: Sequence[Result], full: bool) -> str:
     """The report without colours, for a file."""
     console = Console(file=io.StringIO(), width=10_000, color_system=None)
-    render(results, console, full)
+    render(results, console, full=full)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
