@@ -3,7 +3,7 @@
 A rule's `place` takes the op's own arguments in the op's own order, after a `Call` that describes
 the result: a `Value` where the op takes a tensor, a sympy expression where it takes a
 number, and everything else as it is. It returns the placement of the result (a tuple for
-several results, None for a result that is no tensor) or raises `Mixed`. An op that can turn
+several results, None for a result that is not a tensor) or raises `Mixed`. An op that can turn
 samples into their sum has a `SumRule`, which also takes the sum apart into a form.
 
 Rules are collected in tables, which are plain mappings and join with `|`.

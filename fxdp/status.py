@@ -1,6 +1,6 @@
 """A transient status line during compilation, on standard error.
 
-Nothing is written where standard error is no terminal, nor outside `line()`.
+Nothing is written where standard error is not a terminal, nor outside `line()`.
 """
 
 import contextlib

@@ -44,7 +44,7 @@ from torch._C._functorch import (
 )
 from torch._C._functorch import peek_interpreter_stack as peek_interpreter_stack
 
-# The tables by which composite ops are taken apart.
+# The tables by which composite ops are decomposed.
 from torch._decomp import core_aten_decompositions as core_aten_decompositions
 from torch._decomp import decomposition_table as decomposition_table
 from torch._decomp import get_decompositions as get_decompositions

@@ -78,7 +78,7 @@ def gather(
     """Flatten and check the arguments of a step.
 
     Raises:
-        TypeError: an argument that should hold samples is no tensor, or an axis no integer.
+        TypeError: an argument that should hold samples is not a tensor, or an axis not an integer.
         ValueError: the arguments disagree on the number of samples, or none holds samples, or one
             is a total of the batch.
     """

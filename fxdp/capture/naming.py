@@ -106,7 +106,7 @@ def loss_prefix(model: nn.Module) -> str:
 
 
 def module_behind(function: Any) -> nn.Module | None:
-    """The module that a function is, or is a method of; None if there is none."""
+    """The module that a function is, or is a method of, or None."""
     while isinstance(function, functools.partial):
         function = function.func
     if not isinstance(function, nn.Module):

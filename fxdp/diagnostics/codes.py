@@ -149,7 +149,7 @@ CODES: dict[str, Code] = {
             "FXD402",
             "unexplained-gradient",
             "give the rule of the op that sums over samples a form, with SumRule",
-            "a parameter's gradient is a sum over samples that cannot be taken apart",
+            "a parameter's gradient is a sum over samples that cannot be split into samples",
             "A use of a parameter that the norm misses is a use that is not clipped.",
             "fxdp.Rule(place)  # place returns Partial for operands that hold samples",
             "fxdp.SumRule(place, form=form)",

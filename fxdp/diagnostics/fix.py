@@ -49,7 +49,7 @@ def fix(model: nn.Module) -> Fixed:
     running statistics. The copy has to be trained anew, or tuned: it computes something else.
 
     Raises:
-        TypeError: the model is no module.
+        TypeError: the model is not a module.
     """
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")

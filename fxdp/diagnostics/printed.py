@@ -13,7 +13,7 @@ TABS = {"\t"}
 
 
 def plain(text: str) -> str:
-    """One line: what is no printed character is escaped; tabs stay."""
+    """One line: what is not a printed character is escaped; tabs stay."""
     return "".join(escaped(c) if is_unprinted(c) else c for c in text)
 
 

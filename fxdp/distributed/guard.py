@@ -135,7 +135,7 @@ def refuse_sharded(parameters: Iterable[tuple[str, Tensor]], error: type[Excepti
 
 
 def holder(parameters: Iterable[Tensor]) -> str | None:
-    """The kind of a living wrapper that was made of these parameters; None if there is none."""
+    """The kind of a living wrapper that was made of these parameters, or None."""
     if not dist.is_available() or not dist.is_initialized():
         return None
     own = {id(p) for p in parameters}

@@ -49,5 +49,5 @@ def copied(gm: GraphModule) -> GraphModule:
 
 
 def placement(node: Node) -> Placement | None:
-    """The placement of a node's value; None for what is no tensor."""
+    """The placement of a node's value; None for what is not a tensor."""
     return node.meta.get("placement")

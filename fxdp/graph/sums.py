@@ -1,7 +1,7 @@
 """Sums over samples as nodes of a graph.
 
 A node whose value is a `Partial` either made it, from operands that hold samples, or passed it
-on, linearly. The first kind are the sums over samples, and each can be taken apart into a form.
+on, linearly. The first kind are the sums over samples, and each can be split into a form.
 """
 
 import operator
@@ -76,7 +76,7 @@ def is_sum(node: Node) -> bool:
 
 
 def sum_at(gm: GraphModule, node: Node) -> Sum | None:
-    """The sum over samples at a node, taken apart; None where no rule knows how."""
+    """The form of the sum over samples at a node; None where no rule has one."""
     here = study(gm)
     if "twin" in node.meta:
         return Sum(node, Reduce, (node.meta["twin"],))

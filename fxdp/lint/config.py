@@ -93,7 +93,7 @@ def checked(table: Any, file: Path) -> Config:
     """A table whose keys and kinds of values are right."""
     where = f"{file}: [tool.fxdp-lint]"
     if not isinstance(table, Mapping):
-        raise Trouble(f"{where} is no table")
+        raise Trouble(f"{where} is not a table")
     models: Any = table.get("models", {})
     if not isinstance(models, Mapping) or not all(isinstance(m, Mapping) for m in models.values()):
         raise Trouble(f"{where} models must be tables, by target")

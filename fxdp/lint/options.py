@@ -76,7 +76,7 @@ def seconds(text: str) -> float:
     """A time that is not negative."""
     value = float(text)
     if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
     return value
 
 

@@ -205,5 +205,7 @@ class Correlation:
         for y in past:
             for name, x in y.items() if isinstance(y, dict) else [("past", None)]:
                 if not isinstance(x, Tensor) or self.shapes.get(name) != x.shape:
-                    raise ValueError(f"noise state: {name} is no parameter here, or not so large")
+                    raise ValueError(
+                        f"noise state: {name} is not a parameter here, or not as large"
+                    )
         return Correlation(self.strategy, self.shapes, tuple(past))

@@ -261,7 +261,7 @@ def as_budget(budget: Any) -> Budget | None:
     """(epsilon, delta) as a value.
 
     Raises:
-        TypeError, ValueError: it is no such pair, or out of range.
+        TypeError, ValueError: it is not such a pair, or out of range.
     """
     match budget:
         case None | Budget():

@@ -1,4 +1,4 @@
-"""Correlated noise (`fxdp.correlated`): adds the part of a step's noise that earlier steps decide.
+"""Correlated noise (`fxdp.noise`): adds the part of a step's noise that earlier steps decide.
 
 The step runs with its fresh noise alone. Its noise is made once more from its key, to be the past
 of the next steps; what the past adds to this one is added where the gradients are delivered.
@@ -23,7 +23,7 @@ class Following:
     """The noise of one step, at the scales when it began.
 
     Guarantees:
-        What is delivered has the noise sigma C y_t / L of `fxdp.correlated`, and the steps after
+        What is delivered has the noise sigma C y_t / L of `fxdp.noise`, and the steps after
         go on from it. The past is changed before a gradient is delivered, and not by a step that
         is not.
 

@@ -1,4 +1,4 @@
-"""How ops are spelled when the graph reaches the proof.
+"""Decompositions: which ops are left when the graph reaches the proof.
 
 The core decompositions of torch leave few ops to reason about. What they leave whole and a
 proof would rather see apart is taken apart here: an op that adds a bias, an op that counts the

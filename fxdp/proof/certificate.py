@@ -96,7 +96,7 @@ class Certificate:
         """What `to_json` wrote.
 
         Raises:
-            ValueError: the text is no certificate, or one of another format.
+            ValueError: the text is not a certificate, or one of another format.
         """
         try:
             data = json.loads(text)
@@ -106,7 +106,7 @@ class Certificate:
             assumptions = [Assumption(**a) for a in data["assumptions"]]
             fallbacks, graph, versions = data["fallbacks"], data["graph"], data["versions"]
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"this is no certificate of fxdp: {error}") from None
+            raise ValueError(f"this is not a certificate of fxdp: {error}") from None
         return cls(tuple(obligations), tuple(assumptions), tuple(fallbacks), graph, versions)
 
     def __rich__(self) -> RenderableType:

@@ -181,7 +181,7 @@ def parameters(gm: GraphModule, example_inputs: Sequence[Any]) -> dict[str, Tens
             found[f"number {len(found)}"] = x
         elif isinstance(x, Tensor) and x.requires_grad:
             code, what = CODES["input-gradient"], argument_name(node) or node.name
-            why = f"{what} requires a gradient, and is no nn.Parameter"
+            why = f"{what} requires a gradient, and is not an nn.Parameter"
             raise ProofError(Diagnostic(code, None, "forward", why, code.remedy))
     return found
 

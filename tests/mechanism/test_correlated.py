@@ -471,9 +471,12 @@ class TestState:
             ({"noise": {"coefficients": [1.0], "past": []}}, "coefficients are"),
             ({"noise": {"past": 3}}, "past must be a list"),
             ({"noise": {"past": [{}, {}, {}]}}, "at most 2"),
-            ({"noise": {"past": [3]}}, "past is no parameter"),
-            ({"noise": {"past": [{"a": torch.ones(1)}]}}, "a is no parameter"),
-            ({"noise": {"past": [{"0.bias": torch.ones(1)}]}}, "or not so large"),
+            ({"noise": {"past": [3]}}, "past is not a parameter"),
+            ({"noise": {"past": [{"a": torch.ones(1)}]}}, "a is not a parameter"),
+            (
+                {"noise": {"past": [{"0.bias": torch.ones(1)}]}},
+                "or not as large",
+            ),
             ({"version": 1}, "version 2"),
         ],
     )

@@ -163,7 +163,7 @@ class TestTrainer:
             trainer.train(resume_from_checkpoint=True)
 
     def test_checkpoints(self, run: Any) -> None:
-        """The plain model reads the weights; the ledger lies beside them."""
+        """The plain model reads the weights; the ledger is saved with them."""
         module, trainer, folder = run
         last = folder / "checkpoint-4"
         plain = type(trainer.model).from_pretrained(last)

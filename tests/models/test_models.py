@@ -1,4 +1,4 @@
-"""The networks of Opacus's benchmarks, with parameters beside their submodules."""
+"""The networks of Opacus's benchmarks, with parameters next to their submodules."""
 
 import pytest
 import torch

@@ -39,7 +39,7 @@ class Scores(nn.Module):
         *(
             (name, v, TypeError)
             for name in ("max_grad_norm", "noise_multiplier", "expected_batch_size")
-            for v in ("1", None, True, torch.tensor(1.0), [1.0])
+            for v in ("1", None, True, torch.tensor([1.0]), [1.0])
         ),
         ("strategy", "fastest", ValueError),
         ("strategy", None, ValueError),

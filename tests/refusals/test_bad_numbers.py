@@ -4,10 +4,13 @@ One table a kind, through every public call that takes it. `test_bad_input.py` h
 `fxdp.compile` and a step are given.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,7 +40,7 @@ from tests.keywords import faster, grouped
 
 N, DELTA = 60, 1e-5
 DATA = TensorDataset(torch.randn(N, 4, generator=torch.manual_seed(0)), torch.arange(N) % 3)
-NOT_NUMBERS = ("0.1", True, None, [0.1], torch.tensor(0.1), 1j)
+NOT_NUMBERS = ("0.1", True, None, [0.1], torch.tensor([0.1]), torch.tensor(1j), 1j)
 OPTIONAL = ("make_private", "private_loader")  # of what they take here, but for delta and epochs
 Call = Callable[[Any], Any]
 
@@ -150,6 +153,23 @@ def test_every_table_has_a_good_number() -> None:
     for calls in (COUNTS, STEPS):
         for call in calls.values():
             call(3)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor, Fraction])
+def test_a_number_of_any_kind_is_taken_as_pythons_own(kind: Callable[[float], Any]) -> None:
+    budget, rate = (kind(3.0), kind(2.0**-17)), kind(0.25)
+    private = compiled(
+        max_grad_norm=kind(0.5), noise_multiplier=kind(2.0), expected_batch_size=kind(8.0),
+        accounting=fxdp.Accounting(rate, budget, "rdp"), options={"memory_budget": kind(64.0)},
+    )  # fmt: skip
+    private.max_grad_norm = kind(0.25)
+    private(torch.ones(2, 4), torch.arange(2)).backward()
+    assert private.ledger.runs[0].release == GaussianRelease(2.0, Poisson(0.25), 0.25)
+    assert json.loads(json.dumps(private.privacy_state_dict())) == private.privacy_state_dict()
+    same = epsilon(2.0, 0.25, 5, 2.0**-17, "rdp")
+    assert epsilon(kind(2.0), rate, kind(5.0), kind(2.0**-17), "rdp") == same
+    assert fxdp.noise.BandMF(kind(2.0)) == fxdp.noise.BandMF(2)
+    assert fxdp.clipping.Automatic(kind(0.5)) == fxdp.clipping.Automatic(0.5)
 
 
 @pytest.mark.parametrize("delta", [1 / N, 0.1])

@@ -19,7 +19,7 @@ def test_every_public_name_is_in_the_reference(tmp_path: Path) -> None:
 
 
 def test_every_public_name_says_what_it_is() -> None:
-    """A reference without a word on a name is none."""
+    """No public name is without a docstring."""
     modules = [import_module(page) for page in PAGES]
     silent = [
         f"{module.__name__}.{name}"

@@ -28,7 +28,7 @@ print("private")
 
 
 class WithLoss(nn.Module):
-    """A model that returns its loss, and its logits beside it."""
+    """A model that returns its loss and its logits."""
 
     def __init__(self) -> None:
         super().__init__()

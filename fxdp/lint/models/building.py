@@ -65,14 +65,14 @@ def make(thing: Any, wanted: Wanted, mode: Mode) -> nn.Module:
     """The model that a class or a factory makes, or an instance as it is.
 
     Raises:
-        Trouble: it cannot be built, or is no model.
+        Trouble: it cannot be built, or is not a model.
     """
     if isinstance(thing, nn.Module):
         return thing
     if not callable(thing):
         raise Trouble(f"it is a {type(thing).__name__}, and no nn.Module, class or factory")
     if inspect.isclass(thing) and not issubclass(thing, nn.Module) and not is_hugging(thing):
-        raise Trouble(f"the class {thing.__name__} is no nn.Module")
+        raise Trouble(f"the class {thing.__name__} is not an nn.Module")
     args, kwargs = wanted.args, wanted.kwargs
     if is_hugging(thing) and not args and not kwargs:
         model: Any = call(lambda: construct(thing, wanted.config), mode)
@@ -82,7 +82,7 @@ def make(thing: Any, wanted: Wanted, mode: Mode) -> nn.Module:
             raise Trouble(f"it needs arguments ({', '.join(names)}): pass --args or --kwargs")
         model = call(lambda: thing(*args, **kwargs), mode)
     if not isinstance(model, nn.Module):
-        raise Trouble(f"it returned a {type(model).__name__}, which is no nn.Module")
+        raise Trouble(f"it returned a {type(model).__name__}, which is not an nn.Module")
     return model
 
 

@@ -80,7 +80,7 @@ def parse(text: str) -> Spec:
     for part in [p.strip() for p in found["shape"].split(",") if p.strip()]:
         size = SIZE.match(part.replace(" ", ""))
         if size is None:
-            raise Trouble(f"input {text!r} has a size {part!r} that is no number, name or T=128")
+            raise Trouble(f"input {text!r} has a size {part!r}, not a number, name or T=128")
         if size["value"]:
             values[size["name"]] = int(size["value"])
         sizes.append(int(size["number"]) if size["number"] else size["name"])

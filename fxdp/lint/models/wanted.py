@@ -70,7 +70,7 @@ def keywords(text: Any) -> dict[str, Any]:
             raise Trouble(f"--kwargs {text!r} is not like width=64, depth=2") from None
     value = literal("--kwargs", text)
     if not isinstance(value, dict):
-        raise Trouble(f"--kwargs {text!r} is no mapping of names to values")
+        raise Trouble(f"--kwargs {text!r} is not a mapping of names to values")
     return {str(k): v for k, v in value.items()}
 
 
@@ -98,5 +98,5 @@ def axes(text: Any) -> BatchDims:
     value = literal("--batch-dims", text)
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole and not isinstance(value, Mapping):
-        raise Trouble(f"--batch-dims {text!r} is no number and no mapping like {{'x': 1}}")
+        raise Trouble(f"--batch-dims {text!r} is not a number or a mapping like {{'x': 1}}")
     return value
