@@ -118,7 +118,7 @@ def saved_as_they_are() -> Iterator[None]:
     warnings.warn(
         "fxdp: torch.autograd.graph.saved_tensors_hooks (save_on_cpu, too) have no effect on a "
         "private step: the scale of its noise is among what they would change. Use "
-        "microbatch_size= or checkpoint= to save memory",
+        "microbatch_size= or options={'checkpoint': 'always'} to save memory",
         stacklevel=2,
     )
     with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, Tensor.detach):

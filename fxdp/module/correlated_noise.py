@@ -106,5 +106,5 @@ def check(trained: Mapping[str, Tensor], secure: bool) -> None:
         if p.device.type != "cpu" and not secure:
             raise TypeError(
                 f"correlated noise is made again from a key, and the noise of {name!r} on "
-                f"{p.device} comes from torch's generator: pass secure=True"
+                f"{p.device} comes from torch's generator: pass BandMF(..., secure=True)"
             )

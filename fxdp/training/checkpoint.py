@@ -58,7 +58,7 @@ def save_checkpoint(
         - It holds what was released so far: who trains on from it has that spent.
         - What is released after it and lost in a crash is in no file. With a seeded sampler and
           torch's own noise the resumed run releases just that again, bit for bit, and nothing
-          more is spent. With secure=True it releases something else, in addition: save before
+          more is spent. With secure noise it releases something else, in addition: save before
           anything made of a step leaves the process (a published model, a log), or after every
           step. The same holds after a change of data or settings; and the noise is then the
           same as before, which is worse: see `load_checkpoint`.
