@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Interpreter, Node, traceback
 from fxdp.graph import marks
 from fxdp.graph.emit import emit
 from fxdp.graph.randomness import draws_apart
-from fxdp.graph.study import study
+from fxdp.graph.study import Readable, study
 from fxdp.graph.sums import value
 from fxdp.shapes import expr
 from fxdp.torch_internals import fx_graph_cse, make_fx
@@ -45,7 +45,7 @@ def lower(
     flat.meta |= gm.meta
     flat.graph.eliminate_dead_code()
     flat.recompile()
-    study(flat).readable = gm
+    study(flat).put(Readable(gm))
     return flat
 
 

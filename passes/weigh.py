@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.graph.emit import emit
-from fxdp.graph.study import Choice, study
+from fxdp.graph.study import Choice, Choices, Factors, Joint, Squares, study
 from fxdp.graph.sums import value
 from fxdp.mechanism.clipping import Clipping
 from fxdp.placement import Shard
@@ -27,16 +27,14 @@ def weigh(gm: GraphModule, clipping: Clipping) -> GraphModule:
         clipping: how norms become factors, and which parameters are clipped together.
     """
     here = study(gm)
-    assert here.mark is not None
     end = gm.graph.output_node()
-    squares = here.squares
-    bound, mask = here.mark.bound, here.mark.mask
+    squares, release = here.take(Squares).nodes, here.of(Joint).mark
+    bound, mask = release.bound, release.mask
     norms = emit(end, total_norm, list(squares.values()), mask, placement=Shard(0), name="norms")
-    lost = {c.gradient.parameter: underflow(c, squares) for c in here.choices}
-    here.norms = norms
-    loss = None if here.mark.reduction else here.mark.loss.meta.get("twin", here.mark.loss)
+    lost = {c.gradient.parameter: underflow(c, squares) for c in here.of(Choices).all}
+    loss = None if release.reduction else release.loss.meta.get("twin", release.loss)
     finite = emit(end, finite_samples, norms, loss, placement=Shard(0), name="finite")
-    here.finite = finite
+    factors: dict[str, Node] = {}
     for group in clipping.groups(list(squares)):
         own = emit(
             end, safe_norm, [squares[p] for p in group.parameters], mask,
@@ -47,7 +45,8 @@ def weigh(gm: GraphModule, clipping: Clipping) -> GraphModule:
         dtype = value(norms).dtype
         factor = emit(end, narrowed, factor, dtype, placement=Shard(0), name="factor")
         for name in group.parameters:
-            here.factors[name] = factor
+            factors[name] = factor
+    here.put(Factors(factors, norms, finite))
     return gm
 
 

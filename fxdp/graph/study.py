@@ -1,8 +1,12 @@
-"""What is known of a joint graph: one record, under `gm.meta["study"]`, that the passes fill in."""
+"""What is known of a joint graph: a `Study` under `gm.meta["study"]`, with a record for each stage.
+
+A pass puts down what it found as a record, and later passes ask for it by its type. So a field is
+never there and empty: what was not found yet is not there at all.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import sympy
 from torch.fx import GraphModule, Node
@@ -94,9 +98,33 @@ class Clipped:
     public: Node | None
 
 
+# The records of the stages, in the order in which they are put down; last comes the `Peak` of
+# memory, once the graph was cut.
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What the proof places (from `prove`, also where the proof fails).
+
+    Attributes:
+        graph: the joint graph.
+        mark: where the loss is.
+    """
+
+    graph: GraphModule
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The symbol of the number of samples (from `prove`, where there is one)."""
+
+    n: sympy.Symbol
+
+
 @dataclass(frozen=True)
 class Seen:
-    """What a proof saw of a graph, for the certificate.
+    """What a proof saw of a graph, for the certificate (from `prove`).
 
     Attributes:
         fingerprint: the graph's hash.
@@ -104,6 +132,7 @@ class Seen:
         ops: the ops that occur.
         totals: how many 0-d totals over the batch there are.
         written: how many inputs the program writes to.
+        shown: placements of what the caller sees beside the loss, in order.
     """
 
     fingerprint: str
@@ -111,6 +140,92 @@ class Seen:
     ops: frozenset[Any]
     totals: int
     written: int
+    shown: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A node with the number of samples (from `localize`)."""
+
+    node: Node
+
+
+@dataclass(frozen=True)
+class GradientSums:
+    """How every gradient is made of sums over samples (from `explain`)."""
+
+    all: tuple[Gradient, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How the norms of every gradient with sums are found (from `plan`)."""
+
+    all: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Nodes [N] with the squared norms of gradients, by parameter (from `measure`).
+
+    `weigh` takes them: `share` puts others in their place.
+    """
+
+    nodes: dict[str, Node]
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """Per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`)."""
+
+    nodes: dict[str, Node]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the samples count (from `weigh`).
+
+    Attributes:
+        nodes: [N], the clip factors, by parameter.
+        norms: [N], over all parameters.
+        finite: bool [N], whose loss and gradient are finite.
+    """
+
+    nodes: dict[str, Node]
+    norms: Node
+    finite: Node
+
+
+@dataclass(frozen=True)
+class ClippedSums:
+    """Every gradient, clipped (from `clip`)."""
+
+    all: tuple[Clipped, ...]
+
+    @property
+    def noisy(self) -> set[str]:
+        """The parameters whose gradients hold samples; others need no noise."""
+        return {c.gradient.parameter for c in self.all if c.total is not None}
+
+
+@dataclass(frozen=True)
+class Readable:
+    """The graph before `lower`, for people (from `lower`)."""
+
+    graph: GraphModule
+
+
+@dataclass(frozen=True)
+class PictureLayout:
+    """Whether Inductor is to leave pictures in the layout they come in (after all passes)."""
+
+    contiguous: bool
+
+
+Stage = TypeVar(
+    "Stage", Joint, Samples, Seen, Size, GradientSums, Choices, Squares, PerSample, Factors,
+    ClippedSums, Readable, PictureLayout, Peak,
+)  # fmt: skip
 
 
 @dataclass
@@ -121,51 +236,45 @@ class Study:
         table: the rules.
         outputs: how many of the graph's outputs belong to the forward pass.
         names: of the inputs, by placeholder name, as the user knows them.
-        parameters: placeholders that get a gradient.
-        n: the symbol of the number of samples (from `prove`).
-        size: a node with the number of samples (from `prove`).
-        mark: where the loss is (from `prove`).
-        shown: placements of what the caller sees beside the loss, in order (from `prove`).
-        gradients: from `explain`.
-        choices: from `plan`.
-        each: per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`).
-        squares: nodes [N] with the squared norms of gradients, by parameter (from `measure`;
-            `share` may put others in their place, so that they are for `weigh` alone).
-        factors: nodes [N] with clip factors, by parameter (from `weigh`).
-        norms: the node [N] with the norms over all parameters (from `weigh`).
-        finite: the node bool [N] that tells whose loss and gradient are finite (from `weigh`).
-        clipped: from `clip`.
-        readable: the graph before `lower`, for people.
         history: the names of the passes that ran.
-        joint: the graph that the proof places, also where it fails (from `prove`).
-        seen: what the certificate says of the placed graph (from `prove`).
         notes: what the user's lines allow, for the certificate.
-        peak: how much memory a step takes, once the graph was split.
-        contiguous: whether Inductor is to leave pictures in the layout they come in.
     """
 
     table: Table
     outputs: int
     names: dict[str, str]
-    n: sympy.Symbol | None = None
-    mark: Mark | None = None
-    size: Node | None = None
-    shown: tuple[Any, ...] = ()
-    gradients: tuple[Gradient, ...] = ()
-    choices: tuple[Choice, ...] = ()
-    each: dict[str, Node] = field(default_factory=lambda: {})
-    clipped: tuple[Clipped, ...] = ()
-    squares: dict[str, Node] = field(default_factory=lambda: {})
-    factors: dict[str, Node] = field(default_factory=lambda: {})
-    norms: Node | None = None
-    finite: Node | None = None
-    readable: GraphModule | None = None
-    joint: GraphModule | None = None
-    seen: "Seen | None" = None
     history: list[str] = field(default_factory=lambda: [])
     notes: list[str] = field(default_factory=lambda: [])
-    peak: Peak | None = None
-    contiguous: bool = False
+    _records: dict[type, Any] = field(default_factory=lambda: {}, repr=False)
+
+    def put(self, record: Any) -> None:
+        """Put down what a stage found, in place of what it found before."""
+        self._records[type(record)] = record
+
+    def of(self, kind: type[Stage]) -> Stage:
+        """What a stage found.
+
+        Raises:
+            AssertionError: it has not run, or what it found was taken.
+        """
+        if kind not in self._records:
+            ran = ", ".join(self.history) or "no pass"
+            raise AssertionError(f"{kind.__name__}: not known, or not any more, after {ran}")
+        return self._records[kind]
+
+    def found(self, kind: type[Stage]) -> Stage | None:
+        """What a stage found; None if it has not run, or what it found was taken."""
+        return self._records.get(kind)
+
+    def take(self, kind: type[Stage]) -> Stage:
+        """What a stage found, for the last time: later passes make it untrue.
+
+        Raises:
+            AssertionError: as `of`.
+        """
+        record = self.of(kind)
+        del self._records[kind]
+        return record
 
 
 def study(gm: GraphModule) -> Study:
@@ -175,9 +284,7 @@ def study(gm: GraphModule) -> Study:
 
 def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
     """A cost in numbers, for the sizes that the model was captured with."""
-    size = study(gm).size
-    assert size is not None
-    env = size.meta["val"].node.shape_env
+    env = study(gm).of(Size).node.meta["val"].node.shape_env
     return float(value_at_capture(env)(cost))
 
 

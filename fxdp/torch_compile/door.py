@@ -242,16 +242,11 @@ class Door:
             RuntimeError: nothing was compiled yet.
         """
         rows = self.account.assumptions()
-        return certify(self._study(), RULES, self.record.fallbacks, rows)
+        return certify(self.record.compiled(), RULES, self.record.fallbacks, rows)
 
     def report(self) -> Report:
         """One row for each parameter: its sums, their form, strategy and predicted cost."""
-        return report(self._study())
-
-    def _study(self) -> Any:
-        if self.record.study is None or self.record.study.readable is None:
-            raise RuntimeError("nothing was compiled yet: run a step first")
-        return self.record.study
+        return report(self.record.compiled())
 
 
 def modules_of(function: Any) -> Iterator[nn.Module]:

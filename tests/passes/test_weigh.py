@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fxdp.graph.study import Factors, PerSample
 from fxdp.mechanism.clipping import Flat
 from fxdp.passes.weigh import clip_factor, finite_samples
 from tests.passes.graphs import block, cut, linear, shape
@@ -53,7 +54,7 @@ def test_factor_text() -> None:
     assert "factor" not in texts["measure"]
     assert cut(texts["weigh"], "zeros_like(mask", "factor =") == block("""
         zeros_like = zeros_like(mask)
-        add = add(zeros_like, ^sum)
+        add = add(zeros_like, ^add)
         add_2 = add(add, ^square)
         sqrt = sqrt(add_2)
         norms = to(sqrt, torch.float32)
@@ -62,7 +63,7 @@ def test_factor_text() -> None:
         bitwise_not = bitwise_not(isinf)
         finite = __and__(isfinite, bitwise_not)
         zeros_like_2 = zeros_like(mask)
-        add_3 = add(zeros_like_2, ^sum)
+        add_3 = add(zeros_like_2, ^add)
         add_4 = add(add_3, ^square)
         add_5 = add(add_4, 3.76158192263132e-37)
         sqrt_2 = sqrt(add_5)
@@ -82,5 +83,6 @@ def test_factor_text() -> None:
 def test_norms() -> None:
     """A number for each sample, in the study too."""
     run = linear("weigh")
-    assert {shape(run, n) for n in (run.study.norms, *run.study.factors.values())} == {"[N]"}
-    assert list(run.study.each) == ["bias"]  # the weight's norms need no gradients
+    found = run.study.of(Factors)
+    assert {shape(run, n) for n in (found.norms, *found.nodes.values())} == {"[N]"}
+    assert list(run.study.of(PerSample).nodes) == ["bias"]  # the weight's norms need no gradients
