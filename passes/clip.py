@@ -12,17 +12,8 @@ from torch.fx import GraphModule, Node
 
 from fxdp.forms.batch import HALVES, all_wide, summed, wide
 from fxdp.graph.emit import emit_all
-from fxdp.graph.study import (
-    Choice,
-    Choices,
-    Clipped,
-    ClippedSums,
-    Factors,
-    Gradient,
-    GradientSums,
-    PerSample,
-    study,
-)
+from fxdp.graph.records import Choice, Clipped, Gradient
+from fxdp.graph.study import Choices, ClippedSums, Factors, GradientSums, PerSample, study
 from fxdp.graph.sums import image, sum_at, value, whole
 from fxdp.torch_internals import pytree
 

@@ -11,7 +11,8 @@ from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.ends import gradients
 from fxdp.graph.nodes import placement
 from fxdp.graph.origin import diagnose
-from fxdp.graph.study import Gradient, GradientSums, Joint, study
+from fxdp.graph.records import Gradient
+from fxdp.graph.study import GradientSums, Joint, study
 from fxdp.graph.sums import sum_at, trace_back, unfollowed, value
 from fxdp.placement import Replicate
 

@@ -17,7 +17,8 @@ from fxdp.diagnostics.diagnostic import BatchMixingError
 from fxdp.graph.emit import emit
 from fxdp.graph.nodes import placement
 from fxdp.graph.origin import diagnose
-from fxdp.graph.study import Gradient, Joint, Samples, Size, study
+from fxdp.graph.records import Gradient
+from fxdp.graph.study import Joint, Samples, Size, study
 from fxdp.graph.sums import (
     each_image,
     holds_samples,

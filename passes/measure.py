@@ -13,7 +13,8 @@ from torch.fx import GraphModule, Node
 from fxdp.forms.batch import sq_sum
 from fxdp.forms.strategy import STRATEGIES, Strategy
 from fxdp.graph.emit import emit, emit_all
-from fxdp.graph.study import Choice, Choices, PerSample, Squares, study
+from fxdp.graph.records import Choice
+from fxdp.graph.study import Choices, PerSample, Squares, study
 from fxdp.graph.sums import Sum, each_image, sum_at, whole
 
 

@@ -15,7 +15,8 @@ from fxdp.graph import marks
 from fxdp.graph.emit import emit, emit_all
 from fxdp.graph.ends import gradient_places
 from fxdp.graph.nodes import arguments, outputs
-from fxdp.graph.study import Clipped, ClippedSums, Factors, Joint, Mark, PerSample, study
+from fxdp.graph.records import Clipped, Mark
+from fxdp.graph.study import ClippedSums, Factors, Joint, PerSample, study
 from fxdp.graph.sums import value
 from fxdp.mechanism.gaussian import released
 from fxdp.proof.facts import NOISE

@@ -16,7 +16,8 @@ from torch.fx import GraphModule, Node
 from fxdp.autotune.trials import Trial, trials
 from fxdp.forms import Tied, joined
 from fxdp.forms.strategy import STRATEGIES, Strategy
-from fxdp.graph.study import Choice, Choices, Gradient, GradientSums, at_hand, hinted, study
+from fxdp.graph.records import Choice, Gradient
+from fxdp.graph.study import Choices, GradientSums, at_hand, hinted, study
 from fxdp.graph.sums import fake_form, is_partial, sum_at, value
 from fxdp.shapes import expr
 from fxdp.torch_internals import OpOverload

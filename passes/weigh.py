@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.graph.emit import emit
-from fxdp.graph.study import Choice, Choices, Factors, Joint, Squares, study
+from fxdp.graph.records import Choice
+from fxdp.graph.study import Choices, Factors, Joint, Squares, study
 from fxdp.graph.sums import value
 from fxdp.mechanism.clipping import Clipping
 from fxdp.placement import Shard

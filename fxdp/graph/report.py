@@ -8,7 +8,8 @@ from rich.table import Table
 
 from fxdp.forms.strategy import STRATEGIES
 from fxdp.graph.memory import Peak
-from fxdp.graph.study import Choice, Choices, Samples, Study
+from fxdp.graph.records import Choice
+from fxdp.graph.study import Choices, Samples, Study
 from fxdp.graph.sums import value
 from fxdp.shapes import shape_of, show
 

@@ -20,7 +20,8 @@ from fxdp.forms.each import Each
 from fxdp.graph.emit import emit
 from fxdp.graph.nodes import arguments, placement
 from fxdp.graph.origin import diagnose
-from fxdp.graph.study import Gradient, Size, study
+from fxdp.graph.records import Gradient
+from fxdp.graph.study import Size, study
 from fxdp.placement import Partial, Replicate, Shard
 from fxdp.rules import SumRule
 from fxdp.torch_internals import pytree

@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 from fxdp.backend.halves import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.nodes import outputs
-from fxdp.graph.study import Gradient, GradientSums, Joint, Seen, study
+from fxdp.graph.records import Gradient
+from fxdp.graph.study import GradientSums, Joint, Seen, study
 from fxdp.graph.sums import image, is_total, sum_at
 from fxdp.ops import RULES
 from fxdp.passes.explain import explain
