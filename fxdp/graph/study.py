@@ -141,10 +141,22 @@ class PictureLayout:
     contiguous: bool
 
 
-Stage = TypeVar(
-    "Stage", Joint, Samples, Seen, Size, GradientSums, Choices, Squares, PerSample, Factors,
-    ClippedSums, Readable, PictureLayout, Peak,
-)  # fmt: skip
+StageRecord = (
+    Joint
+    | Samples
+    | Seen
+    | Size
+    | GradientSums
+    | Choices
+    | Squares
+    | PerSample
+    | Factors
+    | ClippedSums
+    | Readable
+    | PictureLayout
+    | Peak
+)
+Stage = TypeVar("Stage", bound=StageRecord)
 
 
 @dataclass
@@ -166,7 +178,7 @@ class Study:
     notes: list[str] = field(default_factory=lambda: [])
     _records: dict[type, Any] = field(default_factory=lambda: {}, repr=False)
 
-    def put(self, record: Any) -> None:
+    def put(self, record: StageRecord) -> None:
         """Put down what a stage found, in place of what it found before."""
         self._records[type(record)] = record
 
