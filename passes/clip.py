@@ -12,7 +12,8 @@ from torch.fx import GraphModule, Node
 
 from fxdp.forms.batch import HALVES, all_wide, summed, wide
 from fxdp.graph.emit import emit_all
-from fxdp.graph.study import Choice, Clipped, Gradient, study
+from fxdp.graph.records import Choice, Clipped, Gradient
+from fxdp.graph.study import Choices, ClippedSums, Factors, GradientSums, PerSample, study
 from fxdp.graph.sums import image, sum_at, value, whole
 from fxdp.torch_internals import pytree
 
@@ -20,26 +21,28 @@ from fxdp.torch_internals import pytree
 def clip(gm: GraphModule) -> GraphModule:
     """Work out each parameter's clipped sum, and apart from it what holds no samples."""
     here, end = study(gm), gm.graph.output_node()
-    choices = {c.gradient: c for c in here.choices}
+    gradients = here.of(GradientSums).all
+    choices = {c.gradient: c for c in here.of(Choices).all}
     totals = {g: clipped_sums(gm, c) for g, c in choices.items()}
     flat = [(g, node, call) for g, found in totals.items() for node, call in found.items()]
     written = emit_all(end, [call for _, _, call in flat])
-    given: dict[Gradient, dict[Node, Node]] = {g: {} for g in here.gradients}
+    given: dict[Gradient, dict[Node, Node]] = {g: {} for g in gradients}
     for (g, node, _), total in zip(flat, written, strict=True):
         given[g][node] = total
 
     def linear(g: Gradient, given: dict[Node, Node], public: bool) -> Node | None:
         return image(gm, g, given, lambda n, a, k: again(end, n, a, k), public=public)
 
-    here.clipped = tuple(
+    clipped = tuple(
         Clipped(
             g,
             # A gradient that was measured as a whole is clipped as a whole.
             (given[g].get(g.node) or linear(g, given[g], False)) if g in choices else None,
             linear(g, {}, True),
         )
-        for g in here.gradients
+        for g in gradients
     )
+    here.put(ClippedSums(clipped))
     return gm
 
 
@@ -50,8 +53,8 @@ Total = tuple[Callable[..., Tensor], tuple[Any, ...]]
 def clipped_sums(gm: GraphModule, choice: Choice) -> dict[Node, Total]:
     """The clipped sums that a parameter's gradient is made of, by the node they replace."""
     gradient = choice.gradient
-    factor = study(gm).factors[gradient.parameter]
-    each = study(gm).each.get(gradient.parameter)
+    factor = study(gm).of(Factors).nodes[gradient.parameter]
+    each = study(gm).of(PerSample).nodes.get(gradient.parameter)
     if choice.kind == "general":
         return {gradient.node: (each_total, (each, factor))}
     taken = [s for s in (sum_at(gm, n) for n in gradient.sums) if s is not None]

@@ -11,7 +11,8 @@ from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.ends import gradients
 from fxdp.graph.nodes import placement
 from fxdp.graph.origin import diagnose
-from fxdp.graph.study import Gradient, study
+from fxdp.graph.records import Gradient
+from fxdp.graph.study import GradientSums, Joint, study
 from fxdp.graph.sums import sum_at, trace_back, unfollowed, value
 from fxdp.placement import Replicate
 
@@ -25,8 +26,7 @@ def explain(gm: GraphModule) -> GraphModule:
     """
     if not gradients(gm):
         # On some devices autograd does not follow all ops; a proof of nothing is none.
-        mark = study(gm).mark
-        assert mark is not None
+        mark = study(gm).of(Joint).mark
         raise ProofError(diagnose(mark.node, "no parameter gets a gradient", "no-loss"))
     found: list[Gradient] = []
     for name, node in gradients(gm).items():
@@ -47,7 +47,7 @@ def explain(gm: GraphModule) -> GraphModule:
                     diagnose(source, why, "unexplained-gradient", path_to(source, name))
                 )
         found.append(Gradient(name, node, sums, linear))
-    study(gm).gradients = tuple(found)
+    study(gm).put(GradientSums(tuple(found)))
     return gm
 
 

@@ -17,7 +17,8 @@ from fxdp.diagnostics.diagnostic import BatchMixingError
 from fxdp.graph.emit import emit
 from fxdp.graph.nodes import placement
 from fxdp.graph.origin import diagnose
-from fxdp.graph.study import Gradient, study
+from fxdp.graph.records import Gradient
+from fxdp.graph.study import Joint, Samples, Size, study
 from fxdp.graph.sums import (
     each_image,
     holds_samples,
@@ -40,11 +41,11 @@ def localize(gm: GraphModule) -> GraphModule:
         BatchMixingError: the local values of a total that is used as one cannot be worked out.
     """
     here = study(gm)
-    assert here.mark is not None
-    after = here.mark.mask.next
+    mask = here.of(Joint).mark.mask
+    after = mask.next
     while after.op == "placeholder":
         after = after.next
-    here.size = emit(after, lambda mask: mask.shape[0], here.mark.mask)
+    here.put(Size(emit(after, lambda mask: mask.shape[0], mask)))
     for node in list(gm.graph.nodes):
         if node.target not in here.table:
             continue
@@ -60,10 +61,10 @@ def localize(gm: GraphModule) -> GraphModule:
 
 def counts(gm: GraphModule, node: Any) -> bool:
     """Is this node a number worked out from N?"""
-    n = study(gm).n
+    n = study(gm).of(Samples).n
     number = value(node) if isinstance(node, Node) else None
     is_number = isinstance(number, (torch.SymInt, torch.SymFloat))
-    return is_number and n is not None and expr(number).has(n)
+    return is_number and expr(number).has(n)
 
 
 def add_twin(gm: GraphModule, node: Node) -> None:
@@ -87,7 +88,12 @@ def add_twin(gm: GraphModule, node: Node) -> None:
         )
         target: Any = node.target
         twin = emit(
-            after, lambda n, a, k: target(*a, **k).expand(n), here.size, args, kwargs, like=node
+            after,
+            lambda n, a, k: target(*a, **k).expand(n),
+            here.of(Size).node,
+            args,
+            kwargs,
+            like=node,
         )
     elif (twin := shares(gm, node, after)) is None:
         return
@@ -123,8 +129,7 @@ def alone(gm: GraphModule, a: Node, before: Node) -> Any:
 
 def own_number(gm: GraphModule, a: Node, before: Node) -> Any:
     """What a number in N is worth where N is 1."""
-    n, size = study(gm).n, study(gm).size
-    assert n is not None
+    n, size = study(gm).of(Samples).n, study(gm).of(Size).node
     worth = local(expr(value(a)), n)
     if worth.is_number:
         return int(worth) if worth.is_Integer else float(worth)
@@ -145,9 +150,8 @@ def seen_by(gm: GraphModule, a: Node, user: Node) -> Any:
     if "twin" not in a.meta:
         why = "each sample's share of a total over the batch cannot be worked out"
         raise BatchMixingError(diagnose(a, why, "uses-batch-total"))
-    at, n = placement(user), study(gm).n
+    at, n = placement(user), study(gm).of(Samples).n
     assert isinstance(at, Shard)
-    assert n is not None
     result = value(user)
     times = quotient(expr(result.shape[at.dim]), n * at.inner)
     if times is None or not times.is_Integer or not at.inner.is_Integer:
@@ -166,8 +170,7 @@ def laid_out(twin: torch.Tensor, outer: int, inner: int, behind: int) -> torch.T
 
 def spread_loss(gm: GraphModule) -> None:
     """Replace the mark on the loss by the mean of the local losses of rows that are no padding."""
-    mark = study(gm).mark
-    assert mark is not None
+    mark = study(gm).of(Joint).mark
     if mark.reduction:
         mark.node.replace_all_uses_with(mark.loss)
         return

@@ -15,7 +15,7 @@ from fxdp.graph import marks
 from fxdp.graph.emit import emit
 from fxdp.graph.nodes import copied
 from fxdp.graph.randomness import draws_apart
-from fxdp.graph.study import study
+from fxdp.graph.study import Readable, study
 from fxdp.graph.sums import value
 from fxdp.shapes import expr
 from fxdp.torch_internals import fx_graph_cse, make_fx
@@ -41,7 +41,7 @@ def lower(
     flat.meta |= gm.meta
     flat.graph.eliminate_dead_code()
     flat.recompile()
-    study(flat).readable = gm
+    study(flat).put(Readable(gm))
     return flat
 
 

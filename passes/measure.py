@@ -13,29 +13,27 @@ from torch.fx import GraphModule, Node
 from fxdp.forms.batch import sq_sum
 from fxdp.forms.strategy import STRATEGIES, Strategy
 from fxdp.graph.emit import emit, emit_all
-from fxdp.graph.study import Choice, study
+from fxdp.graph.records import Choice
+from fxdp.graph.study import Choices, PerSample, Squares, study
 from fxdp.graph.sums import Sum, each_image, sum_at, whole
 
 
 def measure(gm: GraphModule) -> GraphModule:
     """Add nodes for the squared norms [N] of the gradients of each parameter, float32 at least."""
-    study(gm).squares = measured(gm, gm.graph.output_node())
-    return gm
-
-
-def measured(gm: GraphModule, end: Node) -> dict[str, Node]:
-    """For each parameter, the node with the squared norms of its per-sample gradients."""
-    here = study(gm)
-    ways = [way(gm, choice, end) for choice in here.choices]
+    choices, end = study(gm).of(Choices).all, gm.graph.output_node()
+    ways = [way(gm, choice, end) for choice in choices]
     squares: dict[int, Node] = {}
+    per_sample: dict[str, Node] = {}
     for composite in (True, False):
-        chosen = [i for i, c in enumerate(here.choices) if is_composite(c) == composite]
+        chosen = [i for i, c in enumerate(choices) if is_composite(c) == composite]
         results = emit_all(end, [ways[i] for i in chosen], composite=composite)
         for i, (square, each) in zip(chosen, results, strict=True):
             squares[i] = square
             if each is not None:
-                here.each[here.choices[i].gradient.parameter] = each
-    return {c.gradient.parameter: squares[i] for i, c in enumerate(here.choices)}
+                per_sample[choices[i].gradient.parameter] = each
+    study(gm).put(Squares({c.gradient.parameter: squares[i] for i, c in enumerate(choices)}))
+    study(gm).put(PerSample(per_sample))
+    return gm
 
 
 def is_composite(choice: Choice) -> bool:

@@ -16,7 +16,8 @@ from fxdp.graph import marks
 from fxdp.graph.emit import emit, emit_all
 from fxdp.graph.ends import gradient_places
 from fxdp.graph.nodes import arguments, outputs
-from fxdp.graph.study import Clipped, Mark, study
+from fxdp.graph.records import Clipped, Mark
+from fxdp.graph.study import ClippedSums, Factors, Joint, PerSample, study
 from fxdp.graph.sums import value
 from fxdp.mechanism.gaussian import released
 from fxdp.proof.facts import NOISE
@@ -37,30 +38,31 @@ def noise(
         terms: normal numbers that each one of the noise is made of.
     """
     here, end = study(gm), gm.graph.output_node()
-    assert here.mark is not None
+    mark, clipped_sums, factors = here.of(Joint).mark, here.of(ClippedSums).all, here.of(Factors)
     found = outputs(gm)
     tangents = [arguments(n)[0] for n in gm.graph.find_nodes(op="call_function", target=SEED)]
-    if here.mark.reduction:  # what arrives there belongs to the samples
-        tangents = [emit(end, torch.ones_like, here.mark.expected)]
+    if mark.reduction:  # what arrives there belongs to the samples
+        tangents = [emit(end, torch.ones_like, mark.expected)]
     places = dict(gradient_places(gm))
     first = end.prev
-    scale = emit(end, noise_scale, here.mark.sigma, here.mark.bound)
+    scale = emit(end, noise_scale, mark.sigma, mark.bound)
     gradients = emit_all(
         end,
         [
-            release(c, tangents[0], here.mark, scale, number(c.gradient.parameter), terms)
-            for c in here.clipped
+            release(c, tangents[0], mark, scale, number(c.gradient.parameter), terms)
+            for c in clipped_sums
         ],
     )
     while first.next is not end:
         first = first.next
         first.meta["custom"] = NOISE  # which goes along when a graph is traced anew
-    for clipped, gradient in zip(here.clipped, gradients, strict=True):
+    for clipped, gradient in zip(clipped_sums, gradients, strict=True):
         gradient._rename(f"private_{clipped.gradient.node.name}")
         found[places.pop(clipped.gradient.parameter)] = gradient
     if places:
         raise AssertionError(f"the gradients of {sorted(places)} would be released as they are")
-    extras = {"finite": here.finite, "norms": here.norms} | (here.each if inspect_each else {})
+    extras = {"finite": factors.finite, "norms": factors.norms}
+    extras |= here.of(PerSample).nodes if inspect_each else {}
     end.args = ([*found, *extras.values()],)
     end.meta["desc"] = [*end.meta["desc"], *extras]
     gm.graph.eliminate_dead_code()
@@ -74,7 +76,8 @@ def one_by_one(gm: GraphModule) -> None:
     No clipped sum waits for its noise until all others are made, and takes up memory.
     """
     order = list(gm.graph.nodes)
-    measured = {study(gm).norms, *study(gm).factors.values()}
+    factors = study(gm).of(Factors)
+    measured = {factors.norms, *factors.nodes.values()}
     open_nodes = set(order[max(map(order.index, measured)) + 1 : -1])
 
     def finish(node: Node) -> None:

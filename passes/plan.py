@@ -16,7 +16,8 @@ from torch.fx import GraphModule, Node
 from fxdp.autotune.trials import Trial, trials
 from fxdp.forms import Tied, joined
 from fxdp.forms.strategy import STRATEGIES, Strategy
-from fxdp.graph.study import Choice, Gradient, at_hand, hinted, study
+from fxdp.graph.records import Choice, Gradient
+from fxdp.graph.study import Choices, GradientSums, at_hand, hinted, study
 from fxdp.graph.sums import fake_form, is_partial, sum_at, value
 from fxdp.shapes import expr
 from fxdp.torch_internals import OpOverload
@@ -37,7 +38,7 @@ def plan(
     how: Plan = "model",
     memory_budget: int | None = None,
 ) -> GraphModule:
-    """Set the study's choices.
+    """Put down the choices.
 
     Args:
         strategy: "auto", or the one that every sum takes if its form offers it.
@@ -48,7 +49,7 @@ def plan(
         memory_budget: bytes that per-sample gradients may take up at a time, where that was
             measured; a twentieth of what the sums are made of if not given.
     """
-    gradients = [g for g in study(gm).gradients if g.sums]
+    gradients = [g for g in study(gm).of(GradientSums).all if g.sums]
     room = max(bytes_summed(gm, gradients), memory_budget or 0)
     choices = [
         choose(gm, g, "instantiate" if inspect_each else strategy, how, room) for g in gradients
@@ -58,7 +59,7 @@ def plan(
     else:
         budget = memory_budget if memory_budget is not None else int(SHARE * room)
         choices = within(choices, budget)
-    study(gm).choices = tuple(choices)
+    study(gm).put(Choices(tuple(choices)))
     return gm
 
 

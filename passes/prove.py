@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from fxdp.graph import marks
 from fxdp.graph.ends import gradients, mutations
 from fxdp.graph.nodes import mark
-from fxdp.graph.study import Seen, study
+from fxdp.graph.study import Joint, Samples, Seen, study
 from fxdp.graph.sums import is_total
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.proof.faults import (
@@ -41,10 +41,12 @@ def prove(gm: GraphModule) -> GraphModule:
         ProofError: an output depends on an op that no rule explains.
     """
     here = study(gm)
-    here.mark, here.joint = mark(gm), gm
-    mask = here.mark.mask.meta["val"]
+    release = mark(gm)
+    here.put(Joint(gm, release))
+    mask = release.mask.meta["val"]
     refuse_fixed_size(mask)
-    here.n = batch_symbol(mask)
+    n = batch_symbol(mask)
+    here.put(Samples(n))
     faults: Faults = {}
     later: Faults = {}  # in what is computed from other faults
     spoilt: set[Node] = set()
@@ -58,39 +60,43 @@ def prove(gm: GraphModule) -> GraphModule:
             spoilt.add(node)
             continue
         tainted = any(i in spoilt for i in node.all_input_nodes) or (
-            node.target is marks.seed.default and here.mark.node in spoilt
+            node.target is marks.seed.default and release.node in spoilt
         )
         try:
-            node.meta["placement"] = place(node, here.n, here.table, node not in forward)
+            node.meta["placement"] = place(node, n, here.table, node not in forward)
         except Mixed as refusal:
             (later if tainted else faults)[node] = (refusal.why, refusal.name)
             tainted = True
             try:
-                node.meta["placement"] = supposed(node, here.n)
+                node.meta["placement"] = supposed(node, n)
             except Mixed:
                 lost.add(node)
         if tainted:
             spoilt.add(node)
     _judge_outputs(gm, faults, spoilt)
     report(gm, faults, later, lost)
-    shown = gm.graph.find_nodes(op="call_function", target=marks.shown.default)
-    here.shown = tuple(n.meta["placement"] for n in shown)
+    calls = gm.graph.find_nodes(op="call_function", target=marks.shown.default)
+    shown = tuple(call.meta["placement"] for call in calls)
     # What is left are assertions about the whole batch, and what a line allows to be kept.
     for node in reversed(gm.graph.nodes):
         if node in spoilt and not node.users:
             gm.graph.erase_node(node)
     refuse_other_programs(mask)
-    here.seen = seen(gm)
+    here.put(seen(gm, shown))
     return gm
 
 
-def seen(gm: GraphModule) -> Seen:
-    """The placed graph in numbers."""
+def seen(gm: GraphModule, shown: tuple[Any, ...]) -> Seen:
+    """The placed graph in numbers.
+
+    Args:
+        shown: placements of what the caller sees beside the loss.
+    """
     places = [(n, p) for n in gm.graph.nodes for p in pytree.tree_leaves(n.meta.get("placement"))]
     totals = [n for n, p in places if isinstance(p, Partial) and is_total(n)]
     kinds = Counter(type(p).__name__ for _, p in places)
     ops = frozenset(n.target for n in gm.graph.nodes)
-    return Seen(fingerprint(gm), dict(kinds), ops, len(totals), len(mutations(gm)))
+    return Seen(fingerprint(gm), dict(kinds), ops, len(totals), len(mutations(gm)), shown)
 
 
 def supposed(node: Node, n: sympy.Symbol) -> Any:

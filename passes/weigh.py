@@ -15,7 +15,8 @@ from torch.fx import GraphModule, Node
 
 from fxdp.forms.batch import cast
 from fxdp.graph.emit import emit
-from fxdp.graph.study import Choice, study
+from fxdp.graph.records import Choice
+from fxdp.graph.study import Choices, Factors, Joint, Squares, study
 from fxdp.graph.sums import value
 from fxdp.mechanism.clipping import Clipping
 from fxdp.placement import Shard
@@ -28,14 +29,13 @@ def weigh(gm: GraphModule, clipping: Clipping) -> GraphModule:
         clipping: how norms become factors, and which parameters are clipped together.
     """
     here = study(gm)
-    assert here.mark is not None
     end = gm.graph.output_node()
-    squares = here.squares
+    squares, mark = here.take(Squares).nodes, here.of(Joint).mark
     groups = clipping.groups(list(squares))
-    losts = {c.gradient.parameter: underflow(c, squares) for c in here.choices}
+    losts = {c.gradient.parameter: underflow(c, squares) for c in here.of(Choices).all}
     lost = [sum(losts[p] for p in group.parameters) for group in groups]
     functions = [partial(clip_factor, clipping, group.share) for group in groups]
-    loss = None if here.mark.reduction else here.mark.loss.meta.get("twin", here.mark.loss)
+    loss = None if mark.reduction else mark.loss.meta.get("twin", mark.loss)
 
     def weighed(
         parts: list[list[Tensor]], loss: Tensor | None, bound: Tensor, mask: Tensor
@@ -49,10 +49,11 @@ def weigh(gm: GraphModule, clipping: Clipping) -> GraphModule:
         return norms, finite, [narrowed(factor, dtype) for factor in factors]
 
     parts = [[squares[p] for p in group.parameters] for group in groups]
-    norms, finite, factors = emit(end, weighed, parts, loss, here.mark.bound, here.mark.mask)
-    here.norms, here.finite = named(norms, "norms"), named(finite, "finite")
-    for group, factor in zip(groups, factors, strict=True):
-        here.factors |= dict.fromkeys(group.parameters, named(factor, "factor"))
+    norms, finite, found = emit(end, weighed, parts, loss, mark.bound, mark.mask)
+    factors: dict[str, Node] = {}
+    for group, factor in zip(groups, found, strict=True):
+        factors |= dict.fromkeys(group.parameters, named(factor, "factor"))
+    here.put(Factors(factors, named(norms, "norms"), named(finite, "finite")))
     return gm
 
 

@@ -108,7 +108,7 @@ COVERED = {
     "privacy/test_planning": "privacy.search",
     "privacy/test_sampling": "privacy.sampling_rule",
     "proof/test_certificate": "proof.fingerprint",
-    "proof/test_facts": "graph.marks graph.study",
+    "proof/test_facts": "graph.marks graph.records",
     "refusals/test_bad_input": "capture.inputs",
     "refusals/test_bad_numbers": "backend.options compiler",
     "refusals/test_capture": "capture.errors diagnostics.location proof.guards",

@@ -10,6 +10,7 @@ from torch import Tensor
 from fxdp.auditing.verify import rows
 from fxdp.backend.check import random_state, set_random_state
 from fxdp.capture.inputs import Inputs
+from fxdp.graph.study import ClippedSums
 from fxdp.mechanism.run_key import RunKey, seed_root
 from fxdp.module.account import Account
 from fxdp.module.output import loss_of
@@ -102,8 +103,7 @@ class Releases:
 
     def noisy(self) -> set[str]:
         """The parameters whose gradients are sums over samples; others need no noise."""
-        clipped = self.private._stepper.study().clipped
-        return {c.gradient.parameter for c in clipped if c.total is not None}
+        return self.private._stepper.study().of(ClippedSums).noisy
 
 
 @contextlib.contextmanager

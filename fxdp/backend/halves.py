@@ -12,6 +12,7 @@ from fxdp.backend.rows import Rows
 from fxdp.backend.settings import Backend, Record, Settings
 from fxdp.forms.batch import HALVES
 from fxdp.graph.nodes import arguments, copied
+from fxdp.graph.study import ClippedSums, Joint, PictureLayout, Size
 from fxdp.graph.sums import value
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.status import say
@@ -42,15 +43,14 @@ def finish(
     noise = noise_input(graph, record) if is_backward else None
     # What is rounded to half precision is what an eager step rounds, so that they can be compared.
     options: dict[str, Any] = {**RANDOM, "emulate_precision_casts": True}
-    if record.study is not None and record.study.contiguous:
+    study = record.compiled()
+    if study.of(PictureLayout).contiguous:
         options["layout_optimization"] = False
     with inductor_config.patch(options):
         compiled = compile_fx_inner(graph, args, is_backward=is_backward)
     if not settings.check:
         return compiled  # type: ignore[return-value]
-    assert record.study is not None
-    n = record.study.size
-    rows = Rows.of(graph, n.meta["val"]) if n is not None else None
+    rows = Rows.of(graph, study.of(Size).node.meta["val"])
     half = "backward" if is_backward else "forward"
     return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph), rows, half)  # type: ignore[arg-type]
 
@@ -72,9 +72,8 @@ def noise_check(graph: GraphModule, record: Record) -> Callable[[list[Any]], Non
     Raises:
         ValueError: by the check.
     """
-    study = record.study
-    assert study is not None
-    dtypes = {value(c.gradient.node).dtype for c in study.clipped}
+    clipped = record.compiled().of(ClippedSums).all
+    dtypes = {value(c.gradient.node).dtype for c in clipped}
     inputs = graph.graph.find_nodes(op="placeholder")
     given = noise_arguments(graph)
     wanted = [given.get(name) for name in ("scale", "expected", "tangent")]
@@ -106,11 +105,10 @@ def noise_arguments(graph: GraphModule) -> dict[str, Any]:
 def noise_input(graph: GraphModule, record: Record) -> int | None:
     """Which input of the backward graph the noise is multiplied by: sigma, or sigma C where the
     forward half has computed that."""
-    assert record.study is not None
-    assert record.study.mark is not None
+    sigma = record.compiled().of(Joint).mark.sigma
     inputs = graph.graph.find_nodes(op="placeholder")
     names = [n.name for n in inputs]
-    if (name := record.study.mark.sigma.name) in names:
+    if (name := sigma.name) in names:
         return names.index(name)
     scale = noise_arguments(graph).get("scale")
     return inputs.index(scale) if scale in inputs else None

@@ -22,7 +22,7 @@ from fxdp.graph.memory import Peak, peak
 from fxdp.graph.nodes import arguments, outputs
 from fxdp.graph.passes import Pass, run
 from fxdp.graph.randomness import draws_apart, refuse_second_draws
-from fxdp.graph.study import Study, at_hand, study
+from fxdp.graph.study import PictureLayout, Size, Study, at_hand, study
 from fxdp.kernels.precision import full_precision, readable_precision
 from fxdp.mechanism import gaussian
 from fxdp.mechanism.keystream import SECURE_TERMS
@@ -82,8 +82,8 @@ def compile_marked(
             decompositions=for_inductor if backend == "inductor" else None,
         )
         record.compilations += 1
-        if settings.plan == "measured" and backend == "inductor":
-            record.study.contiguous = contiguous_is_faster(joint, at_hand(joint))
+        asked = settings.plan == "measured" and backend == "inductor"
+        study(joint).put(PictureLayout(asked and contiguous_is_faster(joint, at_hand(joint))))
         if settings.checkpoint == "always":
             recompute_forward(joint, num_fwd_outputs)
         # A view that is kept costs nothing to the partitioner's mind, but Inductor copies some, and
@@ -95,7 +95,7 @@ def compile_marked(
         if len(facts.draws(back)) != len(facts.draws(joint)):
             raise AssertionError("noise was lost or merged when the graph was split")
         refuse_second_draws(forward, back)
-        study(joint).peak = predicted(joint, forward, back, num_fwd_outputs)
+        study(joint).put(predicted(joint, forward, back, num_fwd_outputs))
         hide_extras(back)
         return forward, back
 
@@ -146,8 +146,7 @@ def is_mark(node: Node) -> bool:
 
 def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:
     """How much memory a step takes, at the batch size at hand."""
-    size, n = at_hand(joint), study(joint).size
-    assert n is not None
+    size, n = at_hand(joint), study(joint).of(Size).node
     return peak(forward, back, outputs, size(n.meta["val"]), size)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxdp.backend.delivery import Ran
 from fxdp.diagnostics.errors import NotCompiled
-from fxdp.graph.study import Study
+from fxdp.graph.study import Readable, Study
 from fxdp.mechanism.clipping import Clipping, Flat
 from fxdp.mechanism.run_key import RunKey
 from fxdp.ops import RULES
@@ -75,6 +75,16 @@ class Record:
     fallbacks: list[str] = field(default_factory=lambda: [])
     ran: Ran | None = None
     keys: RunKey = field(default_factory=RunKey)
+
+    def compiled(self) -> Study:
+        """What is known of the last compiled graph.
+
+        Raises:
+            RuntimeError: nothing was compiled yet.
+        """
+        if self.study is None or self.study.found(Readable) is None:
+            raise RuntimeError("nothing was compiled yet: run a step first")
+        return self.study
 
     def taken(self) -> Ran:
         """The step that has just run, once.

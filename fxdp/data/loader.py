@@ -22,7 +22,7 @@ from fxdp.arguments import require_rate
 from fxdp.data.collate import poisson_collate
 from fxdp.data.handed import mark
 from fxdp.data.sampler import PrivateSampler
-from fxdp.data.samplers import FixedSizeSampler, PoissonSampler
+from fxdp.data.samplers import PoissonSampler
 from fxdp.distributed.guard import UNSAID, Mesh, trains_apart
 
 # What a DataLoader was made with and its successor keeps.
@@ -162,7 +162,7 @@ def private_loader(
             f"the sampler draws from {batches.num_samples} samples, and the data set has "
             f"{num_samples}: make it with num_samples={num_samples}"
         )
-    if not isinstance(batches, FixedSizeSampler):
+    if not batches.fixed_size:
         collate = settings.get("collate_fn") or default_collate
         settings["collate_fn"] = poisson_collate(dataset, collate)
     return PrivateLoader(dataset, batches, **settings)

@@ -47,8 +47,8 @@ class PrivateSampler(Sampler[list[int]], ABC):
     counts them for an account, see `fxdp.data.handed`.
 
     Attributes:
-        chooses_size: whether `expected_batch_size` is one of the numbers that the sampler was made
-            with; if not, it is derived from the number of samples.
+        fixed_size: whether every batch has the size that the sampler was made with; if not, some
+            may be empty, and `expected_batch_size` is derived from the number of samples.
 
     Args:
         num_samples: size of the data set, >= 1.
@@ -61,7 +61,7 @@ class PrivateSampler(Sampler[list[int]], ABC):
         ValueError: an argument is out of its range, or both `generator` and `secure` are given.
     """
 
-    chooses_size: ClassVar[bool] = False
+    fixed_size: ClassVar[bool] = False
 
     def __init__(
         self, num_samples: int, steps: int, generator: torch.Generator | None, secure: bool

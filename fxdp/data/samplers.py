@@ -151,7 +151,7 @@ class FixedSizeSampler(PrivateSampler):
         ValueError: an argument is out of its range; the message names it.
     """
 
-    chooses_size: ClassVar[bool] = True
+    fixed_size: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from typing import Any
 from torch.fx import Graph, GraphModule, Node
 
 from fxdp.graph import marks
-from fxdp.graph.study import Mark
+from fxdp.graph.records import Mark
 from fxdp.placement import Placement
 
 NO_SOURCE = object()

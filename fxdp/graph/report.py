@@ -8,7 +8,8 @@ from rich.table import Table
 
 from fxdp.forms.strategy import STRATEGIES
 from fxdp.graph.memory import Peak
-from fxdp.graph.study import Choice, Study
+from fxdp.graph.records import Choice
+from fxdp.graph.study import Choices, Samples, Study
 from fxdp.graph.sums import value
 from fxdp.shapes import shape_of, show
 
@@ -78,14 +79,14 @@ def as_text(shown: RenderableType) -> str:
 
 def report(study: Study) -> Report:
     """The report of a compiled graph."""
-    return Report(tuple(row(study, choice) for choice in study.choices), study.peak)
+    return Report(tuple(row(study, c) for c in study.of(Choices).all), study.found(Peak))
 
 
 def row(study: Study, choice: Choice) -> Row:
     """The row of one parameter."""
-    assert study.n is not None
-    shape = show(shape_of(value(choice.gradient.node).shape), study.n)
-    costs = {s: str(c.subs(study.n, sympy.Symbol("N"))) for s, c in choice.costs.items()}
+    n = study.of(Samples).n
+    shape = show(shape_of(value(choice.gradient.node).shape), n)
+    costs = {s: str(c.subs(n, sympy.Symbol("N"))) for s, c in choice.costs.items()}
     seconds: dict[str, float] = {}
     for t in choice.trials:
         seconds[t.strategy] = min(t.seconds, seconds.get(t.strategy, t.seconds))

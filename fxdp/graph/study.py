@@ -1,102 +1,49 @@
-"""What is known of a joint graph: one record, under `gm.meta["study"]`, that the passes fill in."""
+"""What is known of a joint graph: a `Study` under `gm.meta["study"]`, with a record for each stage.
 
-from collections.abc import Callable, Mapping
+A pass puts down what it found as a record, and later passes ask for it by its type. So a field is
+never there and empty: what was not found yet is not there at all.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import sympy
 from torch.fx import GraphModule, Node
 
-from fxdp.autotune.trials import Trial
-from fxdp.forms.strategy import Strategy
 from fxdp.graph.memory import Peak
+from fxdp.graph.records import Choice, Clipped, Gradient, Mark
 from fxdp.rules import Table
 from fxdp.shapes import expr
 from fxdp.torch_internals import value_at_capture
 
-
-@dataclass(frozen=True)
-class Mark:
-    """Where the loss leaves the model, and the inputs that the release depends on.
-
-    Attributes:
-        node: the mark itself.
-        loss: 0-d or [N].
-        bound, sigma, expected: clip bound, noise multiplier and public batch size, 0-d.
-        key: int64 [2], which decides the noise.
-        mask: [N] bool, False for padding.
-        reduction: "mean" or "sum" where the mark is on a model's output, of which the user makes
-            a loss; "" where it is on a loss.
-    """
-
-    node: Node
-    loss: Node
-    bound: Node
-    sigma: Node
-    expected: Node
-    key: Node
-    mask: Node
-    reduction: str = ""
+# The records of the stages, in the order in which they are put down; last comes the `Peak` of
+# memory, once the graph was cut.
 
 
 @dataclass(frozen=True)
-class Gradient:
-    """How the gradient of one parameter is made of sums over samples.
+class Joint:
+    """What the proof places (from `prove`, also where the proof fails).
 
     Attributes:
-        parameter: its name.
-        node: the gradient, an output of the graph.
-        sums: the nodes that sum over samples, in the order of the graph.
-        linear: the nodes between those and the gradient, linear in them.
+        graph: the joint graph.
+        mark: where the loss is.
     """
 
-    parameter: str
-    node: Node
-    sums: tuple[Node, ...]
-    linear: tuple[Node, ...]
+    graph: GraphModule
+    mark: Mark
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How the per-sample norms of one parameter's gradient are found.
+class Samples:
+    """The symbol of the number of samples (from `prove`, where there is one)."""
 
-    Attributes:
-        gradient: which gradient.
-        kind: what the sums are together: one form, several of one kind that are joined, an
-            embedding tied to a head, or a general linear image of per-sample gradients.
-        strategy: how the norms are found.
-        costs: predicted cost of each strategy that is possible, for the report.
-        keep: whether per-sample gradients, where there are any, stay until the clipped sum is
-            made of them; else they go once they are measured.
-        trials: what was found out by trying, where the costs did not decide.
-    """
-
-    gradient: Gradient
-    kind: Literal["one", "joined", "tied", "general"]
-    strategy: Strategy
-    costs: Mapping[Strategy, sympy.Expr]
-    keep: bool = True
-    trials: tuple[Trial, ...] = ()
-
-
-@dataclass(frozen=True)
-class Clipped:
-    """A gradient with every sample clipped.
-
-    Attributes:
-        gradient: which gradient it replaces.
-        total: the node with the clipped sum.
-        public: the node with the terms that hold no samples; None if there are none.
-    """
-
-    gradient: Gradient
-    total: Node | None
-    public: Node | None
+    n: sympy.Symbol
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a proof saw of a graph, for the certificate.
+    """What a proof saw of a graph, for the certificate (from `prove`).
 
     Attributes:
         fingerprint: the graph's hash.
@@ -104,6 +51,7 @@ class Seen:
         ops: the ops that occur.
         totals: how many 0-d totals over the batch there are.
         written: how many inputs the program writes to.
+        shown: placements of what the caller sees beside the loss, in order.
     """
 
     fingerprint: str
@@ -111,6 +59,104 @@ class Seen:
     ops: frozenset[Any]
     totals: int
     written: int
+    shown: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A node with the number of samples (from `localize`)."""
+
+    node: Node
+
+
+@dataclass(frozen=True)
+class GradientSums:
+    """How every gradient is made of sums over samples (from `explain`)."""
+
+    all: tuple[Gradient, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How the norms of every gradient with sums are found (from `plan`)."""
+
+    all: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Nodes [N] with the squared norms of gradients, by parameter (from `measure`).
+
+    `weigh` takes them: `share` puts others in their place.
+    """
+
+    nodes: dict[str, Node]
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """Per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`)."""
+
+    nodes: dict[str, Node]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What the samples count (from `weigh`).
+
+    Attributes:
+        nodes: [N], the clip factors, by parameter.
+        norms: [N], over all parameters.
+        finite: bool [N], whose loss and gradient are finite.
+    """
+
+    nodes: dict[str, Node]
+    norms: Node
+    finite: Node
+
+
+@dataclass(frozen=True)
+class ClippedSums:
+    """Every gradient, clipped (from `clip`)."""
+
+    all: tuple[Clipped, ...]
+
+    @property
+    def noisy(self) -> set[str]:
+        """The parameters whose gradients hold samples; others need no noise."""
+        return {c.gradient.parameter for c in self.all if c.total is not None}
+
+
+@dataclass(frozen=True)
+class Readable:
+    """The graph before `lower`, for people (from `lower`)."""
+
+    graph: GraphModule
+
+
+@dataclass(frozen=True)
+class PictureLayout:
+    """Whether Inductor is to leave pictures in the layout they come in (after all passes)."""
+
+    contiguous: bool
+
+
+StageRecord = (
+    Joint
+    | Samples
+    | Seen
+    | Size
+    | GradientSums
+    | Choices
+    | Squares
+    | PerSample
+    | Factors
+    | ClippedSums
+    | Readable
+    | PictureLayout
+    | Peak
+)
+Stage = TypeVar("Stage", bound=StageRecord)
 
 
 @dataclass
@@ -121,51 +167,45 @@ class Study:
         table: the rules.
         outputs: how many of the graph's outputs belong to the forward pass.
         names: of the inputs, by placeholder name, as the user knows them.
-        parameters: placeholders that get a gradient.
-        n: the symbol of the number of samples (from `prove`).
-        size: a node with the number of samples (from `prove`).
-        mark: where the loss is (from `prove`).
-        shown: placements of what the caller sees beside the loss, in order (from `prove`).
-        gradients: from `explain`.
-        choices: from `plan`.
-        each: per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`).
-        squares: nodes [N] with the squared norms of gradients, by parameter (from `measure`;
-            `share` may put others in their place, so that they are for `weigh` alone).
-        factors: nodes [N] with clip factors, by parameter (from `weigh`).
-        norms: the node [N] with the norms over all parameters (from `weigh`).
-        finite: the node bool [N] that tells whose loss and gradient are finite (from `weigh`).
-        clipped: from `clip`.
-        readable: the graph before `lower`, for people.
         history: the names of the passes that ran.
-        joint: the graph that the proof places, also where it fails (from `prove`).
-        seen: what the certificate says of the placed graph (from `prove`).
         notes: what the user's lines allow, for the certificate.
-        peak: how much memory a step takes, once the graph was split.
-        contiguous: whether Inductor is to leave pictures in the layout they come in.
     """
 
     table: Table
     outputs: int
     names: dict[str, str]
-    n: sympy.Symbol | None = None
-    mark: Mark | None = None
-    size: Node | None = None
-    shown: tuple[Any, ...] = ()
-    gradients: tuple[Gradient, ...] = ()
-    choices: tuple[Choice, ...] = ()
-    each: dict[str, Node] = field(default_factory=lambda: {})
-    clipped: tuple[Clipped, ...] = ()
-    squares: dict[str, Node] = field(default_factory=lambda: {})
-    factors: dict[str, Node] = field(default_factory=lambda: {})
-    norms: Node | None = None
-    finite: Node | None = None
-    readable: GraphModule | None = None
-    joint: GraphModule | None = None
-    seen: "Seen | None" = None
     history: list[str] = field(default_factory=lambda: [])
     notes: list[str] = field(default_factory=lambda: [])
-    peak: Peak | None = None
-    contiguous: bool = False
+    _records: dict[type, Any] = field(default_factory=lambda: {}, repr=False)
+
+    def put(self, record: StageRecord) -> None:
+        """Put down what a stage found, in place of what it found before."""
+        self._records[type(record)] = record
+
+    def of(self, kind: type[Stage]) -> Stage:
+        """What a stage found.
+
+        Raises:
+            AssertionError: it has not run, or what it found was taken.
+        """
+        if kind not in self._records:
+            ran = ", ".join(self.history) or "no pass"
+            raise AssertionError(f"{kind.__name__}: not known, or not any more, after {ran}")
+        return self._records[kind]
+
+    def found(self, kind: type[Stage]) -> Stage | None:
+        """What a stage found; None if it has not run, or what it found was taken."""
+        return self._records.get(kind)
+
+    def take(self, kind: type[Stage]) -> Stage:
+        """What a stage found, for the last time: later passes make it untrue.
+
+        Raises:
+            AssertionError: as `of`.
+        """
+        record = self.of(kind)
+        del self._records[kind]
+        return record
 
 
 def study(gm: GraphModule) -> Study:
@@ -175,9 +215,7 @@ def study(gm: GraphModule) -> Study:
 
 def hinted(gm: GraphModule, cost: sympy.Expr) -> float:
     """A cost in numbers, for the sizes that the model was captured with."""
-    size = study(gm).size
-    assert size is not None
-    env = size.meta["val"].node.shape_env
+    env = study(gm).of(Size).node.meta["val"].node.shape_env
     return float(value_at_capture(env)(cost))
 
 

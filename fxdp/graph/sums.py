@@ -20,7 +20,8 @@ from fxdp.forms.each import Each
 from fxdp.graph.emit import emit
 from fxdp.graph.nodes import arguments, placement
 from fxdp.graph.origin import diagnose
-from fxdp.graph.study import Gradient, study
+from fxdp.graph.records import Gradient
+from fxdp.graph.study import Size, study
 from fxdp.placement import Partial, Replicate, Shard
 from fxdp.rules import SumRule
 from fxdp.torch_internals import pytree
@@ -95,7 +96,7 @@ def sum_at(gm: GraphModule, node: Node) -> Sum | None:
         args, kwargs = pytree.tree_unflatten(batched, spec)
         return rule.form(*args, **kwargs)
 
-    return Sum(node, build, (here.size, *flat))
+    return Sum(node, build, (here.of(Size).node, *flat))
 
 
 def introduces_public(node: Node) -> bool:

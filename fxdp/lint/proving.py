@@ -14,6 +14,7 @@ from types import FrameType
 from fxdp.compiler import attempt
 from fxdp.diagnostics import sources
 from fxdp.diagnostics.diagnostic import Diagnostic
+from fxdp.graph.study import GradientSums
 from fxdp.lint.models.building import Built
 from fxdp.lint.models.step import step
 from fxdp.lint.models.wanted import Wanted
@@ -98,7 +99,7 @@ def proven(built: Built, wanted: Wanted) -> Result:
         trouble = said(error) if where else first_line(str(error)) or said(error)
         return replace(result, trouble=trouble + shortened_in(where), details=details(error))
     if found.error is None:
-        if found.study is None or not found.study.gradients:
+        if found.study is None or not found.study.of(GradientSums).all:
             return replace(result, trouble="no parameter gets a gradient: nothing is proven")
         return replace(result, status="proven", certificate=found.certificate, study=found.study)
     diagnostics = found.error.diagnostics

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxdp.backend.delivery import Gradients
 from fxdp.backend.options import Scales
+from fxdp.graph.study import ClippedSums
 from fxdp.mechanism.correlated import Correlation
 from fxdp.mechanism.gaussian import released
 from fxdp.mechanism.keystream import SECURE_TERMS
@@ -65,7 +66,7 @@ class Following:
         if noise is None:
             return lambda gradients, _: gradients
         number = self.stepper.keys.number
-        noisy = {c.gradient.parameter for c in self.stepper.study().clipped if c.total is not None}
+        noisy = self.stepper.study().of(ClippedSums).noisy
         terms = SECURE_TERMS if self.stepper.settings.secure else 1
 
         def add(gradients: Gradients, constant: float) -> Gradients:

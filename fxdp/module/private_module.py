@@ -18,7 +18,7 @@ from fxdp.backend.settings import Settings
 from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
-from fxdp.graph.study import Study
+from fxdp.graph.study import ClippedSums, Readable, Study
 from fxdp.mechanism.clipping import Clipping
 from fxdp.module.account import Account
 from fxdp.module.accumulation import Accumulation, Piece, scaled, summed
@@ -220,7 +220,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
             return here.captured(step, inputs, mask, scales, self.releases)[1]
 
         def has_public() -> bool:
-            return any(c.public is not None for c in here.study().clipped)
+            return any(c.public is not None for c in here.study().of(ClippedSums).all)
 
         return Piece(run, has_public, lambda mask: self._see(lot, mask), here.state())
 
@@ -284,9 +284,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
     @property
     def graph_module(self) -> GraphModule:
         """The joint graph after the last pass that is made for reading."""
-        readable = self._stepper.study().readable
-        assert readable is not None
-        return readable
+        return self._stepper.study().of(Readable).graph
 
     def _study(self) -> Study:
         return self._stepper.study()

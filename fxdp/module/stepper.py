@@ -26,7 +26,7 @@ from fxdp.capture.step import own_step
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
 from fxdp.graph.passes import Pass
-from fxdp.graph.study import Study
+from fxdp.graph.study import Seen, Study
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
@@ -195,7 +195,7 @@ class Stepper:
 
     def without_padding(self, out: Any, size: int) -> Any:
         """What a model returned apart from its loss, with the rows of the first `size` samples."""
-        places = iter(self.study().shown)
+        places = iter(self.study().of(Seen).shown)
         if self.settings.reduction and isinstance(out, Tensor):
             return out[:size]
 
@@ -234,6 +234,4 @@ class Stepper:
                 return call()
 
     def study(self) -> Study:
-        if self.record.study is None or self.record.study.readable is None:
-            raise RuntimeError("nothing was compiled yet: run a step first")
-        return self.record.study
+        return self.record.compiled()

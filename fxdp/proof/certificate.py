@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from fxdp.graph.report import as_text
-from fxdp.graph.study import Study
+from fxdp.graph.study import GradientSums, Joint, Seen, Study
 from fxdp.rules import Table as Rules
 
 FORMAT = 1  # of the JSON text
@@ -140,8 +140,7 @@ def certify(
     assumptions: tuple[Assumption, ...] = ASSUMPTIONS,
 ) -> Certificate:
     """The certificate of a graph that went through the proof."""
-    seen, gradients = study.seen, study.gradients
-    assert seen is not None
+    seen, gradients = study.of(Seen), study.of(GradientSums).all
     places = Counter(seen.places)
     sums = sum(len(g.sums) for g in gradients)
     shared = sum(len(g.sums) > 1 for g in gradients)
@@ -149,7 +148,7 @@ def certify(
     changed = {op for op in seen.ops if study.table.get(op) is not rules.get(op)}
     own = tuple(f"the rule of {op} in rules=" for op in sorted(map(str, changed)))
     lines = tuple(f"the comment on the line: {note}" for note in study.notes)
-    reduction = study.mark.reduction if study.mark is not None else ""
+    reduction = study.of(Joint).mark.reduction
     reduced = (f"the loss, made outside, by loss_reduction={reduction!r}",) if reduction else ()
     released = "noise" in study.history
     checked = "; the released graph holds no plain sum" if released else ""
@@ -183,7 +182,7 @@ def certify(
             obligation(
                 "P5",
                 "nothing made of samples leaves without noise",
-                f"{seen.written} written inputs hold no samples; {len(study.shown)} outputs are "
+                f"{seen.written} written inputs hold no samples; {len(seen.shown)} outputs are "
                 "the caller's to keep",
                 lines,
             ),

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxdp.graph import marks
 from fxdp.graph.ends import gradients
 from fxdp.graph.nodes import outputs, placement
-from fxdp.graph.study import study
+from fxdp.graph.study import ClippedSums, GradientSums, Samples, study
 from fxdp.graph.sums import holds_samples, is_partial, sum_at
 from fxdp.shapes import sample_axes, shape_of
 from fxdp.torch_internals import OpOverload
@@ -52,13 +52,13 @@ def one_mark(gm: GraphModule) -> str | None:
 
 def batch_symbolic(gm: GraphModule) -> str | None:
     """The batch size is still a symbol."""
-    here = study(gm)
-    if here.n is None:
+    known = study(gm).found(Samples)
+    if known is None:
         return "the batch size is unknown"
     inputs = [n.meta.get("val") for n in gm.graph.find_nodes(op="placeholder")]
     shapes = [shape_of(v.shape) for v in inputs if isinstance(v, torch.Tensor)]
-    kept = any(sample_axes(shape, here.n) for shape in shapes)
-    return None if kept else f"{here.n} was replaced by a number"
+    kept = any(sample_axes(shape, known.n) for shape in shapes)
+    return None if kept else f"{known.n} was replaced by a number"
 
 
 def totals_local(gm: GraphModule) -> str | None:
@@ -71,9 +71,10 @@ def totals_local(gm: GraphModule) -> str | None:
 
 def explained(gm: GraphModule) -> str | None:
     """Every gradient is known as a linear image of sums with forms (P2)."""
-    known = {g.node for g in study(gm).gradients}
+    found = study(gm).of(GradientSums).all
+    known = {g.node for g in found}
     missing = [name for name, node in gradients(gm).items() if node not in known]
-    formless = [s for g in study(gm).gradients for s in g.sums if sum_at(gm, s) is None]
+    formless = [s for g in found for s in g.sums if sum_at(gm, s) is None]
     return f"{missing or formless} are not explained" if missing or formless else None
 
 
@@ -83,7 +84,7 @@ def private_outputs(gm: GraphModule) -> str | None:
     Totals that only the reported loss and other forward outputs are made of may stay.
     """
     released = [n for n in outputs(gm)[study(gm).outputs :] if isinstance(n, Node)]
-    sums = {s for g in study(gm).gradients for s in g.sums if "twin" not in s.meta}
+    sums = {s for g in study(gm).of(GradientSums).all for s in g.sums if "twin" not in s.meta}
     seen: set[Node] = set()
     while released:
         node = released.pop()
@@ -118,7 +119,7 @@ def noise_once(gm: GraphModule) -> str | None:
     if not gm.graph.find_nodes(op="call_function", target=SEED):
         return None
     found = draws(gm)
-    wanted = sum(1 for c in study(gm).clipped if c.total is not None)
+    wanted = len(study(gm).of(ClippedSums).noisy)
     if len(found) != wanted:
         return f"{len(found)} noises are drawn for {wanted} gradients"
     return None if len(set(found)) == wanted else "two gradients have the same noise"

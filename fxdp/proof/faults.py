@@ -25,7 +25,7 @@ from fxdp.graph import marks
 from fxdp.graph.ends import gradients, mutations
 from fxdp.graph.nodes import outputs
 from fxdp.graph.origin import diagnose, nearest
-from fxdp.graph.study import study
+from fxdp.graph.study import Samples, study
 from fxdp.shapes import shape_of, show
 
 Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)
@@ -47,8 +47,7 @@ def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> N
     """
     if not faults:
         return
-    n = study(gm).n
-    assert n is not None
+    n = study(gm).of(Samples).n
     flow = networkx.DiGraph((n, user) for n in gm.graph.nodes for user in n.users)
     released = {node: f"gradient of {name}" for name, node in gradients(gm).items()}
     kept = {node: "value kept by the model" for node in kept_outputs(gm)}

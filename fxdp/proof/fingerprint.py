@@ -13,7 +13,7 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
-from fxdp.graph.study import study
+from fxdp.graph.study import Samples, study
 from fxdp.shapes import expr, shape_of
 from fxdp.torch_internals import OpOverload, pytree
 
@@ -29,7 +29,7 @@ def fingerprint(gm: GraphModule) -> str:
 def lines(gm: GraphModule) -> list[str]:
     """One line for each node."""
     numbers = {node: i for i, node in enumerate(gm.graph.nodes)}
-    sizes: dict[Any, sympy.Symbol] = {study(gm).n: sympy.Symbol("N")}
+    sizes: dict[Any, sympy.Symbol] = {study(gm).of(Samples).n: sympy.Symbol("N")}
 
     def size(e: sympy.Expr) -> str:
         for symbol in sorted(e.free_symbols, key=str):

@@ -202,9 +202,7 @@ class Door(Reports):
         return certify(self._study(), RULES, self.record.fallbacks, rows)
 
     def _study(self) -> Study:
-        if self.record.study is None or self.record.study.readable is None:
-            raise RuntimeError("nothing was compiled yet: run a step first")
-        return self.record.study
+        return self.record.compiled()
 
 
 def modules_of(function: Any) -> Iterator[nn.Module]:

@@ -127,7 +127,7 @@ def make_private(
         mesh=mesh,
         **keywords,
     )
-    own_size = expected_batch_size is not None or batches.chooses_size
+    own_size = expected_batch_size is not None or batches.fixed_size
     own_rate = sampler is not None or sample_rate is not None
     known = {"expected_batch_size": own_size, "sample_rate": own_rate}
     private._account.public.derived = tuple(name for name, own in known.items() if not own)

@@ -319,7 +319,7 @@ class TestBrokenClipping:
         true = step.clipped_sums
 
         def clipped_sums(gm: Any, choice: Any) -> Any:
-            factors = step.study(gm).factors
+            factors = step.study(gm).of(step.Factors).nodes
             name = choice.gradient.parameter
             if name == "0.weight":
                 end = gm.graph.output_node()

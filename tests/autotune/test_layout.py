@@ -11,7 +11,7 @@ import fxdp
 from fxdp.autotune import layout
 from fxdp.autotune.layout import contiguous_is_faster, measured
 from fxdp.autotune.timings import Times, check
-from fxdp.graph.study import at_hand
+from fxdp.graph.study import PictureLayout, at_hand
 from tests.keywords import grouped
 
 pytestmark = pytest.mark.usefixtures("own_times")
@@ -92,7 +92,7 @@ def test_the_gradients_are_the_same(contiguous: bool, monkeypatch: pytest.Monkey
         step = private(model, **options)
         step(X, Y).backward()
         if options["backend"] == "inductor":
-            assert step._stepper.study().contiguous is contiguous
+            assert step._stepper.study().of(PictureLayout).contiguous is contiguous
         return [p.grad for p in model.parameters() if p.grad is not None]
 
     for a, b in zip(gradients(backend="inductor"), gradients(backend="eager"), strict=True):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxdp.compiler import attempt
+from fxdp.graph.study import GradientSums
 from fxdp.lint.formats.html import embedded, render
 from fxdp.lint.formats.html_layout import Outline, isotonic, spots
 from fxdp.lint.result import Finding, Result
@@ -139,7 +140,7 @@ def test_modules_and_placements(proven: Result) -> None:
     assert [m["class"] for m in model["modules"]] == ["Sequential", "Linear", "Tanh", "Linear"]
     graph = model["graph"]
     assert proven.study is not None
-    sums = {s.name: g.parameter for g in proven.study.gradients for s in g.sums}
+    sums = {s.name: g.parameter for g in proven.study.of(GradientSums).all for s in g.sums}
     drawn = {graph["name"][int(i)]: p for i, p in graph["sum"].items()}
     assert drawn == sums
     at = graph["name"].index("tanh")

@@ -18,7 +18,7 @@ from fxdp.backend.partition import Proven, compiled_step
 from fxdp.backend.settings import Record, Settings
 from fxdp.capture.step import own_step
 from fxdp.graph.passes import Pass
-from fxdp.graph.study import Study
+from fxdp.graph.study import Samples, Study
 from fxdp.module.stepper import Compiled
 from fxdp.ops import RULES
 from fxdp.pipeline import PASSES
@@ -204,8 +204,7 @@ def block(text: str) -> str:
 def shape(run: Run, node: Any) -> str:
     """The shape of a node, as text with N for the batch size."""
     assert isinstance(node, Node)
-    assert run.study.n is not None
-    return show(shape_of(node.meta["val"].shape), run.study.n)
+    return show(shape_of(node.meta["val"].shape), run.study.of(Samples).n)
 
 
 def op(node: Node) -> str:

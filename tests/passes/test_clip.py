@@ -2,6 +2,7 @@
 
 from torch.fx import Node
 
+from fxdp.graph.study import ClippedSums, Factors, GradientSums
 from tests.passes.graphs import block, conv, cut, linear, sequence, shape
 
 
@@ -19,12 +20,14 @@ def ancestors(node: Node) -> set[Node]:
 def test_plain_gradient_is_left() -> None:
     """No clipped sum is computed from a plain one, and each from the factors."""
     for run in (linear("clip"), sequence("clip"), conv("clip")):
-        plain = {n for g in run.study.gradients for n in (*g.sums, *g.linear)}
-        for clipped in run.study.clipped:
+        plain = {n for g in run.study.of(GradientSums).all for n in (*g.sums, *g.linear)}
+        for clipped in run.study.of(ClippedSums).all:
             assert clipped.total is not None
             assert clipped.public is None
             assert not plain & ancestors(clipped.total)
-            assert run.study.factors[clipped.gradient.parameter] in ancestors(clipped.total)
+            assert run.study.of(Factors).nodes[clipped.gradient.parameter] in ancestors(
+                clipped.total
+            )
             assert shape(run, clipped.total) == shape(run, clipped.gradient.node)
 
 

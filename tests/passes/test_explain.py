@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fxdp.graph.study import GradientSums
 from tests.passes.graphs import Decay, Run, Twice, cut, linear, mean_square, op, passed, sum_square
 
 
@@ -10,7 +11,7 @@ def parts(run: Run) -> dict[str, tuple[list[str], list[str]]]:
     """The ops of the sums and of the linear nodes, by parameter."""
     return {
         g.parameter: ([op(n) for n in g.sums], [op(n) for n in g.linear])
-        for g in run.study.gradients
+        for g in run.study.of(GradientSums).all
     }
 
 
@@ -52,4 +53,4 @@ def test_frozen() -> None:
     model = nn.Linear(3, 2)
     model.weight.requires_grad_(False)
     run = passed(model, sum_square, torch.zeros(4, 5, 3), torch.zeros(4), last="explain")
-    assert [g.parameter for g in run.study.gradients] == ["bias"]
+    assert [g.parameter for g in run.study.of(GradientSums).all] == ["bias"]

@@ -9,6 +9,7 @@ import torch
 from torch._ops import OpOverload
 
 from fxdp.graph.nodes import outputs
+from fxdp.graph.study import Readable
 from fxdp.proof import facts
 from tests.passes.graphs import Run, block, conv, cut, linear, sequence
 
@@ -51,8 +52,7 @@ def test_whole() -> None:
 
 def test_signature(run: Run) -> None:
     """Inputs and outputs keep their order and their descriptors."""
-    before = run.study.readable
-    assert before is not None
+    before = run.study.of(Readable).graph
     old, new = (g.graph.find_nodes(op="placeholder") for g in (before, run.gm))
     assert [n.name for n in new] == [n.name for n in old]
     assert [n.meta.get("desc") for n in new] == [n.meta.get("desc") for n in old]

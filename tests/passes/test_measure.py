@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from fxdp.graph.study import PerSample
 from tests.passes.graphs import block, conv, cut, linear, sequence, shape
 
 
@@ -31,13 +32,13 @@ def test_instantiate() -> None:
         linalg_vector_norm_2 = linalg_vector_norm(linalg_vector_norm, 2, [1])
         square = square(linalg_vector_norm_2)
     """)
-    assert shape(run, run.study.each["weight"]) == "[N, 2, 3]"
+    assert shape(run, run.study.of(PerSample).nodes["weight"]) == "[N, 2, 3]"
 
 
 def test_conv() -> None:
     """N convolutions of G groups are one of N * G groups."""
     run = conv(strategy="instantiate")
-    assert shape(run, run.study.each["weight"]) == "[N, 4, 1, 2]"
+    assert shape(run, run.study.of(PerSample).nodes["weight"]) == "[N, 4, 1, 2]"
     *before, call = cut(run.texts["measure"], "N * 4", "convolution_backward(reshape").splitlines()
     assert "\n".join(before) == block("""
         mul = N * 4
@@ -52,7 +53,7 @@ def test_conv() -> None:
 def test_crb() -> None:
     """One op on a CPU."""
     run = conv(strategy="crb")
-    assert shape(run, run.study.each["weight"]) == "[N, 4, 1, 2]"
+    assert shape(run, run.study.of(PerSample).nodes["weight"]) == "[N, 4, 1, 2]"
     assert "crb_conv(" in run.texts["measure"]
 
 
@@ -60,7 +61,7 @@ def test_crb_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stride and dilation swap places: the outputs' gradients are the kernel."""
     monkeypatch.setattr("fxdp.forms.conv.has_ops", lambda *_: False)
     run = conv.__wrapped__(strategy="crb")  # not the one that was kept
-    assert shape(run, run.study.each["weight"]) == "[N, 4, 1, 2]"
+    assert shape(run, run.study.of(PerSample).nodes["weight"]) == "[N, 4, 1, 2]"
     assert cut(run.texts["measure"], "N * 2", "conv2d(") == block("""
         mul = N * 2
         reshape = reshape(^unsqueeze, [1, mul, 1, 8])

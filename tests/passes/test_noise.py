@@ -1,5 +1,7 @@
 """Noise, once for each parameter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ import fxdp
 from fxdp.graph.ends import gradient_places
 from fxdp.graph.nodes import outputs
 from fxdp.graph.passes import run
+from fxdp.graph.study import ClippedSums, study
 from fxdp.mechanism.run_key import RunKey
 from fxdp.passes.noise import noise
 from fxdp.pipeline import PASSES
@@ -47,7 +50,7 @@ def test_one_gradient_after_the_other() -> None:
 def test_public_term() -> None:
     """What holds no samples is added after the noise and the division."""
     run = passed(Decay(3, 2, bias=False), None, torch.zeros(4, 3))
-    (clipped,) = run.study.clipped
+    (clipped,) = run.study.of(ClippedSums).all
     assert clipped.public is not None
     assert cut(run.texts["noise"], "released(") == block("""
         private_add = fxdp.released(^permute, ^to, L, tangent, ^mul, key, 0, 1)
@@ -57,7 +60,8 @@ def test_public_term() -> None:
 def test_forgotten_gradient() -> None:
     """A gradient that nobody clipped is not released."""
     gm = linear.__wrapped__("clip").gm
-    gm.meta["study"].clipped = gm.meta["study"].clipped[:1]
+    here = study(gm)
+    here.put(ClippedSums(here.of(ClippedSums).all[:1]))
     with pytest.raises(AssertionError, match="'bias'"):
         noise(gm, RunKey().number, terms=1)
 
@@ -65,9 +69,8 @@ def test_forgotten_gradient() -> None:
 def test_facts_are_checked() -> None:
     """The runner looks for plain sums among the ancestors of what is released."""
     gm = linear.__wrapped__("clip").gm
-    study = gm.meta["study"]
-    first = study.clipped[0]
-    study.clipped = (type(first)(first.gradient, first.gradient.node, None), *study.clipped[1:])
+    first, *rest = study(gm).of(ClippedSums).all
+    study(gm).put(ClippedSums((replace(first, total=first.gradient.node), *rest)))
     step = next(p for p in PASSES if p.name == "noise")
     with pytest.raises(AssertionError, match="noise gives private_outputs"):
         run(gm, (step,), terms=1, number=RunKey().number)

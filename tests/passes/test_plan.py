@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.autotune.trials import Trial
+from fxdp.graph.study import Choices, Samples
 from fxdp.passes import plan as plan_module
 from tests.keywords import grouped
 from tests.passes.graphs import Run, Twice, conv, linear, mean_square, passed, sequence, sum_square
@@ -15,15 +16,15 @@ from tests.passes.graphs import Run, Twice, conv, linear, mean_square, passed, s
 
 def chosen(run: Run) -> list[tuple[str, str, str]]:
     """Parameter, kind and strategy."""
-    return [(c.gradient.parameter, c.kind, c.strategy) for c in run.study.choices]
+    return [(c.gradient.parameter, c.kind, c.strategy) for c in run.study.of(Choices).all]
 
 
 def test_auto() -> None:
     """A linear layer at one position: two vectors, whose norms multiply."""
     run = linear("plan")
     assert chosen(run) == [("weight", "one", "ghost"), ("bias", "one", "instantiate")]
-    costs = run.study.choices[0].costs
-    assert costs["ghost"].subs(run.study.n, 4) <= costs["instantiate"].subs(run.study.n, 4)
+    costs, n = run.study.of(Choices).all[0].costs, run.study.of(Samples).n
+    assert costs["ghost"].subs(n, 4) <= costs["instantiate"].subs(n, 4)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_joined() -> None:
     """Sums of one kind are one sum over more positions."""
     model = Twice(3, 3, bias=False)
     run = passed(model, mean_square, torch.zeros(4, 3), torch.zeros(4, 3), last="plan")
-    assert [c.kind for c in run.study.choices] == ["joined"]
+    assert [c.kind for c in run.study.of(Choices).all] == ["joined"]
 
 
 class Tied(nn.Embedding):
@@ -74,7 +75,7 @@ def test_a_tied_table_is_measured_within_its_budget() -> None:
     """A table of each sample's own would be most of the step's memory."""
     ids = torch.zeros(4, 5, dtype=torch.long)
     run = passed(Tied(500, 3), sum_square, ids, torch.zeros(4), last="plan", plan="measured")
-    (choice,) = run.study.choices
+    (choice,) = run.study.of(Choices).all
     assert choice.kind == "tied"
     assert choice.strategy == "ghost" or not choice.keep
 
@@ -92,7 +93,7 @@ def test_general() -> None:
     run = passed(Doubled(3, 2, bias=False), sum_square, x, torch.zeros(4), last="plan",
                  strategy="ghost")  # fmt: skip
     assert chosen(run) == [("weight", "general", "instantiate")]
-    assert "ghost" not in run.study.choices[0].costs
+    assert "ghost" not in run.study.of(Choices).all[0].costs
 
 
 WIDE, LONG = (nn.Linear(30, 20, bias=False), (4, 2, 30)), (nn.Linear(3, 2, bias=False), (4, 9, 3))
@@ -126,7 +127,7 @@ def test_measured(
     x = torch.zeros(4, 5, 3)
     run = passed(nn.Linear(3, 2, bias=False), sum_square, x, torch.zeros(4), last="plan",
                  plan="measured", memory_budget=budget)  # fmt: skip
-    (choice,) = run.study.choices
+    (choice,) = run.study.of(Choices).all
     assert (choice.strategy, choice.keep) == (strategy, keep)
     assert choice.trials == tuple(TRIALS.values())
 
@@ -161,7 +162,7 @@ def test_what_gains_least_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(4, 5, 3)
     run = passed(model, sum_square, x, torch.zeros(4), last="plan", plan="measured",
                  memory_budget=150)  # fmt: skip
-    taken = {c.strategy: c.keep for c in run.study.choices}
+    taken = {c.strategy: c.keep for c in run.study.of(Choices).all}
     assert taken == {"instantiate": True, "ghost": False}
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdp import ProofError
+from fxdp.graph.study import Joint, Samples
 from fxdp.placement import Partial, Replicate, Shard
 from tests.passes.graphs import block, linear, mean_square, op, passed, sum_square
 
@@ -68,10 +69,9 @@ def test_inputs() -> None:
 def test_study() -> None:
     """The symbol of the number of samples, and where the loss is."""
     run = linear("prove")
-    mark = run.study.mark
-    assert mark is not None
+    mark = run.study.of(Joint).mark
     assert op(mark.loss) == "div"
-    assert mark.mask.meta["val"].shape[0].node.expr == run.study.n
+    assert mark.mask.meta["val"].shape[0].node.expr == run.study.of(Samples).n
     names = [run.study.names[n.name] for n in (mark.bound, mark.sigma, mark.expected)]
     assert names == ["scales.0", "scales.1", "scales.2"]
 
@@ -101,4 +101,4 @@ class Unused(nn.Linear):
 def test_unused() -> None:
     """A fault that reaches no output is none."""
     x, y = torch.zeros(4, 5, 3), torch.zeros(4)
-    assert passed(Unused(3, 2), sum_square, x, y, last="prove").study.n is not None
+    assert passed(Unused(3, 2), sum_square, x, y, last="prove").study.found(Samples)

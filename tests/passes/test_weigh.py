@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fxdp.graph.study import Factors, PerSample
 from fxdp.mechanism.clipping import Flat
 from fxdp.passes.weigh import clip_factor, finite_samples
 from tests.passes.graphs import block, cut, linear, shape
@@ -78,5 +79,6 @@ def test_factor_text() -> None:
 def test_norms() -> None:
     """A number for each sample, in the study too."""
     run = linear("weigh")
-    assert {shape(run, n) for n in (run.study.norms, *run.study.factors.values())} == {"[N]"}
-    assert list(run.study.each) == ["bias"]  # the weight's norms need no gradients
+    found = run.study.of(Factors)
+    assert {shape(run, n) for n in (found.norms, *found.nodes.values())} == {"[N]"}
+    assert list(run.study.of(PerSample).nodes) == ["bias"]  # the weight's norms need no gradients

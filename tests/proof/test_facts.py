@@ -7,7 +7,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.graph import marks
 from fxdp.graph.nodes import outputs
-from fxdp.graph.study import study
+from fxdp.graph.study import GradientSums, Samples, study
 from fxdp.mechanism.gaussian import released
 from fxdp.proof import facts
 from tests.passes.graphs import linear, made
@@ -65,8 +65,8 @@ def test_batch_symbolic() -> None:
     for node in gm.graph.find_nodes(op="placeholder"):
         if isinstance(value := node.meta["val"], torch.Tensor):
             node.meta["val"] = torch.empty([4] * value.dim(), device="meta")
-    assert facts.batch_symbolic(gm) == f"{study(gm).n} was replaced by a number"
-    study(gm).n = None
+    assert facts.batch_symbolic(gm) == f"{study(gm).of(Samples).n} was replaced by a number"
+    study(gm).take(Samples)
     assert facts.batch_symbolic(gm) == "the batch size is unknown"
 
 
@@ -82,10 +82,10 @@ def test_explained() -> None:
     """A gradient that was left out, and one with a sum that has no form."""
     gm = graph("explain")
     assert facts.explained(gm) is None
-    weight, bias = study(gm).gradients
-    study(gm).gradients = (weight,)
+    weight, bias = study(gm).of(GradientSums).all
+    study(gm).put(GradientSums((weight,)))
     assert facts.explained(gm) == "['bias'] are not explained"
-    study(gm).gradients = (replace(weight, sums=weight.linear[:1]), bias)
+    study(gm).put(GradientSums((replace(weight, sums=weight.linear[:1]), bias)))
     assert facts.explained(gm) == f"[{weight.linear[0]}] are not explained"
 
 
@@ -93,7 +93,7 @@ def test_private_outputs() -> None:
     """Before the noise the plain gradients are still what is returned."""
     assert facts.private_outputs(graph("noise")) is None
     gm = graph("clip")
-    (total,) = study(gm).gradients[1].sums
+    (total,) = study(gm).of(GradientSums).all[1].sums
     assert facts.private_outputs(gm) == f"the plain sum {total} is still used"
 
 
@@ -102,7 +102,7 @@ def test_private_outputs_norms() -> None:
     gm = graph("clip")
     study(gm).outputs = len(outputs(gm))
     assert facts.private_outputs(gm) is None
-    (plain,) = study(gm).gradients[0].sums
+    (plain,) = study(gm).of(GradientSums).all[0].sums
     gm.graph.output_node().args = ([*outputs(gm), plain],)
     assert facts.private_outputs(gm) == f"the plain sum {plain} is still used"
 

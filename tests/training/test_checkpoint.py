@@ -20,6 +20,7 @@ from torch import nn
 import fxdp
 from fxdp.autotune import timings, trials
 from fxdp.data import PoissonSampler
+from fxdp.graph.study import Choices
 from fxdp.training import checkpoint
 from fxdp.training.rng_state import check_generator_states, generator_states, set_generator_states
 from tests import killed
@@ -434,7 +435,7 @@ def test_code_is_made_for_the_batch_size_of_the_file(
     other.load(tmp_path / "run.pt")
     monkeypatch.setattr(trials, "run", None)  # whoever tries anything fails
     other.private(X[:3], Y[:3]).backward()
-    tried = [c.trials for c in other.private._stepper.study().choices if c.trials]
+    tried = [c.trials for c in other.private._stepper.study().of(Choices).all if c.trials]
     assert tried
     assert all(ways[0].seconds == 0.0 for ways in tried)
 

@@ -34,7 +34,7 @@ from fxdp.capture.patches import one_kernel
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph import marks
 from fxdp.graph.nodes import mark, outputs
-from fxdp.graph.study import Study, study
+from fxdp.graph.study import Joint, Samples, Study, study
 from fxdp.graph.sums import holds_samples, is_total
 from fxdp.lint.proving import TimeUp, limit
 from fxdp.ops import DECOMPOSITIONS, RULES
@@ -263,10 +263,12 @@ def claims(gm: GraphModule) -> list[Claim | None]:
     tidy(gm)
     check_guards(gm)
     here = study(gm)
-    here.mark, here.joint = mark(gm), gm
-    here.n = batch_symbol(here.mark.mask.meta["val"])
+    release = mark(gm)
+    n = batch_symbol(release.mask.meta["val"])
+    here.put(Joint(gm, release))
+    here.put(Samples(n))
     ends = outputs(gm)
-    forward = needed_for([n for n in ends[: here.outputs] if isinstance(n, Node)])
+    forward = needed_for([end for end in ends[: here.outputs] if isinstance(end, Node)])
     faults: dict[Node, str] = {}
     for node in gm.graph.nodes:
         spoilt = next((i for i in node.all_input_nodes if i in faults), None)
@@ -276,7 +278,7 @@ def claims(gm: GraphModule) -> list[Claim | None]:
             faults[node] = faults[spoilt]
             continue
         try:
-            node.meta["placement"] = place(node, here.n, here.table, node not in forward)
+            node.meta["placement"] = place(node, n, here.table, node not in forward)
         except Mixed as refusal:
             faults[node] = f"{node.target}: {refusal.why}"
     found = [claim_of(end, faults) for end in ends]

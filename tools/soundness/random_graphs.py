@@ -21,7 +21,8 @@ from torch.utils import _pytree as pytree
 from fxdp.backend.halves import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.nodes import outputs
-from fxdp.graph.study import Gradient, study
+from fxdp.graph.records import Gradient
+from fxdp.graph.study import GradientSums, Joint, Seen, study
 from fxdp.graph.sums import image, is_total, sum_at
 from fxdp.ops import RULES
 from fxdp.passes.explain import explain
@@ -197,12 +198,11 @@ def troubles(gm: GraphModule, program: Program, tensors: list[Tensor], tally: Ta
         # `F.group_norm` refuses a batch of 1 where a group has one element.
         tally.untried[str(error)[:70]] += 1
         return ""
-    assert here.mark is not None
-    loss = here.mark.loss
+    loss = here.of(Joint).mark.loss
     own = run.env[loss.meta["twin"] if is_total(loss) else loss]
     if not same(own, torch.stack([outs[0].sum() for outs, _ in plain])):
         return f"the local losses are {own.tolist()}"
-    for k, at in enumerate(here.shown):
+    for k, at in enumerate(here.of(Seen).shown):
         node = outputs(gm)[1 + k]
         if at is None or (isinstance(at, Partial) and at.public):
             continue
@@ -211,7 +211,7 @@ def troubles(gm: GraphModule, program: Program, tensors: list[Tensor], tally: Ta
         if why := trouble(at, value, [outs[1 + k] for outs, _ in plain]):
             return f"shown {k} claims {at}, but {why}"
     changed = run_whole(gm, program, neighbour(program, tensors))
-    for gradient in here.gradients:
+    for gradient in here.of(GradientSums).all:
         k = parameter_index(gm, program, gradient)
         found = per_sample(gm, run, gradient, n)
         tally.checked += n

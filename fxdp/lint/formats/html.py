@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from fxdp.graph.study import Joint
 from fxdp.lint.formats.html_graph import Names, drawing
 from fxdp.lint.formats.html_parts import (
     certificate,
@@ -59,7 +60,8 @@ def data(results: Sequence[Result]) -> dict[str, Any]:
     models: list[dict[str, Any]] = []
     nodes = 0
     for r in results:
-        gm = r.study.joint if r.study is not None else None
+        joint = r.study.found(Joint) if r.study is not None else None
+        gm = joint.graph if joint is not None else None
         nodes += len(gm.graph.nodes) if gm is not None else 0
         models.append(model(r, gm if nodes <= NODE_LIMIT else None, files))
     versions = {"fxdp": own_version(), "torch": torch.__version__}

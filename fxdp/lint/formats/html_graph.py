@@ -15,7 +15,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.graph.ends import gradients, mutations
 from fxdp.graph.origin import ROOT, STEP, nearest, spelled
-from fxdp.graph.study import Study
+from fxdp.graph.study import GradientSums, Joint, Samples, Study
 from fxdp.graph.sums import is_sum
 from fxdp.lint.formats.html_layout import Outline, spots
 from fxdp.lint.formats.html_parts import identity
@@ -61,7 +61,9 @@ def drawing(result: Result, study: Study, gm: GraphModule, files: Names) -> dict
     texts, aliases = Names(), inputs_of(study)
     refused = refused_nodes(nodes, result.findings)
     spoilt = reached(refused, edges, index)
-    summed = {s: g.parameter for g in study.gradients for s in g.sums}
+    explained, samples = study.found(GradientSums), study.found(Samples)
+    summed = {s: g.parameter for g in explained.all for s in g.sums} if explained else {}
+    symbol = samples.n if samples else None
     behind = [is_backward(n) for n in nodes] + [e.label.startswith("gradient") for e in ends]
     light = [kind(n) == "replicate" for n in nodes] + [False] * len(ends)
     where = spots(Outline(edges, behind, light))
@@ -79,7 +81,7 @@ def drawing(result: Result, study: Study, gm: GraphModule, files: Names) -> dict
             if n in summed or (not summed and adds_up(n))
         },
         "placement": [texts(placed(n)) for n in nodes] + [texts("")] * len(ends),
-        "shape": [texts(shapes(n, study.n)) for n in nodes] + [texts("")] * len(ends),
+        "shape": [texts(shapes(n, symbol)) for n in nodes] + [texts("")] * len(ends),
         "module": [texts(module_of(n)) for n in nodes] + [texts(module_of(e.source)) for e in ends],
         "file": [files(identity(at.file)) if at else -1 for at in places] + [-1] * len(ends),
         "line": [at.line if at else 0 for at in places] + [0] * len(ends),
@@ -118,8 +120,8 @@ def ends_of(gm: GraphModule) -> list[End]:
 def inputs_of(study: Study) -> dict[str, str]:
     """The inputs by the names that a person knows them by."""
     known = dict(study.names)
-    if study.mark is not None:
-        mark = study.mark
+    if (joint := study.found(Joint)) is not None:
+        mark = joint.mark
         words = {"clip bound": mark.bound, "noise multiplier": mark.sigma}
         words |= {"expected batch size": mark.expected, "sample mask": mark.mask}
         words |= {"key of the noise": mark.key}
