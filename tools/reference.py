@@ -19,7 +19,7 @@ PAGES = (
     "fxdp.privacy",
     "fxdp.module.reports",
     "fxdp.mechanism.clipping",
-    "fxdp.mechanism.correlated",
+    "fxdp.mechanism.noise",
     "fxdp.rules",
     "fxdp.placement",
     "fxdp.forms",

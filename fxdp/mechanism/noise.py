@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from fxdp.arguments import require_flag
-from fxdp.mechanism.correlated import BandMF as BandMF
+from fxdp.mechanism.correlated import BandMF
+
+__all__ = ["BandMF", "Gaussian"]
 
 
 @dataclass(frozen=True)
