@@ -19,7 +19,7 @@ from fxdp.torch_internals import pytree
 
 
 def clip(gm: GraphModule) -> GraphModule:
-    """Work out each parameter's clipped sum, and apart from it what holds no samples."""
+    """Compute each parameter's clipped sum, and apart from it what holds no samples."""
     here, end = study(gm), gm.graph.output_node()
     gradients = here.of(GradientSums).all
     choices = {c.gradient: c for c in here.of(Choices).all}
@@ -46,7 +46,7 @@ def clip(gm: GraphModule) -> GraphModule:
     return gm
 
 
-# A function that works out a clipped sum, and its arguments.
+# A function that computes a clipped sum, and its arguments.
 Total = tuple[Callable[..., Tensor], tuple[Any, ...]]
 
 

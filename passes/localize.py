@@ -38,7 +38,7 @@ def localize(gm: GraphModule) -> GraphModule:
     """Give 0-d totals their local values and hand those to whoever uses a total as a value.
 
     Raises:
-        BatchMixingError: the local values of a total that is used as one cannot be worked out.
+        BatchMixingError: the local values of a total that is used as one cannot be computed.
     """
     here = study(gm)
     mask = here.of(Joint).mark.mask
@@ -60,7 +60,7 @@ def localize(gm: GraphModule) -> GraphModule:
 
 
 def counts(gm: GraphModule, node: Any) -> bool:
-    """Is this node a number worked out from N?"""
+    """Is this node a number computed from N?"""
     n = study(gm).of(Samples).n
     number = value(node) if isinstance(node, Node) else None
     is_number = isinstance(number, (torch.SymInt, torch.SymFloat))
@@ -68,12 +68,12 @@ def counts(gm: GraphModule, node: Any) -> bool:
 
 
 def add_twin(gm: GraphModule, node: Node) -> None:
-    """Work out the local values [N] of a 0-d total, if its op allows it."""
+    """Compute the local values [N] of a 0-d total, if its op allows it."""
     here = study(gm)
     rule = here.table[node.target]  # type: ignore[index]
     inputs, after = node.all_input_nodes, node.next
     if any(is_total(a) and "twin" not in a.meta for a in inputs):
-        why = "each sample's share of a total over the batch cannot be worked out"
+        why = "each sample's share of a total over the batch cannot be computed"
         raise BatchMixingError(diagnose(node, why, "uses-batch-total"))
     if any(holds_samples(a) for a in inputs):
         taken = sum_at(gm, node)
@@ -148,7 +148,7 @@ def seen_by(gm: GraphModule, a: Node, user: Node) -> Any:
     if not is_total(a):
         return a
     if "twin" not in a.meta:
-        why = "each sample's share of a total over the batch cannot be worked out"
+        why = "each sample's share of a total over the batch cannot be computed"
         raise BatchMixingError(diagnose(a, why, "uses-batch-total"))
     at, n = placement(user), study(gm).of(Samples).n
     assert isinstance(at, Shard)
@@ -175,7 +175,7 @@ def spread_loss(gm: GraphModule) -> None:
         mark.node.replace_all_uses_with(mark.loss)
         return
     if is_total(mark.loss) and "twin" not in mark.loss.meta:
-        why = "the loss of each sample alone cannot be worked out from this total"
+        why = "the loss of each sample alone cannot be computed from this total"
         raise BatchMixingError(diagnose(mark.node, why, "loss-not-separable"))
     own = mark.loss.meta["twin"] if is_total(mark.loss) else mark.loss
 

@@ -64,9 +64,9 @@ def as_marked(mark: Node) -> Node:
 
 
 def seeded(tangent: Tensor, loss: Tensor, mask: Tensor, reduction: str = "") -> Tensor:
-    """What the mark on the gradient of the loss stands for; ones are worked out from the tangent.
+    """What the mark on the gradient of the loss stands for; ones are computed from the tangent.
 
-    What hangs on the tangent is backward to the partitioner. Plain ones would let it work out
+    What hangs on the tangent is backward to the partitioner. Plain ones would let it compute
     the norms in the forward half, and most of the backward pass twice.
     """
     if reduction:

@@ -47,7 +47,7 @@ Way = tuple[Callable[..., tuple[Tensor, Tensor | None]], tuple[Any, ...]]
 
 
 def way(gm: GraphModule, choice: Choice, end: Node) -> Way:
-    """How the squared norms of one parameter's per-sample gradients are worked out."""
+    """How the squared norms of one parameter's per-sample gradients are computed."""
     sums = [sum_at(gm, node) for node in choice.gradient.sums]
     taken = [s for s in sums if s is not None]
     inputs = tuple(s.inputs for s in taken)

@@ -24,7 +24,7 @@ from fxdp.torch_internals import OpOverload
 
 # Costs this many times the least are believed; below, the machine is asked.
 DOUBT = 8.0
-# The share of a step's tensors that per-sample gradients may take up beside them.
+# The share of a step's tensors that per-sample gradients may take up in addition.
 SHARE = 0.05
 WIDEST = 4  # bytes of a number, in most models
 Plan = Literal["measured", "model", "fixed"]
@@ -179,7 +179,7 @@ def total_cost(forms: list[Any], strategy: Strategy) -> sympy.Expr:
 
 
 def total_extra(forms: list[Any], strategy: Strategy) -> sympy.Expr:
-    """Numbers that a strategy stores beside some forms."""
+    """Numbers that a strategy stores in addition to some forms."""
     total: sympy.Expr = sympy.Integer(0)
     for form in forms:
         total = total + form.extra(strategy)

@@ -90,7 +90,7 @@ def seen(gm: GraphModule, shown: tuple[Any, ...]) -> Seen:
     """The placed graph in numbers.
 
     Args:
-        shown: placements of what the caller sees beside the loss.
+        shown: placements of what the caller sees apart from the loss.
     """
     places = [(n, p) for n in gm.graph.nodes for p in pytree.tree_leaves(n.meta.get("placement"))]
     totals = [n for n, p in places if isinstance(p, Partial) and is_total(n)]

@@ -1,4 +1,4 @@
-"""Work out one Gram matrix for all ghost norms that it is in.
+"""Compute one Gram matrix for all ghost norms that it is in.
 
 Layers with one input, as a query, a key and a value have, and weights with one gradient behind
 them, as those of a recurrent layer, have norms in which one Gram matrix is multiplied by others.
@@ -47,7 +47,7 @@ def best(
     gm: GraphModule, left: list[Node], number: dict[Node, int]
 ) -> tuple[Node, dict[Node, Node]] | None:
     """The operand whose Gram matrix is worth most in some norms; and, for each of these norms, the
-    operand that it has beside."""
+    other operand."""
     using: dict[int, dict[Node, Node]] = defaultdict(dict)
     operand: dict[int, Node] = {}
     for node in left:

@@ -62,7 +62,7 @@ def drop_assertion(gm: GraphModule, node: Node) -> None:
 
 
 def let_broadcast(gm: GraphModule, node: Node) -> None:
-    """Repeat a 0-d value as late as possible, and not at all beside another operand.
+    """Repeat a 0-d value as late as possible, and not at all next to another operand.
 
     A number that is repeated along an axis of N samples and T positions says nothing of how
     those are laid out. So what is computed from it alone is computed before it is repeated.
@@ -122,7 +122,7 @@ def is_redundant(node: Node, user: Node) -> bool:
     result, own = user.meta["val"], node.meta["val"]
     others = [i.meta["val"] for i in user.all_input_nodes if i is not node]
     tensors = [v for v in others if isinstance(v, torch.Tensor)]
-    # Beside masks and integers even a 0-d float sets the dtype, beside other floats it does not.
+    # Next to masks and integers even a 0-d float sets the dtype, next to other floats it does not.
     same = all(v.dtype == own.dtype or is_exact(v.dtype) for v in tensors)
     return (
         own.dtype == result.dtype

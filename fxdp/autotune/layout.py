@@ -39,7 +39,7 @@ def contiguous_is_faster(gm: GraphModule, size: Sizes) -> bool:
 
 
 def is_picture(node: Any) -> bool:
-    """Is this a batch of pictures on a CPU?"""
+    """Is this a batch of images on a CPU?"""
     value = node.meta["val"]
     return value.dim() == 4 and value.device.type == "cpu"
 

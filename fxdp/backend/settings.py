@@ -63,7 +63,7 @@ class Record:
     Attributes:
         study: of the last compiled graph.
         compilations: how many graphs were compiled.
-        extras: what the last backward returned beside gradients: norms, per-sample gradients.
+        extras: what the last backward returned apart from gradients: norms, per-sample gradients.
         fallbacks: what compiled code got wrong, for the certificate.
         ran: the step that ran last, until somebody takes it.
         keys: of the noise; they number the parameters, too.

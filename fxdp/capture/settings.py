@@ -54,7 +54,7 @@ def captured_within(
 ) -> Callable[..., Any]:
     """`torch.compile(step, backend=backend, fullgraph=True)`, captured within settings."""
     context: Any = optimize(backend, nopython=True)
-    if isinstance(context, OptimizeContext):  # else torch is told not to compile
+    if isinstance(context, OptimizeContext):  # else torch is not to compile
         context.callback = Captured(context.callback, within)
     return context(step)
 

@@ -37,7 +37,7 @@ class Handed:
     """The batches of one sampler and of the copies of it, in this process.
 
     Guarantees:
-        Releases that were asked for by `refusal` and told to `release` are never more than the
+        Releases that were asked for by `refusal` and reported to `release` are never more than the
         batches that were handed out for the first time. A batch whose tensors come as the loader
         made them is known, and released at most once.
 
@@ -85,7 +85,7 @@ class Handed:
             in_turn: whether every batch has to be released, in order.
         """
         if ticket is not None and ticket.home is not self:
-            return "it is a batch of another loader than the one that the account is told of"
+            return "it is a batch of another loader than the one that the account was given"
         if ticket is not None and ticket.stale:
             return "the loader was set back, and this batch was handed out before: make a new one"
         if ticket is not None and ticket in self._spent:

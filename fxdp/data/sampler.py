@@ -1,6 +1,6 @@
 """What all samplers of private training share: a position, and batches as a function of it.
 
-Batch number `step` is a function of a key and of `step`. So a sampler that is told the key
+Batch number `step` is a function of a key and of `step`. So a sampler that is given the key
 and the position goes on exactly where another stopped, and reading ahead is harmless. Shards
 on several machines need the same key, and each its part of every batch.
 """

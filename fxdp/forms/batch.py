@@ -77,7 +77,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def wide(x: Tensor) -> Tensor:
-    """x in float32 at least, the precision in which norms, sums and noise are worked out."""
+    """x in float32 at least, the precision in which norms, sums and noise are computed."""
     return x.float() if x.dtype in HALVES else x
 
 

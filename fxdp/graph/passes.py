@@ -27,7 +27,7 @@ class Pass:
         run: the graph to be changed comes first, and what other arguments it has are options.
         options: the names of those, all of them.
         needs, gives: what must be true of the graph before, and is true of it after.
-        ends: it leaves the pipeline, which may have been told more than was done until there.
+        ends: it leaves the pipeline, and options of the passes after it are then unused.
 
     Raises:
         TypeError: `options` are not those of the function.
@@ -69,7 +69,7 @@ def run(gm: GraphModule, passes: tuple[Pass, ...], **options: Any) -> GraphModul
 
 
 def refuse_unknown(passes: tuple[Pass, ...], options: Mapping[str, Any]) -> None:
-    """Refuse options that nobody takes: what they ask for would not be done, and nobody told.
+    """Refuse options that nobody takes: what they ask for would be dropped in silence.
 
     Raises:
         TypeError: there are some.

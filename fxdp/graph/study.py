@@ -51,7 +51,7 @@ class Seen:
         ops: the ops that occur.
         totals: how many 0-d totals over the batch there are.
         written: how many inputs the program writes to.
-        shown: placements of what the caller sees beside the loss, in order.
+        shown: placements of what the caller sees apart from the loss, in order.
     """
 
     fingerprint: str
@@ -136,7 +136,7 @@ class Readable:
 
 @dataclass(frozen=True)
 class PictureLayout:
-    """Whether Inductor is to leave pictures in the layout they come in (after all passes)."""
+    """Whether Inductor is to leave images in the layout they come in (after all passes)."""
 
     contiguous: bool
 

@@ -42,7 +42,7 @@ def crb_conv(
     dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """The same as one op: the copies around it are torch's, several times as fast on a CPU as what
-    Inductor writes where pictures are channels last."""
+    Inductor writes where images are channels last."""
     if not len(x):
         return x.new_zeros(0, *weight)
     return chained(x, g, weight, stride, padding, dilation, groups).contiguous()

@@ -235,7 +235,7 @@ def as_clipping(clipping: ClippingName | Clipping) -> Clipping:
     """A way to clip by its name.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: it is neither a known name nor a value.
     """
     if isinstance(clipping, Clipping):
         return clipping

@@ -42,8 +42,8 @@ class Lot:
         Where the bound follows a count, the noise multiplier is that of sum and count together.
 
         Raises:
-            TypeError, ValueError: a scale is none; or the count alone has less noise than both may
-                have.
+            TypeError, ValueError: a scale is not valid; or the count alone has less noise than both
+                may have.
         """
         scales = bound, sigma, expected = checked_scales(*scales)
         count_noise = clipping.count_noise(expected)

@@ -89,7 +89,7 @@ def epsilon(
             more, the bound is that of `epsilon_beyond_grids`. "rdp" composes Renyi divergences
             (Mironov, Talwar, Zhang 2019, arXiv 1908.10530; for FixedSize Wang, Balle,
             Kasiviswanathan 2019, arXiv 1808.00087): some 10 % larger, and takes milliseconds.
-        neighbours: which data sets are not to be told apart.
+        neighbours: which data sets must not be distinguishable.
         num_samples: size of the data set, for the warning about delta alone; where the way to
             draw knows it, None will do.
 
@@ -152,7 +152,7 @@ def compose(tally: Tally, accountant: Accountant, neighbours: Neighbours) -> Com
 def with_more(account: Composed, more: Tally) -> Composed:
     """The account with more mechanisms in it; the one that is given stays as it was.
 
-    Without `CyclicPoisson` among them, of which what one sample has of them is to be told.
+    Without `CyclicPoisson` among them, of which what one sample has of them must be known.
     """
     accountant = "rdp" if isinstance(account.account, rdp.RdpAccountant) else "pld"
     total = Counter(account.tally)

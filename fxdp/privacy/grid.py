@@ -30,7 +30,7 @@ def interval(tally: Mapping[Mechanism, int], neighbours: Neighbours) -> float:
 
     Args:
         tally: mechanisms with noise, and how often each was used.
-        neighbours: which data sets are not to be told apart.
+        neighbours: which data sets must not be distinguishable.
     """
     alone, precision, mean, variance = 0.0, 0.0, 0.0, 0.0
     for mechanism, count in tally.items():

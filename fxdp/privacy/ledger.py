@@ -36,7 +36,7 @@ class Ledger:
     Guarantees:
         `spent(delta)` is an upper bound: the sequence of all releases that were recorded is
         (spent, delta)-differentially private for `neighbours`, under what `fxdp.privacy.epsilon`
-        assumes of each. If `check` is asked before every release and `record` told of it, with
+        assumes of each. If `check` is asked before every release and `record` called for it, with
         one budget, then `spent(budget.delta)` never exceeds budget.epsilon.
 
     | edge case                          | what happens                                    |
@@ -236,7 +236,7 @@ class _Grant:
 
 @dataclass(frozen=True)
 class _Rest:
-    """A tally with its account: what is in the ledger beside the mechanism in use."""
+    """A tally with its account: what is in the ledger apart from the mechanism in use."""
 
     tally: Tally
     account: Composed

@@ -52,7 +52,7 @@ def calibrate(
         sample_rate: q of Poisson sampling, in (0, 1], another way to draw, or None.
         steps: how many noisy sums will be released; >= 0.
         accountant: as for `epsilon`. "pld" is asked some ten times, near the answer of "rdp".
-        neighbours: which data sets are not to be told apart.
+        neighbours: which data sets must not be distinguishable.
         num_samples: size of the data set, for the warning about delta.
 
     Raises:
@@ -119,7 +119,7 @@ def steps_within(
         sample_rate: q of Poisson sampling, in (0, 1], another way to draw, or None.
         noise_multiplier: sigma, in units of C; in [0, inf).
         accountant: as for `epsilon`.
-        neighbours: which data sets are not to be told apart.
+        neighbours: which data sets must not be distinguishable.
         num_samples: size of the data set, for the warning about delta.
 
     Raises:

@@ -76,7 +76,7 @@ class GaussianRelease:
 
     @property
     def mechanism(self) -> Mechanism:
-        """What the accountant is told."""
+        """What the accountant is given."""
         return Mechanism(self.noise_multiplier, self.sampling)
 
 
@@ -115,7 +115,7 @@ class CountedRelease:
 
     @property
     def mechanism(self) -> Mechanism:
-        """What the accountant is told: both releases as one."""
+        """What the accountant is given: both releases as one."""
         return Mechanism(together(self.noise_multiplier, self.count_noise), self.sampling)
 
 
@@ -173,7 +173,7 @@ class BandedRelease:
 
     @property
     def mechanism(self) -> Mechanism:
-        """What the accountant is told: the release, with whose turn it is."""
+        """What the accountant is given: the release, with whose turn it is."""
         return Mechanism(self.noise_multiplier, self.sampling)
 
 

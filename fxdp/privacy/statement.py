@@ -11,7 +11,7 @@ from fxdp.privacy.ledger import Ledger
 from fxdp.privacy.release import BandedRelease, CountedRelease, GaussianRelease, Run
 from fxdp.privacy.sampling_rule import Accountant, Neighbours, stated
 
-LISTED = 4  # kinds of release that are told one by one
+LISTED = 4  # kinds of release that are listed one by one
 
 
 def statement(
@@ -35,7 +35,7 @@ def statement(
     Args:
         ledger: all that was released from the data.
         delta: in (0, 1).
-        num_samples: size of the data set, if it may be told, for the warning about delta.
+        num_samples: size of the data set, if it may be known, for the warning about delta.
         public: what the steps took as public, each as a phrase.
 
     Raises:

@@ -33,7 +33,7 @@ from fxdp.lint.result import Result
 from fxdp.proof.certificate import own_version
 
 SCRIPTS = ("base.js", "graph.js", "modules.js", "source.js", "page.js")
-SOURCE_LIMIT = 600_000  # characters of source files in a page, beside those with faults
+SOURCE_LIMIT = 600_000  # characters of source files in a page, apart from those with faults
 NODE_LIMIT = 40_000  # of all models of a page together; those behind get no picture
 ESCAPES = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 

@@ -1,6 +1,6 @@
 """The graph of a proof as the page draws it: nodes in columns, edges, and a place for each.
 
-Numbers that are worked out from sizes are left out, unless a fault passes through them: they
+Numbers that are computed from sizes are left out, unless a fault passes through them: they
 would be a tenth of the nodes, and all of them read the same two inputs.
 """
 

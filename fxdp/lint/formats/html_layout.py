@@ -88,7 +88,7 @@ def ranked(
 
 def main_stream(right: Sequence[bool], rank: Sequence[int], ins: list[list[int]]) -> list[bool]:
     """Which nodes follow from where the longest way of their side begins: not the parameters,
-    not the target, not what autograd works out again from saved values."""
+    not the target, not what autograd computes again from saved values."""
     main = [False] * len(right)
     for side in (False, True):
         v = max((v for v, s in enumerate(right) if s is side), key=lambda v: rank[v], default=None)

@@ -1,4 +1,4 @@
-"""What the page tells beside the graph: submodules, findings, source files, the certificate."""
+"""What the page shows next to the graph: submodules, findings, source files, the certificate."""
 
 import os
 from collections.abc import Sequence

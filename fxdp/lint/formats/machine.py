@@ -1,4 +1,4 @@
-"""Reports for programs: JSON, and the commands that GitHub shows beside a line."""
+"""Reports for programs: JSON, and the commands that GitHub shows next to a line."""
 
 import json
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ def render(results: Sequence[Result], console: Console, quiet: bool = False, *, 
 
 
 def sorted_findings(results: Sequence[Result]) -> list[Finding]:
-    """All findings by place; one that several models share is told once."""
+    """All findings by place; one that several models share is reported once."""
     found: dict[object, Finding] = {}
     for f in (f for r in results for f in r.findings):
         found.setdefault((f.path, f.line, f.column, f.code.code, f.message), f)
@@ -62,7 +62,7 @@ def excerpt(f: Finding) -> Text:
 
 
 def facts(f: Finding) -> list[tuple[str, str]]:
-    """What a finding says beside its message."""
+    """What a finding says apart from its message."""
     modules = [m for m in f.modules if m]
     more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
     known = [
