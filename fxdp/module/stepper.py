@@ -23,6 +23,7 @@ from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs, argument_names, gat
 from fxdp.capture.naming import module_behind, parameters
 from fxdp.capture.settings import capture_settings
 from fxdp.capture.step import own_step
+from fxdp.capture.symbolic_batch import with_symbolic_batch
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
 from fxdp.graph.passes import Pass
@@ -35,7 +36,7 @@ from fxdp.module.state import State
 from fxdp.pipeline import PASSES
 from fxdp.placement import Shard
 from fxdp.status import line, say
-from fxdp.torch_internals import mark_dynamic, pytree, unsafe_stance
+from fxdp.torch_internals import pytree, unsafe_stance
 
 
 class Compiled:
@@ -173,15 +174,8 @@ class Stepper:
         self.key = key if scales[1] > 0 else self.key
         if self.rows is None and step in (self.step, self.earlier):
             self.rows = inputs.size
-        leaves: list[Any] = []
-        for leaf, dim in zip(inputs.leaves, inputs.dims, strict=True):
-            if dim is not None:
-                leaf = leaf.detach()
-                mark_dynamic(leaf, dim, hint_override=self.rows)
-            leaves.append(leaf)
-        mask = mask.detach()
-        mark_dynamic(mask, 0, hint_override=self.rows)
-        given = ((*numbers, key), mask, tuple(leaves), inputs.dims, inputs.spec)
+        leaves, mask = with_symbolic_batch(inputs, mask, self.rows)
+        given = ((*numbers, key), mask, leaves, inputs.dims, inputs.spec)
         if unsafe_stance():
             raise NotCompiled("a stance without guards may run the graph of another batch")
         step.record.ran, step.record.extras = None, {}
