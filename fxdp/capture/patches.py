@@ -46,8 +46,8 @@ def scalars_stay_tensors(gm: GraphModule) -> None:
     """Keep torch from capturing a step twice because it is given 0-d tensors of float64.
 
     Dynamo has a symbol for what `.item()` would give of each. Where a graph never asks, torch finds
-    out when forward and backward are traced, and begins again without them. That is saved where they
-    are gone. A float that is an input of the graph is left to torch.
+    out when forward and backward are traced, and begins again without them. That is saved where
+    they are gone. A float that is an input of the graph is left to torch.
     """
     values = [n.meta.get("example_value") for n in gm.graph.find_nodes(op="placeholder")]
     tensors = [v for v in values if isinstance(v, FakeTensor)]
