@@ -50,7 +50,8 @@ def compile(  # noqa: A001 - torch.compile's name
     Args:
         model: any module that torch.compile captures whole.
         loss_fn: called as `loss_fn(model(*inputs), target)`; must return a loss that is 0-d or
-            [N]. Without it the model returns a loss, alone, first in a tuple, or as `.loss`.
+            [N]. Without it the model returns a loss: alone, as `.loss`, or in a tuple, where the
+            only 0-d tensor with a gradient is taken, or else the first.
 
         What is released:
 

@@ -23,7 +23,7 @@ from fxdp.capture.naming import module_behind, parameters
 from fxdp.capture.step import local_loss
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.graph.report import as_text
-from fxdp.module.output import Outcome
+from fxdp.module.output import loss_of
 from fxdp.module.private_module import PrivateModule
 from fxdp.ops import RULES
 from fxdp.rules import Table
@@ -233,9 +233,7 @@ def compared(both: Compared, inputs: Inputs) -> list[Finding]:
 
 def step(both: Compared, args: Any, kwargs: Any) -> dict[str, Tensor]:
     """What one step would add to each gradient."""
-    out = both.private(*args, **kwargs)
-    if isinstance(out, tuple | Outcome):
-        out = out.loss if isinstance(out, Outcome) else out[0]
+    out = loss_of(both.private(*args, **kwargs))
     wanted = trained(both.model, both.loss_fn)
     grads = torch.autograd.grad(out, list(wanted.values()), allow_unused=True)
     found: list[tuple[str, Tensor | None]] = list(zip(wanted, grads, strict=True))

@@ -3,8 +3,10 @@
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from fxdp.capture.blame import Plain, place_of
 from fxdp.diagnostics.codes import CODES
 from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import NoLoss, NotCompiled, StepError
@@ -21,20 +23,27 @@ from fxdp.torch_internals import (
 
 
 @contextlib.contextmanager
-def capture_errors(model: Any) -> Iterator[None]:
+def capture_errors(model: Any, plain: Plain | None = None) -> Iterator[None]:
     """Turn what torch says when it cannot capture a model into our words.
 
+    Args:
+        plain: the step as it is, to find out what it does without fxdp.
+
     Raises:
-        CaptureError: a graph break.
-        BatchMixingError: a batch size that the model fixes.
+        CaptureError: a graph break, or an error of the model's own.
+        BatchMixingError: a batch size that the model fixes, or pairs of samples.
     """
     try:
         yield
     except ProofError as error:
-        raise type(error)(*(advised(d, model) for d in error.diagnostics)) from None
+        found = [paired(d, plain) for d in error.diagnostics]
+        raise type(error)(*(advised(d, model) for d in found)) from None
     except ConstraintViolationError as error:
-        raise BatchMixingError(captured("fixed-batch-size", error, first_line(error))) from None
+        fixed = captured("fixed-batch-size", error, first_line(error))
+        raise BatchMixingError(paired(fixed, plain)) from None
     except (Unsupported, UserError) as error:
+        if plain is not None and any(text in str(error) for text in OF_THE_MODEL):
+            refuse_own(plain)
         name, why = trouble(str(error))
         raise CaptureError(captured(name, error, why)) from None
     except NOT_COMPILED as error:
@@ -43,12 +52,39 @@ def capture_errors(model: Any) -> Iterator[None]:
         if isinstance(error.inner_exception, StepError):  # of ours, in a wrapping of torch's
             raise error.inner_exception from None
         raise
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
         if str(error).startswith(FORBIDDEN):
             raise NotCompiled(first_line(error)) from None
+        if plain is not None and type(error) in OF_TORCH:
+            refuse_own(plain)
         raise
 
 
+def paired(found: Diagnostic, plain: Plain | None) -> Diagnostic:
+    """What fixes the batch size because it pairs samples with each other mixes them."""
+    if found.code is not CODES["fixed-batch-size"] or plain is None:
+        return found
+    if (axis := plain.pair_axis()) is None:
+        return found
+    why = f"{axis} is another axis of the samples: each takes part in what others give"
+    help = "samples that refer to each other, as the nodes of one graph do, have no gradient of "
+    help += "their own: make a sample of all that belongs together"
+    return replace(found, code=CODES["mixes-samples"], why=why, remedy=help)
+
+
+def refuse_own(plain: Plain) -> None:
+    """Raises CaptureError if a step fails without fxdp, too: with its own error as the cause."""
+    if (own := plain.error()) is None:
+        return
+    why = f"{type(own).__name__}: {first_line(own)}"
+    help = "the step raises this without fxdp, too: see the traceback of the cause"
+    found = Diagnostic(CODES["graph-break"], place_of(own), "forward", why, help)
+    raise CaptureError(found) from own
+
+
+# What torch raises, while it captures, for errors that may be of the model's own.
+OF_TORCH = (dynamo_exc.TorchRuntimeError, RuntimeError, TypeError, ValueError, IndexError, KeyError)
+OF_THE_MODEL = ("making fake tensor call", "raised exception", "failed to bind arguments")
 FORBIDDEN = (
     "Detected recompile when torch.compile stance",
     "torch.compile with fullgraph=True found no compiled frames",
@@ -62,6 +98,11 @@ EXPLAINED = re.compile(r"^ *Explanation: (.*)$", re.MULTILINE)
 BETTER = {
     "`lock` context": "call the model once before the first step: what takes a lock, mostly what "
     "a model sets up at its first call, is done then",
+    "`print`": "leave print out of forward: a compiled step runs it at most once",
+    "backwards hooks": "remove the hooks on the modules' backward: gradients of single samples are "
+    "in private.per_sample_grads(...)",
+    "pack_padded_sequence": "give the recurrent layer the padded batch, and take each sample's "
+    "last step by gather, or weigh the steps by a mask",
     "Tensor.requires_grad": "freeze or unfreeze before the step, not in forward",
     "a value read from a tensor": "choose between values by torch.where, or set what decides "
     "(a layer dropped at random) in the configuration",

@@ -82,6 +82,8 @@ def gather(
         ValueError: the arguments disagree on the number of samples, or none holds samples, or one
             is a total of the batch.
     """
+    if has_target and TARGET not in kwargs:
+        check_target(model, args, kwargs)
     keys = argument_names(model, args, kwargs, has_target)
     if isinstance(batch_dims, Mapping) and (unknown := set(batch_dims) - set(keys)):
         raise ValueError(f"batch_dims names {sorted(unknown)}, but the arguments are {keys}")
@@ -111,6 +113,31 @@ def gather(
             "same, or say in batch_dims which axis is the batch's"
         )
     return Inputs(tuple(leaves), tuple(dims), tuple(names), spec, next(iter(sizes.values())))
+
+
+def check_target(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """With a loss in the step, the last argument is its target.
+
+    Raises:
+        TypeError: it is missing: all arguments are the model's own.
+    """
+    signature = inspect.signature(model.forward)
+    if args and (binds(signature, args[:-1], kwargs) or not binds(signature, args, kwargs)):
+        return
+    raise TypeError(
+        "the target is missing: with loss_fn a step is private(x, y), and returns the loss. For a "
+        "loop that makes the loss itself of private(x), leave loss_fn out and pass "
+        "loss_reduction='mean' (or 'sum') to fxdp.compile"
+    )
+
+
+def binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Can a function of this signature be called so?"""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def sample_axis(key: str, leaf: Any, wanted: int | None, alone: bool) -> int | None:

@@ -83,5 +83,17 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
         users_lines(),
         one_kernel(),
         symbolic_kernels(),
+        quiet(logging.getLogger("torch._subclasses.fake_tensor")),
     ):
         yield
+
+
+@contextlib.contextmanager
+def quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without the tracebacks that torch logs of errors which it also raises."""
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

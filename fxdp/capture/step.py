@@ -2,7 +2,7 @@
 
 import itertools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Step(nn.Module):
         args, kwargs = pytree.tree_unflatten(marked, spec)
         loss, others = local_loss(self.fxdp_model, self.loss_fn, args, kwargs, self.reduction)
         check_loss(loss, "loss_fn" if self.loss_fn is not None else "the model")
+        others = pytree.tree_map_only(Tensor, shown, others)
         return marks.release(loss, *scales, mask, self.reduction), others
 
 
@@ -59,13 +60,14 @@ def own_step(model: nn.Module, loss_fn: Callable[..., Any] | None, reduction: st
 
 
 def local_loss(
-    model: nn.Module,
+    model: Callable[..., Any],
     loss_fn: Callable[..., Any] | None,
     args: Any,
     kwargs: Any,
     reduction: str = "",
 ) -> tuple[Any, Any]:
-    """The loss of a step, and what else the model returned, detached.
+    """The loss of a step, and what else the model returned: a dict, or what came before the loss
+    and what came after it.
 
     Raises:
         NoLoss: with a reduction, something other than the output has a gradient, which a loss that
@@ -87,11 +89,22 @@ def local_loss(
         # Other objects (a cache of keys and values) hold tensors that no mark could reach.
         named = {k: v for k, v in named.items() if isinstance(v, Tensor | tuple | list | dict)}
         check_alone(named, reduction)
-        return loss, pytree.tree_map_only(Tensor, shown, named)
+        return loss, named
     if isinstance(out, list | tuple) and len(out) > 0:
-        check_alone(out[1:], reduction)
-        return out[0], pytree.tree_map_only(Tensor, shown, tuple(out[1:]))
+        place = 0 if reduction else loss_place(out)
+        others = (tuple(out[:place]), tuple(out[place + 1 :]))
+        check_alone(others, reduction)
+        return out[place], others
     return out, None
+
+
+def loss_place(results: Sequence[Any]) -> int:
+    """Which of several results is the loss: the only 0-d one with a gradient, else the first."""
+    scalars = [
+        i for i, x in enumerate(results)
+        if isinstance(x, Tensor) and x.dim() == 0 and x.requires_grad
+    ]  # fmt: skip
+    return scalars[0] if len(scalars) == 1 else 0
 
 
 def check_alone(others: Any, reduction: str) -> None:

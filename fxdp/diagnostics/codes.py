@@ -88,8 +88,8 @@ CODES: dict[str, Code] = {
         Code(
             "FXD201",
             "loss-not-separable",
-            "return one loss a sample, or their mean or sum; if this is what the model returns and "
-            "no loss, pass loss_fn to fxdp.compile",
+            "return one loss a sample, or their mean or sum; if this is the model's output and no "
+            "loss, pass loss_fn to fxdp.compile, or loss_reduction='mean' and make it yourself",
             "the loss is not one number for each sample, nor their mean or sum",
             "The privacy of DP-SGD is that of one sample's loss. A loss in which samples meet, or "
             "one for each token, has no such thing.",

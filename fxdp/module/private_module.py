@@ -24,8 +24,9 @@ from fxdp.module.account import Account
 from fxdp.module.accumulation import Accumulation, Piece, scaled, summed
 from fxdp.module.correlated_noise import Following
 from fxdp.module.inspection import Attempt, Inspector
+from fxdp.module.leftovers import Leftovers
 from fxdp.module.lot import Lot
-from fxdp.module.output import with_loss, without_gradients
+from fxdp.module.output import joined, without_gradients
 from fxdp.module.reports import Reports
 from fxdp.module.stepper import Stepper
 from fxdp.module.tally import Tally
@@ -97,7 +98,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
         self.__dict__["_inspector"] = Inspector(self._stepper)
         self.microbatch_size = microbatch_size
         self._logical: Accumulation | None = None
-        self._last = Tally()
+        self._last, self._leftovers = Tally(), Leftovers()
         self.__dict__["_lock"] = threading.RLock()
         own(self, model.parameters())
 
@@ -144,7 +145,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
             return loss
         lot = self._lot()
         step = self._stepper.step
-        out, ran = self._stepper.captured(step, inputs, mask, lot.scales, self.releases)
+        others, ran = self._stepper.captured(step, inputs, mask, lot.scales, self.releases)
         self._account.public.note(inputs)
 
         def work(tangent: Tensor) -> Gradients:
@@ -152,8 +153,11 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
 
         loss = delivered(ran.value, work, ran.leaves)
         self._account.watch(loss)
-        out = with_loss(out, loss)
-        return self._stepper.without_padding(out, size) if size < SMALLEST else out
+        if size >= SMALLEST:
+            return joined(loss, others)
+        if self._stepper.settings.reduction:  # it is the model's output
+            loss = loss[:size]
+        return joined(loss, self._stepper.without_padding(others, size))
 
     def _differentiated(self, ran: Ran, tangent: Tensor, lot: Lot, mask: Tensor) -> Gradients:
         self._stepper.record.extras = {}
@@ -162,6 +166,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
         return gradients
 
     def _released(self, lot: Lot, work: Callable[[], Gradients]) -> Gradients:
+        self._leftovers.look(self.parameters())
         with self._lock:
             return self._account.released(lot.release, work, lambda: self._finish(lot))
 

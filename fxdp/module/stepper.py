@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxdp.backend.check import random_state, set_random_state
 from fxdp.backend.delivery import Ran, refuse_transforms
 from fxdp.backend.options import Scales, checked_scales
 from fxdp.backend.partition import Proven, compiled_step
 from fxdp.backend.settings import Record, Settings
+from fxdp.capture.blame import Plain
 from fxdp.capture.errors import capture_errors
 from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs, argument_names, gather
 from fxdp.capture.naming import module_behind, parameters
 from fxdp.capture.settings import capture_settings
-from fxdp.capture.step import own_step
+from fxdp.capture.step import local_loss, own_step
 from fxdp.capture.symbolic_batch import with_symbolic_batch
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
@@ -31,7 +33,6 @@ from fxdp.graph.study import Seen, Study
 from fxdp.mechanism.deviation import check_deviation
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
-from fxdp.module.output import Outcome
 from fxdp.module.state import State
 from fxdp.pipeline import PASSES
 from fxdp.placement import Shard
@@ -180,18 +181,16 @@ class Stepper:
             raise NotCompiled("a stance without guards may run the graph of another batch")
         step.record.ran, step.record.extras = None, {}
         try:
-            loss, others = self.traced(functools.partial(step.call, *given))
+            _, others = self.traced(functools.partial(step.call, *given), inputs)
             ran = step.record.taken()
         except NotCompiled:
             step.renew()
             raise
-        return loss if others is None else Outcome.of(loss, others), ran
+        return others, ran
 
-    def without_padding(self, out: Any, size: int) -> Any:
+    def without_padding(self, others: Any, size: int) -> Any:
         """What a model returned apart from its loss, with the rows of the first `size` samples."""
         places = iter(self.study().of(Seen).shown)
-        if self.settings.reduction and isinstance(out, Tensor):
-            return out[:size]
 
         def own_rows(x: Tensor) -> Tensor:
             at = next(places)
@@ -200,32 +199,45 @@ class Stepper:
             apart = x.unflatten(at.dim, (-1, SMALLEST, int(at.inner)))
             return apart.narrow(at.dim + 1, 0, size).flatten(at.dim, at.dim + 2)
 
-        if isinstance(out, Outcome):
-            rest = {k: v for k, v in out.items() if k != "loss"}
-            return Outcome.of(out.loss, pytree.tree_map_only(Tensor, own_rows, rest))
-        if isinstance(out, tuple):
-            return (out[0], *pytree.tree_map_only(Tensor, own_rows, out[1:]))
-        return out
+        return pytree.tree_map_only(Tensor, own_rows, others)
 
-    def traced(self, call: Callable[[], Any]) -> Any:
+    def traced(self, call: Callable[[], Any], inputs: Inputs) -> Any:
         """Run a step, capturing it first where it has to be.
 
         Sizes that change between steps become symbols, like the batch size. Where the proof
         cannot follow a model through those, each size gets a graph of its own from then on.
         """
         compiled_before = self.record.compilations > 0
+        plain = Plain(inputs, self.as_it_is)
         with line():
             if not compiled_before:
                 say("capturing the model")
             try:
-                with capture_errors(self.model):
+                with capture_errors(self.model, plain):
                     return call()
             except ProofError as error:
                 if isinstance(error, Proven) or not (self.dynamic and compiled_before):
                     raise
             self.dynamic = False
-            with capture_errors(self.model):
+            with capture_errors(self.model, plain):
                 return call()
+
+    def as_it_is(self, inputs: Inputs) -> None:
+        """Compute the loss without fxdp, for the errors that this raises; nothing is left of it."""
+        before, generators = self.state(), random_state()
+        args, kwargs = pytree.tree_unflatten(inputs.leaves, inputs.spec)
+        # Batch norm writes to its buffers without a note of it.
+        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
+
+        def model(*args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(self.model, buffers, args, kwargs)
+
+        try:
+            with torch.no_grad():  # so that nothing that the model keeps leads to its parameters
+                local_loss(model, self.loss_fn, args, kwargs, self.settings.reduction)
+        finally:
+            before.put_back()
+            set_random_state(generators)
 
     def study(self) -> Study:
         return self.record.compiled()

@@ -136,6 +136,11 @@ def make_private(
 
 def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     """An optimizer must have the model's trained parameters, and no others."""
+    if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"optimizer must be one torch.optim.Optimizer, not {type(optimizer).__name__}: one "
+            "with several groups of parameters takes the place of a list"
+        )
     own = {id(p): name for name, p in model.named_parameters()}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if held - own.keys():

@@ -98,7 +98,7 @@ def test_the_model_is_proven_all_the_same(kind: type[nn.Linear], code: str) -> N
 
 def test_bad_input() -> None:
     x, y = batch()
-    with pytest.raises(ValueError, match="loss_reduction must be one of mean, sum"):
+    with pytest.raises(ValueError, match="loss_reduction must be 'mean' or 'sum'"):
         fxdp.compile(net(), loss_reduction="none", **grouped(GIVEN))
     with pytest.raises(ValueError, match="leave loss_reduction out"):
         fxdp.compile(net(), loss_reduction="mean", loss_fn=F.cross_entropy, **grouped(GIVEN))

@@ -1,0 +1,163 @@
+"""What a user reads who made an ordinary mistake: one line, its cause, and what to do."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fxdp
+
+G: dict[str, Any] = {
+    "max_grad_norm": 1.0, "noise_multiplier": 0.0, "expected_batch_size": 4.0, "backend": "eager",
+}  # fmt: skip
+X, Y = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.arange(4) % 3
+
+
+class Net(nn.Linear):
+    """A layer whose output goes through a function of the test's."""
+
+    def __init__(self, then: Any = None) -> None:
+        super().__init__(5, 3)
+        self.then = then
+
+    def forward(self, x: Tensor, *more: Any) -> Any:
+        out = super().forward(x)
+        return out if self.then is None else self.then(out, *more)
+
+
+def refused(*args: Any, loss_fn: Any = F.cross_entropy, then: Any = None) -> fxdp.ProofError:
+    model = Net(then)
+    private = fxdp.compile(model, loss_fn, **G)
+    with pytest.raises(fxdp.ProofError) as found:
+        private(*args).backward()
+    assert private.releases == 0
+    assert all(p.grad is None for p in model.parameters())
+    return found.value
+
+
+class TestOwnErrors:
+    """What the model raises without fxdp is said in its own words, and is the cause."""
+
+    @pytest.mark.parametrize(
+        ("args", "then", "error", "words"),
+        [
+            ((X, Y), lambda out: {"logits": out}, TypeError, "must be Tensor, not dict"),
+            ((X, Y.float()), None, RuntimeError, "expected target dtype to be Long"),
+            ((X[:, :4], Y), None, RuntimeError, "mat1 and mat2 shapes cannot be multiplied"),
+            ((X.double(), Y), None, RuntimeError, "must have the same dtype"),
+            ((X, Y), lambda out: out.nothing, AttributeError, "nothing"),
+        ],
+        ids=["dict", "target's dtype", "width", "dtype", "attribute"],
+    )
+    def test_before_and_after_a_good_step(
+        self, args: Any, then: Any, error: type[Exception], words: str
+    ) -> None:
+        found = refused(*args, then=then)
+        assert found.diagnostics[0].code.code == "FXD501"
+        assert words in str(found)
+        assert "without fxdp, too" in str(found)
+        assert type(found.__cause__) is error
+
+    def test_a_compiled_step_says_the_same(self) -> None:
+        private = fxdp.compile(Net(), F.cross_entropy, **G)
+        private(X, Y).backward()
+        with pytest.raises(fxdp.CaptureError, match="mat1 and mat2 shapes"):
+            private(X[:, :4], Y)
+        private(X, Y).backward()
+        assert private.releases == 2
+
+    def test_nothing_is_left_of_the_question(self) -> None:
+        model = nn.Sequential(nn.BatchNorm1d(5, affine=False), nn.Dropout(), nn.Linear(4, 3))
+        private = fxdp.compile(model, F.cross_entropy, **G)
+        state, before = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+        with pytest.raises(fxdp.ProofError):
+            private(X, Y)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+class TestAnOpacusLoop:
+    """`private(x)`, and a loss of the user's own."""
+
+    def test_with_loss_fn(self) -> None:
+        private = fxdp.compile(Net(), F.cross_entropy, **G)
+        with pytest.raises(TypeError, match=r"private\(x, y\).*loss_reduction='mean'"):
+            private(X)
+        with pytest.raises(TypeError, match="the target is missing"):
+            private(x=X)
+
+    def test_without_loss_fn(self) -> None:
+        assert "loss_reduction='mean'" in str(refused(X, loss_fn=None))
+
+
+class TestSeveralResults:
+    """The only 0-d tensor with a gradient is the loss, wherever it stands."""
+
+    @pytest.mark.parametrize("n", [1, 2, 4])
+    def test_logits_first(self, n: int) -> None:
+        x, y = X[:n], Y[:n]
+        model = Net(lambda out, y: (out, F.cross_entropy(out, y)))
+        private = fxdp.compile(model, **G | {"max_grad_norm": 1e9})
+        logits, loss = private(x, y)
+        assert not logits.requires_grad
+        torch.testing.assert_close(logits, model(x, y)[0].detach())
+        loss.backward()
+        want = torch.func.grad(lambda w: F.cross_entropy(x @ w.T + model.bias, y))(model.weight)
+        torch.testing.assert_close(model.weight.grad, want * n / 4)
+
+    def test_a_number_for_each_sample_next_to_it_is_none(self) -> None:
+        private = fxdp.compile(Net(lambda out, y: (out[:, 0], F.cross_entropy(out, y), y)), **G)
+        each, loss, target = private(X, Y)
+        assert loss.requires_grad
+        assert not each.requires_grad
+        assert torch.equal(target, Y)
+
+    def test_verify_takes_the_same(self) -> None:
+        assert fxdp.verify(Net(lambda out, y: (out, F.cross_entropy(out, y))), X, Y)
+
+
+class TestPairs:
+    """A second axis of samples mixes them; a number that happens to be N does not."""
+
+    def test_a_graph_of_the_samples(self) -> None:
+        found = refused(X, torch.rand(4, 4), Y, then=lambda out, adjacent: adjacent @ out)
+        assert found.diagnostics[0].code.code == "FXD101"
+        assert "axis 1 of 'args[1]' is another axis of the samples" in str(found)
+
+    def test_a_fixed_batch(self) -> None:
+        found = refused(X[:, [0, 1, 2, 3, 4]], Y, then=lambda out: out.reshape(4, 3))
+        assert found.diagnostics[0].code.code == "FXD105"
+
+
+@pytest.mark.parametrize(
+    ("then", "words"),
+    [
+        (lambda out: print("hello") or out, "leave print out"),
+        (
+            lambda out: nn.utils.rnn.pack_padded_sequence(out[:, None], torch.ones(4)).data,
+            "padded batch",
+        ),
+    ],
+    ids=["print", "packed"],
+)
+def test_a_graph_break_says_what_helps(then: Any, words: str) -> None:
+    assert words in refused(X, Y, then=then).diagnostics[0].remedy
+
+
+def test_hooks_on_backward_say_what_helps() -> None:
+    model = Net()
+    model.register_full_backward_hook(lambda *_: None)
+    with pytest.raises(fxdp.CaptureError, match="remove the hooks"):
+        fxdp.compile(model, F.cross_entropy, **G)(X, Y)
+
+
+@pytest.mark.parametrize("wrong", [None, [], torch.optim.SGD])
+def test_an_optimizer_that_is_none(wrong: Any) -> None:
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), 2)
+    with pytest.raises(TypeError, match="optimizer must be one"):
+        fxdp.make_private(
+            Net(), wrong, data, F.cross_entropy, noise_multiplier=1.0, delta=1e-3, epochs=1,
+            max_grad_norm=1.0,
+        )  # fmt: skip
