@@ -419,9 +419,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "error", "words"),
         [
-            ({"releases": 0}, ValueError, "releases must be at least 1"),
-            ({"releases": 1}, ValueError, "releases must be at least 2"),
-            ({"releases": 2.5}, TypeError, "whole number"),
+            ({"releases": 0}, ValueError, "releases must be a whole number >= 2"),
+            ({"releases": 1}, ValueError, "releases must be a whole number >= 2"),
+            ({"releases": 2.5}, ValueError, "whole number"),
             ({"confidence": 1.0}, ValueError, "confidence must be in"),
             ({"confidence": math.nan}, ValueError, "confidence must be in"),
             ({"delta": 0.0}, ValueError, "delta must be in"),

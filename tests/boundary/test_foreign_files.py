@@ -24,10 +24,10 @@ from fxdp.diagnostics.location import Location
 from fxdp.diagnostics.printed import is_unprinted
 from fxdp.lint import cli, proving
 from fxdp.lint.config import Config
+from fxdp.lint.formats.table import FORMATS
 from fxdp.lint.options import parser, wanted
 from fxdp.lint.result import Finding, Result
 
-FORMATS = ("text", "full", "json", "sarif", "github", "html")
 SECRET = "TOP-SECRET"
 
 
@@ -73,7 +73,7 @@ def linted(target: str, *arguments: str) -> list[Result]:
 
 def reports(results: list[Result]) -> dict[str, str]:
     """The report in every format; those for programs are valid."""
-    found = {style: cli.written(results, style) for style in FORMATS}
+    found = {style: how.render(results) for style, how in FORMATS.items()}
     json.loads(found["json"])
     json.loads(found["sarif"])
     return found
@@ -136,7 +136,7 @@ def test_whatever_a_finding_is_made_of() -> None:
     assert (finding.line, finding.column, finding.end_column) == (1, 1, 2)
     assert len(finding.source) == len(text)  # columns stay
     assert "\\x1b]0;PWNED" in finding.message
-    html = cli.written([failed, refused], "html")
+    html = FORMATS["html"].render([failed, refused])
     assert not {c for c in html if is_unprinted(c) and c != "\n"}
 
 
