@@ -222,9 +222,9 @@ def test_a_second_backward_pass_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"microbatch_size": 0}, "at least 1"),
+        ({"microbatch_size": 0}, "a whole number >= 1"),
         ({"microbatch_size": 1.5}, "whole number"),
-        ({"microbatch_size": True}, "whole number"),
+        ({"microbatch_size": True}, "must be a number"),
         ({"microbatch_size": 4, "loss_reduction": "mean", "loss_fn": None}, "needs a loss_fn"),
     ],
 )
