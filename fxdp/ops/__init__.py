@@ -9,6 +9,7 @@ from fxdp.ops import (
     contraction,
     convolution,
     decompositions,
+    distance,
     factory,
     index,
     linalg,
@@ -32,6 +33,7 @@ ALL: Table = (
     | dict(convolution.RULES)
     | dict(softmax.RULES)
     | dict(attention.RULES)
+    | dict(distance.RULES)
     | dict(pool.RULES)
     | dict(index.RULES)
     | dict(bag.RULES)

@@ -77,6 +77,12 @@ def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     return source.to(x.dtype).expand(x.shape).clone()
 
 
+def put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    """Elements written, or added, at places of the flattened x."""
+    spots, values = [index.reshape(-1)], source.reshape(-1)
+    return x.reshape(-1).index_put(spots, values, accumulate).view(x.shape)
+
+
 def full_like(x: Tensor, value: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     """x gives nothing but its shape; where that may hold the samples it says where, too."""
     if any(isinstance(size, torch.SymInt) for size in x.shape):
@@ -204,6 +210,7 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.dot.default: dot,
     aten.mv.default: mv,
     aten.copy.default: copy,
+    aten.put.default: put,
     aten.full_like.default: full_like,
     aten._trilinear.default: trilinear,
 }
