@@ -65,12 +65,20 @@ MANY = 25  # rows from which on torch works distances out as a product of matric
 def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     """torch's own asks how many rows there are, among them N; this one asks of the others."""
     mode = compute_mode or 0
-    many = any(isinstance(t.shape[-2], int) and t.shape[-2] > MANY for t in (x, y))
+    rows: list[Any] = [x.shape[-2], y.shape[-2]]
+    many = any(isinstance(r, int) and r > MANY for r in rows)
     if p != 2 or not (mode == 1 or (mode == 0 and many)):
         return aten._cdist_forward(x, y, p, 2)
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     x, y = (t.expand(*batch, *t.shape[-2:]) for t in (x, y))
     return aten._euclidean_dist(x, y)
+
+
+def embedding_backward(
+    grad: Tensor, ids: Tensor, rows: int, padding: int, by_frequency: bool, sparse: bool
+) -> Tensor:
+    """A sparse gradient is a dense one here: noise falls on every row."""
+    return aten.embedding_dense_backward(grad, ids, rows, padding, by_frequency)
 
 
 def check_errors(info: Tensor, name: str, *, is_matrix: bool) -> None:
@@ -83,6 +91,7 @@ KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.adaptive_avg_pool2d.default, COMPOSITE): adaptive_avg_pool2d,
     (aten.adaptive_avg_pool3d.default, COMPOSITE): adaptive_avg_pool3d,
     (aten.cdist.default, COMPOSITE): cdist,
+    (aten.embedding_backward.default, COMPOSITE): embedding_backward,
     (aten.linalg_matrix_exp.default, AUTOGRAD): matrix_exp,
     (aten._linalg_check_errors.default, AUTOGRAD): check_errors,
 } | {(op, key): run for op, run in RECURRENT.items() for key in (COMPOSITE, AUTOGRAD)}

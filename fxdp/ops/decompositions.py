@@ -79,8 +79,20 @@ def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 def put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
     """Elements written, or added, at places of the flattened x."""
-    spots, values = [index.reshape(-1)], source.reshape(-1)
-    return x.reshape(-1).index_put(spots, values, accumulate).view(x.shape)
+    spots: list[Tensor | None] = [index.reshape(-1)]
+    return x.reshape(-1).index_put(spots, source.reshape(-1), accumulate).view(x.shape)
+
+
+def embedding_bag_backward(
+    grad: Tensor, ids: Tensor, offsets: Tensor, belongs: Tensor, sizes: Tensor, maxima: Tensor,
+    rows: int, by_frequency: bool, mode: int, sparse: bool, weights: Tensor | None,
+    padding: int = -1,
+) -> Tensor:  # fmt: skip
+    """A sparse gradient is a dense one here: noise falls on every row."""
+    if not sparse:
+        return NotImplemented
+    given = (grad, ids, offsets, belongs, sizes, maxima, rows, by_frequency, mode)
+    return aten._embedding_bag_backward(*given, False, weights, padding)
 
 
 def full_like(x: Tensor, value: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
@@ -211,6 +223,7 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.mv.default: mv,
     aten.copy.default: copy,
     aten.put.default: put,
+    aten._embedding_bag_backward.default: embedding_bag_backward,
     aten.full_like.default: full_like,
     aten._trilinear.default: trilinear,
 }
