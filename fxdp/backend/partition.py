@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxdp.autotune.layout import contiguous_is_faster
 from fxdp.backend.checkpointing import recompute_forward
 from fxdp.backend.delivery import run_apart
-from fxdp.backend.halves import RANDOM, finish, noise_check, uncompiled
+from fxdp.backend.halves import RANDOM, UncompiledWarning, finish, noise_check, uncompiled
 from fxdp.backend.settings import Record, Settings, usable
 from fxdp.capture.naming import Names, input_names, known_names
 from fxdp.capture.patches import scalars_stay_tensors
@@ -134,7 +134,7 @@ def compile_marked(
     try:
         with line(), symbolic_kernels(), readable_precision():
             compiled = compiler(gm, example_inputs)
-    except (dynamo_exc.RestartAnalysis, ProofError, StepError):
+    except (dynamo_exc.RestartAnalysis, ProofError, StepError, UncompiledWarning):
         raise
     except Exception as error:
         if not cut or backend == "eager":
