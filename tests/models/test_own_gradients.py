@@ -59,9 +59,27 @@ def of_each(net: nn.Module, x: Tensor) -> Tensor:
     return jacobian.square().sum((1, 2)).mean() + slope.cos().sum(1).mean()
 
 
-LOSSES: dict[str, Loss] = {
-    loss.__name__: loss for loss in (wasserstein, r1, score_matching, functional, of_each)
-}
+def forwards(net: nn.Module, x: Tensor) -> Tensor:
+    """A Jacobian-vector product; of weights and constants nobody gave a tangent."""
+
+    def f(v: Tensor) -> Tensor:
+        h = net[0](v).softmax(-1) * (v.sum(1, keepdim=True) + net[0].bias) / net[0].bias.exp()
+        return net(v) - h.sum(1, keepdim=True) / (v.square().sum(1, keepdim=True) + 1)
+
+    out, slope = torch.func.jvp(f, (x,), (x.sin(),))
+    return (out + slope).square().mean()
+
+
+def mean_flow(net: nn.Module, x: Tensor) -> Tensor:
+    """The average velocity, whose target is made of its own derivative in time."""
+    t = x[:, 0].sigmoid()
+    u, du = torch.func.jvp(lambda z, t: net(z * t[:, None]), (x, t), (x.cos(), torch.ones_like(t)))
+    return (u - (x[:, :1] - t[:, None] * du).detach()).square().mean()
+
+
+LOSSES: tuple[Loss, ...] = (
+    wasserstein, r1, score_matching, functional, of_each, forwards, mean_flow,
+)  # fmt: skip
 
 
 class Critic(nn.Module):
@@ -80,11 +98,12 @@ def batch(n: int) -> tuple[Any, ...]:
     return (torch.randn(n, D),)
 
 
-# Inductor's own.
+# Both are torch's own: Inductor's, and of its table for forward derivatives.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_gradients_within_the_step(backend: str):
-    compare_at((7, D, 2, 1), Critic(*LOSSES.values()), batch, backend=backend)
+    compare_at((7, D, 2, 1), Critic(*LOSSES), batch, backend=backend)
 
 
 def of_the_mean(net: nn.Module, x: Tensor) -> Tensor:
@@ -111,8 +130,16 @@ def inner_step(net: nn.Module, x: Tensor) -> Tensor:
     return F.linear(x, w - 0.1 * slope).square().mean()
 
 
+def forwards_through_a_mean(net: nn.Module, x: Tensor) -> Tensor:
+    out, slope = torch.func.jvp(lambda v: net(v - v.mean(0)), (x,), (x.sin(),))
+    return (out + slope).square().mean()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("n", [D, 7])
-@pytest.mark.parametrize("loss", [of_the_mean, of_differences, norm_of_all, inner_step])
+@pytest.mark.parametrize(
+    "loss", [of_the_mean, of_differences, norm_of_all, inner_step, forwards_through_a_mean]
+)
 def test_gradients_of_a_batch_are_refused(loss: Loss, n: int):
     with pytest.raises(fxdp.BatchMixingError):
         fxdp.prove(Critic(loss), *batch(n))
