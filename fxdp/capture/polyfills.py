@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxdp.capture.recurrent import RECURRENT
+from fxdp.capture.resizing import bicubic_antialiased
 from fxdp.kernels.matrix_exp import matrix_exp as whole_matrix_exp
 from fxdp.torch_internals import DispatchKey, OpOverload
 
@@ -114,6 +115,7 @@ KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.adaptive_avg_pool2d.default, COMPOSITE): adaptive_avg_pool2d,
     (aten.adaptive_avg_pool3d.default, COMPOSITE): adaptive_avg_pool3d,
     (aten.cdist.default, COMPOSITE): cdist,
+    (aten._upsample_bicubic2d_aa.default, AUTOGRAD): bicubic_antialiased,
     (aten.embedding_backward.default, COMPOSITE): embedding_backward,
     (aten.linalg_matrix_exp.default, AUTOGRAD): matrix_exp,
     (aten._linalg_check_errors.default, AUTOGRAD): check_errors,
