@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fxdp.auditing import Audit, audit
     from fxdp.auditing.verify import Verification, verify
     from fxdp.backend.check import MiscompilationWarning
+    from fxdp.backend.halves import UncompiledWarning
     from fxdp.backend.options import Options
     from fxdp.capture.inputs import BatchDims
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
@@ -46,6 +47,7 @@ PLACES = {
     "fxdp.capture.inputs": ("BatchDims",),
     "fxdp.proof.certificate": ("Certificate",),
     "fxdp.backend.check": ("MiscompilationWarning",),
+    "fxdp.backend.halves": ("UncompiledWarning",),
     "fxdp.training.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "fxdp.compiler": ("compile", "prove"),
     "fxdp.diagnostics.diagnostic": ("BatchMixingError", "CaptureError", "Diagnostic", "ProofError"),
@@ -88,6 +90,7 @@ __all__ = [
     "ScaleScheduler",
     "StepError",
     "SumRule",
+    "UncompiledWarning",
     "Verification",
     "audit",
     "compile",

@@ -92,6 +92,9 @@ from torch._dynamo.exc import TorchRuntimeError as TorchRuntimeError
 from torch._dynamo.exc import Unsupported as Unsupported
 from torch._dynamo.exc import UserError as UserError
 
+# What Dynamo captures, and its check of what that returns.
+from torch._dynamo.output_graph import OutputGraph as OutputGraph
+
 # What a model writes to while it is captured.
 from torch._dynamo.symbolic_convert import InstructionTranslator as InstructionTranslator
 

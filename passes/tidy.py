@@ -74,12 +74,18 @@ def let_broadcast(gm: GraphModule, node: Node) -> None:
         rule = table.get(user.target)  # type: ignore[arg-type]
         if rule is None:
             continue
-        if rule.pointwise and is_redundant(node, user):
+        if rule.pointwise and is_redundant(node, user) and not (rule.adds and is_static(node)):
             user.replace_input_with(node, source)
         elif rule.pointwise and all(i is node or is_number(i) for i in user.all_input_nodes):
             later(gm, node, user, swapped(user, node, source), arguments(node)[1])
         elif rule.reshapes and unfolds(node, user):
             later(gm, node, user, source, arguments(user)[1])
+
+
+def is_static(node: Node) -> bool:
+    """Has a value no symbolic size, so that no samples are in it? Added to a sum over samples, what
+    is repeated there needs the sum's shape, as the two part later."""
+    return all(size.is_Integer for size in shape_of(node.meta["val"].shape))
 
 
 def unfolds(node: Node, user: Node) -> bool:

@@ -201,6 +201,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "DistributedDataParallel": lambda: T.active_ddp() is None,
     "DisableAutocast": lambda: has(T.DisableAutocast, "__enter__"),
     "OptimizeContext": wraps_captures,
+    "OutputGraph": lambda: has(T.OutputGraph, "compile_and_call_fx_graph"),
     "compile_lock": lambda: has(T.compile_lock, "acquire", "release"),
     "dynamo": lambda: callable(T.dynamo.optimize) and T.active_ddp() is None,
     "dynamo_exc": lambda: all(issubclass(e, Exception) for e in T.NOT_COMPILED),

@@ -1,5 +1,6 @@
 """The two halves of a cut graph, as code that is checked, or as the graph itself."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch.fx import GraphModule
 from fxdp.backend.check import Checked, coarsest
 from fxdp.backend.rows import Rows
 from fxdp.backend.settings import Backend, Record, Settings
+from fxdp.capture.errors import first_line
 from fxdp.forms.batch import HALVES
 from fxdp.graph.nodes import arguments, copied
 from fxdp.graph.study import ClippedSums, Joint, PictureLayout, Size
@@ -19,12 +21,17 @@ from fxdp.status import say
 from fxdp.torch_internals import (
     OpOverload,
     compile_fx_inner,
+    dynamo_exc,
     inductor_config,
 )
 
 aten = torch.ops.aten
 # The random numbers of a compiled step are those of an eager one: seeds reproduce runs.
 RANDOM = {"fallback_random": True}
+
+
+class UncompiledWarning(UserWarning):
+    """torch's compiler failed on a graph, which runs as it is."""
 
 
 def finish(
@@ -46,13 +53,30 @@ def finish(
     study = record.compiled()
     if study.of(PictureLayout).contiguous:
         options["layout_optimization"] = False
-    with inductor_config.patch(options):
-        compiled = compile_fx_inner(graph, args, is_backward=is_backward)
+    half = "backward" if is_backward else "forward"
+    try:
+        with inductor_config.patch(options):
+            compiled = compile_fx_inner(graph, args, is_backward=is_backward)
+    except dynamo_exc.RestartAnalysis:
+        raise  # no failure: torch begins again
+    except Exception as error:
+        uncompiled(f"its {half} graph", error, record)
+        return eager
     if not settings.check:
         return compiled  # type: ignore[return-value]
     rows = Rows.of(graph, study.of(Size).node.meta["val"])
-    half = "backward" if is_backward else "forward"
     return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph), rows, half)  # type: ignore[arg-type]
+
+
+def uncompiled(what: str, error: Exception, record: Record) -> None:
+    """Warn that torch's compiler failed, and note it; the graph, which was proven, runs."""
+    said = f"{type(error).__name__}: {first_line(error)}"
+    record.fallbacks.append(f"{what} was not compiled: {said}")
+    warnings.warn(
+        f"fxdp: torch could not compile {what}, which runs eagerly instead ({said})",
+        UncompiledWarning,
+        stacklevel=2,
+    )
 
 
 def safe_views(graph: GraphModule) -> GraphModule:

@@ -1,6 +1,7 @@
 """From a captured step to a callable: passes on the joint graph, where AOTAutograd would cut it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from functorch.compile import min_cut_rematerialization_partition
@@ -9,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxdp.autotune.layout import contiguous_is_faster
 from fxdp.backend.checkpointing import recompute_forward
 from fxdp.backend.delivery import run_apart
-from fxdp.backend.halves import RANDOM, finish, noise_check
+from fxdp.backend.halves import RANDOM, UncompiledWarning, finish, noise_check, uncompiled
 from fxdp.backend.settings import Record, Settings, usable
 from fxdp.capture.naming import Names, input_names, known_names
 from fxdp.capture.patches import scalars_stay_tensors
@@ -17,6 +18,7 @@ from fxdp.capture.polyfills import symbolic_kernels
 from fxdp.capture.settings import Captures, capture_settings, captured_within
 from fxdp.capture.step import Step
 from fxdp.diagnostics.diagnostic import ProofError
+from fxdp.diagnostics.errors import StepError
 from fxdp.graph import marks
 from fxdp.graph.memory import Peak, peak
 from fxdp.graph.nodes import arguments, outputs
@@ -32,6 +34,7 @@ from fxdp.proof.guards import refuse_closed
 from fxdp.status import line
 from fxdp.torch_internals import (
     aot_autograd,
+    dynamo_exc,
     functorch_config,
     inductor_config,
     select_decomp_table,
@@ -65,6 +68,8 @@ def compile_marked(
     refuse_closed(gm, settings.table)
     scalars_stay_tensors(gm)
 
+    cut: list[bool] = []  # whether the joint graph was proven, rewritten and cut
+
     def partition(joint: GraphModule, args: Any, *, num_fwd_outputs: int, **kwargs: Any) -> Any:
         names = input_names(joint, gm, example_inputs, known)
         joint.meta["study"] = Study(settings.table, num_fwd_outputs, names)
@@ -97,6 +102,7 @@ def compile_marked(
         refuse_second_draws(forward, back)
         study(joint).put(predicted(joint, forward, back, num_fwd_outputs))
         hide_extras(back)
+        cut.append(True)
         return forward, back
 
     def forward_compiler(graph: GraphModule, args: Sequence[Any]) -> Callable[..., Any]:
@@ -125,8 +131,17 @@ def compile_marked(
         partition_fn=partition,
         decompositions=DECOMPOSITIONS,
     )
-    with line(), symbolic_kernels(), readable_precision():
-        compiled = compiler(gm, example_inputs)
+    try:
+        with line(), symbolic_kernels(), readable_precision():
+            compiled = compiler(gm, example_inputs)
+    except (dynamo_exc.RestartAnalysis, ProofError, StepError, UncompiledWarning):
+        raise
+    except Exception as error:
+        if not cut or backend == "eager":
+            raise
+        uncompiled("a step", error, record)
+        eager = replace(settings, backend="eager")
+        return compile_marked(gm, example_inputs, passes, eager, record, known)
 
     results: Any = arguments(gm.graph.output_node())[0]
     place = next(i for i, r in enumerate(results) if isinstance(r, Node) and is_mark(r))

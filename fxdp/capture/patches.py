@@ -7,6 +7,9 @@ what                      why                                        what would 
 (`one_kernel`)            asked of its sizes, and would fix N         itself
 `TensorifyState`          a step with C, sigma and L as 0-d tensors   one tensor of three numbers
 (`scalars_stay_tensors`)  would be captured twice
+a check of outputs        a loss that a gradient within the step is    torch seeing that such a loss
+(`leaves_within`)         part of hangs on a leaf made there, which   is differentiated by others
+                          nobody differentiates by outside
 `uninteresting_files`     a guard names the line in torch.nn, and     a user's stack with each guard
 (`users_lines`)           not the user's that called it
 kernels of ops, two of    their Python asks about sizes, and would    a mode around the forward
@@ -32,6 +35,7 @@ from torch.fx import GraphModule
 
 from fxdp.torch_internals import (
     FakeTensor,
+    OutputGraph,
     SymT,
     TensorifyState,
     conv_input,
@@ -78,6 +82,24 @@ def one_kernel() -> Iterator[None]:
         yield
     finally:
         torch_c._select_conv_backend = choose
+
+
+@contextlib.contextmanager
+def leaves_within() -> Iterator[None]:
+    """While a model is captured: let the loss hang on a tensor that the model asked a gradient by
+    (a penalty on gradients). torch refuses to return such a tensor, for outside nobody could
+    differentiate by that leaf; what comes of a step is differentiated by the parameters alone.
+    """
+    name = "_check_requires_grad_intermediate_outputs"
+    check: Any = getattr(OutputGraph, name, None)
+    if check is None:
+        yield
+        return
+    setattr(OutputGraph, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(OutputGraph, name, check)
 
 
 @functools.cache

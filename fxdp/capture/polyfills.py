@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxdp.capture.recurrent import RECURRENT
+from fxdp.capture.resizing import bicubic_antialiased
 from fxdp.kernels.matrix_exp import matrix_exp as whole_matrix_exp
 from fxdp.torch_internals import DispatchKey, OpOverload
 
@@ -59,11 +60,69 @@ def matrix_exp(x: Tensor) -> Tensor:
     return whole_matrix_exp(x)
 
 
+MANY = 25  # rows from which on torch works distances out as a product of matrices
+
+
+def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """torch's own asks how many rows there are, among them N; this one asks of the others."""
+    mode = compute_mode or 0
+    rows: list[Any] = [x.shape[-2], y.shape[-2]]
+    many = any(isinstance(r, int) and r > MANY for r in rows)
+    if p != 2 or not (mode == 1 or (mode == 0 and many)):
+        return aten._cdist_forward(x, y, p, 2)
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = (t.expand(*batch, *t.shape[-2:]) for t in (x, y))
+    return aten._euclidean_dist(x, y)
+
+
+def embedding_backward(
+    grad: Tensor, ids: Tensor, rows: int, padding: int, by_frequency: bool, sparse: bool
+) -> Tensor:
+    """A sparse gradient is a dense one here: noise falls on every row."""
+    return aten.embedding_dense_backward(grad, ids, rows, padding, by_frequency)
+
+
+def check_errors(info: Tensor, name: str, *, is_matrix: bool) -> None:
+    """No assertion that all matrices were regular, which torch orders by a token that no half of a
+    cut graph has a place for: a sample that has another gets NaN, and so no part."""
+
+
+def with_zeros(op: OpOverload) -> Callable[..., Tensor]:
+    """A sum of operands of which torch knows that one is zero, a tangent that nobody gave: as torch
+    has it, but without asking for the sizes."""
+
+    def run(x: Tensor, y: Tensor, **how: Any) -> Tensor:
+        return op(*(torch.zeros_like(t) if t._is_zerotensor() else t for t in (x, y)), **how)
+
+    return run
+
+
+def zero_times(x: Tensor, y: Tensor) -> Tensor:
+    """A product with such a zero, which is zero whatever the other operand is."""
+    return torch.zeros_like(x) * torch.zeros_like(y)
+
+
+def zero_over(x: Tensor, y: Tensor) -> Tensor:
+    """A quotient of such a zero."""
+    if not x._is_zerotensor():
+        return x / torch.zeros_like(y)
+    return torch.zeros_like(x) / (torch.zeros_like(y) if y._is_zerotensor() else torch.ones_like(y))
+
+
+ZERO = DispatchKey.ZeroTensor
 KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.take_along_dim.default, COMPOSITE): take_along_dim,
     (aten.adaptive_avg_pool2d.default, COMPOSITE): adaptive_avg_pool2d,
     (aten.adaptive_avg_pool3d.default, COMPOSITE): adaptive_avg_pool3d,
+    (aten.cdist.default, COMPOSITE): cdist,
+    (aten._upsample_bicubic2d_aa.default, AUTOGRAD): bicubic_antialiased,
+    (aten.embedding_backward.default, COMPOSITE): embedding_backward,
     (aten.linalg_matrix_exp.default, AUTOGRAD): matrix_exp,
+    (aten._linalg_check_errors.default, AUTOGRAD): check_errors,
+    (aten.add.Tensor, ZERO): with_zeros(aten.add.Tensor),
+    (aten.sub.Tensor, ZERO): with_zeros(aten.sub.Tensor),
+    (aten.mul.Tensor, ZERO): zero_times,
+    (aten.div.Tensor, ZERO): zero_over,
 } | {(op, key): run for op, run in RECURRENT.items() for key in (COMPOSITE, AUTOGRAD)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxdp.capture.patches import one_kernel, users_lines
+from fxdp.capture.patches import leaves_within, one_kernel, users_lines
 from fxdp.capture.polyfills import symbolic_kernels
 from fxdp.torch_internals import (
     IgnoredFunctions,
@@ -20,6 +20,8 @@ from fxdp.torch_internals import (
 )
 
 SHAPES: Any = shapes_config
+# Gradients that a model takes itself are traced, where torch knows how to.
+GRADIENTS = {"trace_autograd_ops": True} if hasattr(dynamo_config, "trace_autograd_ops") else {}
 MOST_GRAPHS = 64  # that one model may have, for sizes and modes that the proof cannot merge
 
 
@@ -65,14 +67,15 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
 
     With `dynamic`, sizes that change between steps become symbols.
 
-    Sizes that happen to be equal stay different symbols; recurrent layers are traced; and what a
-    model writes to a log does not break its graph.
+    Sizes that happen to be equal stay different symbols; recurrent layers are traced, and gradients
+    that a model takes itself; and what a model writes to a log does not break its graph.
     """
     with (
         SHAPES.patch(use_duck_shape=False),
         dynamo_config.patch(
             {
                 "allow_rnn": True,
+                **GRADIENTS,
                 "automatic_dynamic_shapes": dynamic,
                 "recompile_limit": MOST_GRAPHS,
                 "ignore_logging_functions": IgnoredFunctions(logging_functions()),
@@ -81,6 +84,7 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
         # With opt_einsum, a product of three tensors makes their sizes constants.
         torch.backends.opt_einsum.flags(enabled=False),
         users_lines(),
+        leaves_within(),
         one_kernel(),
         symbolic_kernels(),
         quiet(logging.getLogger("torch._subclasses.fake_tensor")),

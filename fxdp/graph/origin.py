@@ -19,6 +19,8 @@ REMEDIES = {
     "batch_norm": "replace the batch norm by torch.nn.GroupNorm, which normalises each sample",
     "softmax": "normalise over classes or positions (dim=-1), not over the batch",
     "cumsum": "scan along an axis of the sample, not along the batch",
+    "nonzero": "let every expert or branch see all rows, and weigh by the mask; or sort and pick "
+    "within a sample",
     "flip": "flip an axis of the sample, not the batch",
     "roll": "roll an axis of the sample, not the batch",
     "sort": "sort along an axis of the sample, not along the batch",

@@ -10,6 +10,7 @@ from fxdp.ops import (
     contraction,
     convolution,
     decompositions,
+    distance,
     factory,
     index,
     linalg,
@@ -33,6 +34,7 @@ ALL: Table = (
     | dict(convolution.RULES)
     | dict(softmax.RULES)
     | dict(attention.RULES)
+    | dict(distance.RULES)
     | dict(pool.RULES)
     | dict(index.RULES)
     | dict(bag.RULES)

@@ -62,7 +62,7 @@ def bagged_back(
 ) -> Placement:  # fmt: skip
     """The gradient of the table."""
     if sparse:
-        raise Mixed("there is no form for a sparse gradient", "no-rule")
+        raise Mixed("a sparse gradient is none that has noise on every row", "no-rule")
     if is_shared(ids, offsets, weights):
         if isinstance(grad.placement, Partial | Replicate) and is_shared(belongs, sizes, maxima):
             return grad.placement if isinstance(grad.placement, Partial) else Replicate()

@@ -42,12 +42,20 @@ def own_kernels(call: Call, x: Any, weight: Any, groups: Any) -> bool:
     )
 
 
+def own_bias(call: Call, bias: Any) -> bool:
+    """Is there no bias, or one [N * D] with a sample's own numbers in a row?"""
+    if bias is None:
+        return True
+    at = bias.placement
+    return isinstance(at, Shard) and quotient(bias.shape[0], call.n * at.inner) == 1
+
+
 def convolved(
     call: Call, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
     transposed: Any, output_padding: Any, groups: Any,
 ) -> Placement:  # fmt: skip
     """Every sample of the batch axis by itself; channels and pixels mix."""
-    if bias is None and own_kernels(call, x, weight, groups):
+    if own_kernels(call, x, weight, groups) and own_bias(call, bias):
         return Shard(1, quotient(call.out[0][1], call.n) or ONE)
     refuse_counts(call, groups)
     refuse_samples(weight, bias)

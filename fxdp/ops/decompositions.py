@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.kernels.grouped import convolution, convolution_weight
+from fxdp.kernels.grouped import convolution, convolution_input, convolution_weight
 from fxdp.kernels.opaque import max_pool2d_backward
 from fxdp.torch_internals import OpOverload, core_aten_decompositions, get_decompositions
 
@@ -50,9 +50,10 @@ def convolution_backward(
     groups: int, mask: list[bool],
 ) -> Any:  # fmt: skip
     """One node a gradient, so that each is placed, and replaced, by itself."""
-    if sum(mask) == 1 and not mask[2]:
+    if sum(mask) == 1 and not mask[2] and sizes is None:
         return NotImplemented
-    rest = (sizes, stride, padding, dilation, transposed, output_padding, groups)
+    # The sizes are the bias's, and may tell of the number of samples.
+    rest = (None, stride, padding, dilation, transposed, output_padding, groups)
     found: list[Tensor | None] = [None, None, None]
     for i in range(2):
         if mask[i]:
@@ -74,6 +75,24 @@ def mv(a: Tensor, b: Tensor) -> Tensor:
 def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """x gives nothing but its shape and dtype."""
     return source.to(x.dtype).expand(x.shape).clone()
+
+
+def put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    """Elements written, or added, at places of the flattened x."""
+    spots: list[Tensor | None] = [index.reshape(-1)]
+    return x.reshape(-1).index_put(spots, source.reshape(-1), accumulate).view(x.shape)
+
+
+def embedding_bag_backward(
+    grad: Tensor, ids: Tensor, offsets: Tensor, belongs: Tensor, sizes: Tensor, maxima: Tensor,
+    rows: int, by_frequency: bool, mode: int, sparse: bool, weights: Tensor | None,
+    padding: int = -1,
+) -> Tensor:  # fmt: skip
+    """A sparse gradient is a dense one here: noise falls on every row."""
+    if not sparse:
+        return NotImplemented
+    given = (grad, ids, offsets, belongs, sizes, maxima, rows, by_frequency, mode)
+    return aten._embedding_bag_backward(*given, False, weights, padding)
 
 
 def full_like(x: Tensor, value: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
@@ -203,6 +222,8 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.dot.default: dot,
     aten.mv.default: mv,
     aten.copy.default: copy,
+    aten.put.default: put,
+    aten._embedding_bag_backward.default: embedding_bag_backward,
     aten.full_like.default: full_like,
     aten._trilinear.default: trilinear,
 }
@@ -231,9 +252,11 @@ def opaque_convolution(
     dilation: list[int], transposed: bool, output_padding: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """A convolution with the samples among its groups, kept out of Inductor's hands."""
-    if not isinstance(groups, torch.SymInt) or bias is not None or transposed:
+    if not isinstance(groups, torch.SymInt):
         return NotImplemented
-    return convolution(x, weight, stride, padding, dilation, groups)
+    how = (*each_way(weight, stride, padding, dilation, output_padding), groups)
+    out = convolution(x, weight, *how[:3], transposed, *how[3:])
+    return out if bias is None else out + bias.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def opaque_convolution_backward(
@@ -241,12 +264,20 @@ def opaque_convolution_backward(
     padding: list[int], dilation: list[int], transposed: bool, output_padding: list[int],
     groups: int, mask: list[bool],
 ) -> Any:  # fmt: skip
-    """The same for its weight's gradient."""
-    if not isinstance(groups, torch.SymInt) or transposed or mask != [False, True, False]:
+    """The same for its gradients, each by itself."""
+    if not isinstance(groups, torch.SymInt) or mask[2]:
         return NotImplemented
-    shape = list(weight.shape)
-    only = convolution_weight(grad, x, shape, stride, padding, dilation, groups)
-    return None, only, None
+    how = each_way(weight, stride, padding, dilation, output_padding)
+    rest = (*how[:3], transposed, how[3], groups)
+    own = convolution_input(grad, list(x.shape), weight, *rest) if mask[0] else None
+    weights = convolution_weight(grad, x, list(weight.shape), *rest) if mask[1] else None
+    return own, weights, None
+
+
+def each_way(weight: Tensor, *moves: list[int]) -> list[list[int]]:
+    """A number for each axis of the kernel, where one may be given for all."""
+    axes = weight.dim() - 2
+    return [list(m) if len(m) == axes else list(m) * axes for m in moves]
 
 
 def opaque_max_pool_backward(

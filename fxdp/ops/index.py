@@ -103,6 +103,13 @@ def indexed(call: Call, x: Any, indices: Any) -> Placement:
     return found_at(call, x, indices) or Replicate()
 
 
+def found(call: Call, x: Any) -> Placement:
+    """Where elements are that are not zero: one after the other, whoever's they are."""
+    if is_shared(x):
+        return Replicate()
+    raise Mixed("which rows are taken together, and how many, depends on all samples")
+
+
 def put(call: Call, x: Any, indices: Any, values: Any, accumulate: bool = False) -> Placement:
     """x with values written or added at x[indices]."""
     sums = [isinstance(v.placement, Partial) for v in (x, values)]
@@ -323,6 +330,7 @@ RULES: Table = {
     aten.index.Tensor: Rule(indexed),
     aten._unsafe_index.Tensor: Rule(indexed),
     aten.index_select.default: Rule(index_selected),
+    aten.nonzero.default: Rule(found),
     aten.embedding.default: Rule(embedded),
     aten.embedding_dense_backward.default: SumRule(embedded_back, form=embedding_form),
     aten.embedding_renorm.default: Rule(renormed),

@@ -74,10 +74,22 @@ def is_linear(x: Any, *others: Any) -> bool:
     return True
 
 
-def solved(call: Call, a: Any, b: Any, **_: Any) -> tuple[Placement, ...]:
+def apart(b: Any, *shared: Any, left: bool = True) -> Shard | None:
+    """Where the samples are if they are columns of b, or rows where x stands on the left: each is
+    solved for by itself, with a matrix (or its factors) that all share."""
+    at = b.placement
+    if not isinstance(at, Shard) or not is_shared(*shared):
+        return None
+    aside = at.dim == b.rank - (1 if left else 2)
+    return at if aside and all(x.rank <= b.rank for x in shared) else None
+
+
+def solved(call: Call, a: Any, b: Any, *, left: bool = True, **_: Any) -> tuple[Placement, ...]:
     """a x = b for matrices or vectors b; then the factors of a."""
     if is_linear(b, a):
         return b.placement, Replicate(), Replicate(), Replicate()
+    if b.rank > 1 and (found := apart(b, a, left=left)) is not None:
+        return found, Replicate(), Replicate(), Replicate()
     vectors = b.rank == 1 or b.rank == a.rank - 1
     at = place_stack(Stack(a, 2), Stack(b, 1 if vectors else 2))
     if isinstance(at, Shard) and is_shared(a):
@@ -85,16 +97,22 @@ def solved(call: Call, a: Any, b: Any, **_: Any) -> tuple[Placement, ...]:
     return tuple(at for _ in call.out)
 
 
-def solved_by_factors(call: Call, lu: Any, pivots: Any, b: Any, **_: Any) -> Placement:
+def solved_by_factors(
+    call: Call, lu: Any, pivots: Any, b: Any, *, left: bool = True, **_: Any
+) -> Placement:
     """a x = b, with the factors of a."""
     if is_linear(b, lu, pivots):
         return b.placement
+    if (found := apart(b, lu, pivots, left=left)) is not None:
+        return found
     return place_stack(Stack(lu, 2), Stack(pivots, 1), Stack(b, 2))
 
 
-def solved_triangular(call: Call, a: Any, b: Any, **_: Any) -> Placement:
+def solved_triangular(call: Call, a: Any, b: Any, *, left: bool = True, **_: Any) -> Placement:
     """a x = b for a triangle a."""
-    return b.placement if is_linear(b, a) else place_stack(Stack(a, 2), Stack(b, 2))
+    if is_linear(b, a):
+        return b.placement
+    return apart(b, a, left=left) or place_stack(Stack(a, 2), Stack(b, 2))
 
 
 def solved_cholesky(call: Call, b: Any, factor: Any, *_: Any) -> Placement:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
-from fxdp.rules import Call, Rule, Table, Value, agreed, is_shared
+from fxdp.rules import Call, Rule, Table, agreed, is_shared
 
 aten = torch.ops.aten
 
@@ -73,38 +73,6 @@ def scanned(call: Call, x: Any, dim: int) -> tuple[Placement, Placement]:
     return at, at
 
 
-def last_axes(count: int) -> Any:
-    """An op over the last `count` axes of its operands, result of the same leading axes."""
-
-    def place(call: Call, *operands: Any, **__: Any) -> Placement:
-        places = {x.placement for x in operands if hasattr(x, "placement")}
-        places -= {Replicate(), Replicate(zero=True)}
-        if not places:
-            return Replicate()
-        at = places.pop()
-        if places or not isinstance(at, Shard):
-            raise Mixed("the operands hold their samples on different axes")
-        if any(at.dim >= x.rank - count for x in operands if hasattr(x, "placement")):
-            raise Mixed("it works along the batch axis")
-        # Not every kernel checks that its operands fit: those of one size pair up, or one of 1.
-        values = [x for x in operands if isinstance(x, Value)]
-        held = {(x.rank, x.shape[at.dim]) for x in values if x.placement == at}
-        rank = max(r for r, _ in held)
-        others = [(x, at.dim + x.rank - rank) for x in values if x.placement != at]
-        if len(held) > 1 or any(d >= 0 and x.shape[d] != 1 for x, d in others):
-            raise Mixed("the operands hold their samples on different axes")
-        return at
-
-    return place
-
-
-def distance_back(call: Call, grad: Any, *others: Any) -> Placement:
-    """The gradient of cdist, linear in the incoming one."""
-    if isinstance(grad.placement, Partial) and is_shared(*others):
-        return grad.placement
-    return last_axes(2)(call, grad, *others)
-
-
 RULES: Table = {
     aten._softmax.default: Rule(normalised),
     aten._log_softmax.default: Rule(normalised),
@@ -122,6 +90,4 @@ RULES: Table = {
     aten.kthvalue.default: Rule(kth),
     aten.cummax.default: Rule(scanned),
     aten.cummin.default: Rule(scanned),
-    aten._cdist_forward.default: Rule(last_axes(2)),
-    aten._cdist_backward.default: Rule(distance_back),
 }

@@ -63,7 +63,7 @@ class Certificate:
     It does not say:
         - that the generated code computes what the graph says. The first step of each
           compilation is compared with the graph, which is evidence and no proof; `fallbacks`
-          lists where the two differed and the graph was run instead.
+          lists where the two differed, or nothing was generated, and the graph was run instead.
         - anything of another program: other options in forward, other dtypes, other inputs make
           other graphs, each with a certificate of its own.
         - how large epsilon is. That follows from sampling and steps, see `fxdp.privacy`.
@@ -72,7 +72,8 @@ class Certificate:
     Attributes:
         obligations: P1 to P6.
         assumptions: what no graph shows.
-        fallbacks: generated code that differed from its graph and was replaced by it.
+        fallbacks: generated code that differed from its graph and was replaced by it, and graphs
+            that torch could not compile.
         graph: SHA-256 of the graph, see `fxdp.proof.fingerprint`.
         versions: of torch and fxdp.
     """

@@ -18,6 +18,7 @@ from fxdp.graph import marks
 from fxdp.graph.nodes import arguments
 from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.proof.faults import is_backward
+from fxdp.proof.layouts import Moved, note, others, settle
 from fxdp.proof.ownership import is_torchs, whose
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
@@ -29,7 +30,6 @@ SIZES = {
     "size", "sizes", "shape", "stride", "repeats", "input_size", "input_sizes", "output_size",
     "split_size", "split_sizes", "length", "start", "end", "n", "m", "fill_value", "s", "groups",
 }  # fmt: skip
-CONSTANT = "fxdp_constant"  # in a node's meta: what its rule says of that
 Placed = Placement | tuple[Placement | None, ...] | None
 
 
@@ -57,8 +57,8 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
         if rule is None and not is_shared_alone(node, n):
             raise Mixed(f"fxdp has no rule for this {whose(node.target)}", "no-rule")
         call = Call(shapes, n, backward or scales_losses(node, table))
-        node.meta[CONSTANT] = rule is not None and rule.constant
         placed = apply(rule, node, call) if rule is not None else shared_results(node)
+        note(node, rule, placed)
     return checked(node, placed, n)
 
 
@@ -120,45 +120,24 @@ def apply(rule: Rule, node: Node, call: Call) -> Any:
     """Call a rule on the operands of a node.
 
     Raises:
-        Mixed: the rule refuses, however the samples are taken to lie in constants.
+        Mixed: the rule refuses, whatever layout it is given of operands whose layout is open.
     """
     try:
         return apply_as(rule, node, call, operand)
     except Mixed:
-        for at in layouts(node, call.n):
+        for moved in others(node, call.n):
             with contextlib.suppress(Mixed):
-                return apply_as(rule, node, call, lambda i, at=at: relaid(i, at))
+                placed = apply_as(rule, node, call, lambda i, to=moved: relaid(i, to))
+                settle(node, moved)
+                return placed
         raise
 
 
-def layouts(node: Node, n: sympy.Symbol) -> list[Shard]:
-    """Other places for the samples of constants among the operands: those of the others.
-
-    The zeros of N * T positions, into which a gather's gradient is written, are in any order.
-    """
-    constants = [i for i in node.all_input_nodes if is_constant(i)]
-    found = [i.meta.get("placement") for i in node.all_input_nodes if i not in constants]
-    places = dict.fromkeys(p for p in found if isinstance(p, Shard))
-    return [
-        p
-        for p in places
-        if any(relaid(i, p) != operand(i) for i in constants)
-        and all(is_whole(shape_of(i.meta["val"].shape), p, n) for i in constants)
-    ]
-
-
-def is_constant(node: Node) -> bool:
-    """Is a value the same number everywhere, so that its samples may lie in any order?"""
-    return node.meta.get(CONSTANT, False) and isinstance(node.meta["placement"], Shard)
-
-
-def relaid(node: Node, at: Shard) -> Value | sympy.Expr:
-    """An operand as a rule sees it, with the samples of a constant where `at` says."""
+def relaid(node: Node, moved: Moved) -> Value | sympy.Expr:
+    """An operand as a rule sees it, in another layout where there is one."""
     value = operand(node)
-    if isinstance(value, Value) and is_constant(node) and value.placement != at:
-        same_axis = isinstance(value.placement, Shard) and value.placement.dim == at.dim
-        return replace(value, placement=at) if same_axis else value
-    return value
+    at = moved.get(node)
+    return replace(value, placement=at) if isinstance(value, Value) and at is not None else value
 
 
 def apply_as(rule: Rule, node: Node, call: Call, operand: Callable[[Node], Any]) -> Any:

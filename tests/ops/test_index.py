@@ -32,6 +32,7 @@ CASES = [
     ),
     case(aten.index.Tensor, T(N, 2, 3, only="shard"), [ids(1, only="iota"), None, ids(1)]),
     case(aten.index.Tensor, T(3, 2, 3, only=FEW), [ids(2), None, each(ids(2), ids(1), ids(1, 2))]),
+    case(aten.nonzero.default, T(2, 3, high=2), samples=False),
     case(aten.index_select.default, T(3, 2), each(0, 1), each(ids(2, high=2), ids(1, high=2))),
     case(aten.embedding.default, T(3, 2), each(ids(2), ids(1, 2), ids(2, 1))),
     case(

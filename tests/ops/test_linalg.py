@@ -44,6 +44,17 @@ CASES = [
         T(2, 3, 3, only=FEW), each(T(2, 2, 3, only=FEW), T(2, 3, only=FEW)), left=False,
     ),
     case(
+        aten._linalg_solve_ex.default,
+        each(T(3, 3, only=FEW), T(2, 3, 3, only=FEW)),
+        each(T(3, 3, only=FEW), T(2, 3, 3, only=FEW), T(2, 3, only=FEW)), left=each(True, False),
+    ),
+    case(
+        aten.linalg_lu_solve.default,
+        T(3, 3, only=FEW), T(3, values=(1, 2, 3), dtype=torch.int32, only="replicate shard"),
+        each(T(3, 3, only=FEW), T(2, 3, 3, only=FEW)), left=each(True, False),
+        adjoint=each(True, False),
+    ),
+    case(
         aten.linalg_lu_solve.default,
         T(2, 3, 3, only=FEW), T(2, 3, values=(1, 2, 3), dtype=torch.int32, only="replicate shard"),
         T(2, 3, 2, only=FEW),

@@ -119,16 +119,6 @@ CASES = [
     case(aten.kthvalue.default, T(9, 2), each(1, N), each(0, 1, -1), each(False, True)),
     case(aten.kthvalue.default, T(2, 3), 1),
     *(case(op, T(2, 3), each(0, 1, -1)) for op in (aten.cummax.default, aten.cummin.default)),
-    case(aten._cdist_forward.default, each(T(2, 3, 2), T(3, 2)), T(2, 2, 2), 2.0, None),
-    case(aten._cdist_forward.default, T(1, 2, 2, 2), T(2, 3, 2), 1.0, None),
-    case(
-        aten._cdist_backward.default,
-        T(2, 3, 2, only=FEW),
-        each(T(2, 3, 2, only=FEW), T(3, 2, only=FEW), T(1, 3, 2, only=FEW)),
-        T(2, 2, 2, only=FEW),
-        2.0,
-        T(2, 3, 2, only=FEW),
-    ),
 ]
 
 

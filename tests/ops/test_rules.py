@@ -5,6 +5,7 @@ import torch
 from fxdp.ops import RULES
 from tests.ops import (
     test_contraction,
+    test_distance,
     test_factory,
     test_index,
     test_linalg,
@@ -50,8 +51,8 @@ UNTRIED = {
 
 def tried() -> set[object]:
     modules = (
-        test_contraction, test_factory, test_index, test_linalg, test_norm, test_pointwise,
-        test_recurrent, test_reduce, test_views,
+        test_contraction, test_distance, test_factory, test_index, test_linalg, test_norm,
+        test_pointwise, test_recurrent, test_reduce, test_views,
     )  # fmt: skip
     cases = [c.op for m in modules for c in m.CASES] + [c.op for c in test_pool.cases()]
     cases += [c.op for c in test_factory.BLIND] + list(test_pointwise.LISTED)
