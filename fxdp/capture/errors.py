@@ -57,7 +57,16 @@ def capture_errors(model: Any, plain: Plain | None = None) -> Iterator[None]:
             raise NotCompiled(first_line(error)) from None
         if plain is not None and type(error) in OF_TORCH:
             refuse_own(plain)
+        if isinstance(error, dynamo_exc.TorchRuntimeError):
+            found = captured("graph-break", error, given_reason(str(error)))
+            raise CaptureError(replace(found, remedy="change what torch names here")) from None
         raise
+
+
+def given_reason(text: str) -> str:
+    """The error that torch met while it captured a model, from what it says around it."""
+    found = GOT.search(text)
+    return f"{found[1]}: {found[3]}" if found else first_line(RuntimeError(text))
 
 
 def paired(found: Diagnostic, plain: Plain | None) -> Diagnostic:
@@ -91,6 +100,8 @@ FORBIDDEN = (
     "Recompilation triggered with skip_guard_eval_unsafe stance",
 )
 
+# How torch writes an exception that an op raised while it was captured.
+GOT = re.compile(r"got (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
 # How torch writes an exception that the model raised while it was captured.
 RAISED = re.compile(r"raised exception (\w+)\((.*)\)$", re.MULTILINE)
 EXPLAINED = re.compile(r"^ *Explanation: (.*)$", re.MULTILINE)

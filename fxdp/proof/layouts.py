@@ -10,7 +10,7 @@ from dataclasses import replace
 import sympy
 from torch.fx import Node
 
-from fxdp.placement import Shard
+from fxdp.placement import Iota, Shard
 from fxdp.rules import Rule
 from fxdp.shapes import is_whole, quotient, shape_of
 
@@ -27,6 +27,8 @@ def note(node: Node, rule: Rule | None, placed: object) -> None:
     node.meta[OPEN] = False
     if rule is None or not isinstance(placed, Shard):
         return
+    if any(isinstance(i.meta.get("placement"), Iota) for i in node.all_input_nodes):
+        return  # a number for each place: not the same all along
     held = [i for i in node.all_input_nodes if isinstance(i.meta.get("placement"), Shard)]
     if rule.constant or rule.repeats and not held:
         node.meta[OPEN] = True

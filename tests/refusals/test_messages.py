@@ -60,6 +60,12 @@ class TestOwnErrors:
         assert "without fxdp, too" in str(found)
         assert type(found.__cause__) is error
 
+    def test_of_gradients_alone(self) -> None:
+        """Without gradients the step runs: torch's reason is what there is to say."""
+        scale = nn.Parameter(torch.ones(3))
+        found = refused(X, Y, loss_fn=lambda out, y: F.cross_entropy(out, y, scale.exp()))
+        assert "RuntimeError: The function 'nll_loss_forward' is not differentiable" in str(found)
+
     def test_a_compiled_step_says_the_same(self) -> None:
         private = fxdp.compile(Net(), F.cross_entropy, **G)
         private(X, Y).backward()
