@@ -512,9 +512,9 @@ class TestRefused:
             private_of(3, sample_rate=way)
 
     def test_other_values(self) -> None:
-        with pytest.raises(TypeError, match="BandMF or None"):
+        with pytest.raises(TypeError, match="noise must be fxdp.noise"):
             private_of(3, noise=3)
-        with pytest.raises(ValueError, match="noise needs a loss_fn"):
+        with pytest.raises(ValueError, match="noise=BandMF needs a loss_fn"):
             private_of(3, loss_fn=None, loss_reduction="mean")
 
     def test_parameters_that_are_too_coarse(self) -> None:
@@ -525,6 +525,6 @@ class TestRefused:
 
     def test_noise_that_cannot_be_made_again(self) -> None:
         elsewhere = {"weight": torch.empty(1, device="meta")}
-        with pytest.raises(TypeError, match="on meta comes from torch's generator: pass secure"):
+        with pytest.raises(TypeError, match="on meta comes from torch's generator: pass BandMF"):
             check(elsewhere, secure=False)
         check(elsewhere, secure=True)
