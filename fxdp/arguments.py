@@ -30,7 +30,10 @@ def require_number(name: str, value: object) -> int | float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return int(value) if isinstance(value, Integral) else float(value)
+    try:
+        return int(value) if isinstance(value, Integral) and abs(value) < 2**63 else float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that float64 holds") from None
 
 
 def plain(record: Any) -> None:

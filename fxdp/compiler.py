@@ -1,6 +1,6 @@
 """`fxdp.compile` and `fxdp.prove`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from fxdp.backend.options import Options, Reduction, checked_options
 from fxdp.backend.settings import Backend
 from fxdp.capture.fake import is_dataless, on_cpu
 from fxdp.capture.inputs import BatchDims
+from fxdp.capture.naming import parameters
 from fxdp.distributed.guard import UNSAID, Mesh, refuse_wrapped
 from fxdp.mechanism.clipping import Clipping, ClippingName
 from fxdp.mechanism.correlated import BandMF, Correlation
@@ -19,7 +20,8 @@ from fxdp.module.inspection import Attempt
 from fxdp.module.private_module import PrivateModule
 from fxdp.ops import RULES
 from fxdp.proof.certificate import Certificate
-from fxdp.rules import Table
+from fxdp.rules import Rule, Table
+from fxdp.torch_internals import OpOverload
 
 
 def compile(  # noqa: A001 - torch.compile's name
@@ -69,7 +71,8 @@ def compile(  # noqa: A001 - torch.compile's name
         How it is counted:
 
         accounting: `fxdp.Accounting(sample_rate=..., budget=(epsilon, delta))`, with its
-            `accountant` and `neighbours`. None amplifies nothing, and refuses nothing.
+            `accountant` and `neighbours`. None amplifies nothing, and refuses nothing. Each module
+            has an account of its own, and a budget of its own: ledgers of several add up by `+`.
 
         What is proven:
 
@@ -101,6 +104,7 @@ def compile(  # noqa: A001 - torch.compile's name
     refuse_wrapped(model, ValueError)
     refuse_private(model)
     check_parameters(model)
+    check_functions(loss_fn, rules)
     scales, settings = checked_options(
         max_grad_norm, noise_multiplier, expected_batch_size, clipping=clipping, noise=noise,
         loss_reduction=loss_reduction, rules=rules, backend=backend, mesh=mesh, options=options,
@@ -116,6 +120,7 @@ def compile(  # noqa: A001 - torch.compile's name
         if loss_reduction is not None:
             raise ValueError("noise=BandMF needs a loss_fn, or a model that returns its loss")
         correlation = Correlation(noise, {name: p.shape for name, p in model.named_parameters()})
+    settings.clipping.groups([n for n, p in parameters(model, loss_fn).items() if p.requires_grad])
     account = as_accounting(accounting).account(correlation)
     return PrivateModule(model, loss_fn, scales, settings, batch_dims, account, microbatch_size)
 
@@ -142,6 +147,19 @@ def check_parameters(model: nn.Module) -> None:
             raise TypeError(f"model's parameter {name!r} has dtype {p.dtype}; make it a buffer")
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("model has no trainable parameter: set requires_grad on at least one")
+
+
+def check_functions(loss_fn: Any, rules: Any) -> None:
+    """A loss must be something to call, and rules a table of them."""
+    if isinstance(loss_fn, type) or not (loss_fn is None or callable(loss_fn)):
+        raise TypeError(
+            f"loss_fn must be a function of output and target, or an instance of a module, not "
+            f"{loss_fn!r}"
+        )
+    if not isinstance(rules, Mapping) or not all(
+        isinstance(op, OpOverload) and isinstance(rule, Rule) for op, rule in rules.items()
+    ):
+        raise TypeError("rules must be a table such as fxdp.RULES | {my_op: fxdp.Rule(place)}")
 
 
 def prove(

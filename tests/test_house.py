@@ -74,6 +74,7 @@ COVERED = {
     "forms/test_conv_grid": "kernels.unfold",
     "forms/test_outer": "forms.batch kernels.clipped_sum",
     "lint/test_cli": """
+        lint.__main__
         lint.config lint.models.building lint.models.discovery lint.models.hugging
         lint.models.loading lint.models.losses lint.models.step lint.models.targets
         lint.models.wanted lint.options lint.selection lint.trouble""",
@@ -87,6 +88,7 @@ COVERED = {
     "lint/test_inputs": "lint.models.inputs",
     "mechanism/test_clipping": "mechanism.clipping_rule",
     "mechanism/test_correlated": "mechanism.noise module.correlated_noise",
+    "models/test_open_layouts": "proof.layouts",
     "models/test_attention": "ops.attention ops.softmax",
     "models/test_functions": "ops.compose",
     "models/test_layers": "ops.bag ops.convolution",
@@ -111,7 +113,7 @@ COVERED = {
     "proof/test_certificate": "proof.fingerprint",
     "proof/test_facts": "graph.marks graph.records",
     "refusals/test_bad_input": "capture.inputs",
-    "refusals/test_messages": "capture.blame",
+    "refusals/test_messages": "capture.pairs",
     "refusals/test_bad_numbers": "backend.options compiler",
     "refusals/test_capture": "capture.errors diagnostics.location proof.guards",
     "refusals/test_loss": "capture.step",

@@ -2,11 +2,10 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from fxdp.capture.blame import Plain, place_of
 from fxdp.diagnostics.codes import CODES
 from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
 from fxdp.diagnostics.errors import NoLoss, NotCompiled, StepError
@@ -21,29 +20,30 @@ from fxdp.torch_internals import (
     with_plain_arguments,
 )
 
+Asked = Callable[[], str | None]
+
 
 @contextlib.contextmanager
-def capture_errors(model: Any, plain: Plain | None = None) -> Iterator[None]:
+def capture_errors(model: Any, pairs: Asked = lambda: None) -> Iterator[None]:
     """Turn what torch says when it cannot capture a model into our words.
 
     Args:
-        plain: the step as it is, to find out what it does without fxdp.
+        pairs: finds out which second axis of an argument is one of samples, too
+            (`fxdp.capture.pairs`).
 
     Raises:
-        CaptureError: a graph break, or an error of the model's own.
+        CaptureError: a graph break, or an error that the model raises.
         BatchMixingError: a batch size that the model fixes, or pairs of samples.
     """
     try:
         yield
     except ProofError as error:
-        found = [paired(d, plain) for d in error.diagnostics]
+        found = [paired(d, pairs) for d in error.diagnostics]
         raise type(error)(*(advised(d, model) for d in found)) from None
     except ConstraintViolationError as error:
         fixed = captured("fixed-batch-size", error, first_line(error))
-        raise BatchMixingError(paired(fixed, plain)) from None
-    except (Unsupported, UserError) as error:
-        if plain is not None and any(text in str(error) for text in OF_THE_MODEL):
-            refuse_own(plain)
+        raise BatchMixingError(paired(fixed, pairs)) from None
+    except (Unsupported, UserError, dynamo_exc.TorchRuntimeError) as error:
         name, why = trouble(str(error))
         raise CaptureError(captured(name, error, why)) from None
     except NOT_COMPILED as error:
@@ -52,28 +52,15 @@ def capture_errors(model: Any, plain: Plain | None = None) -> Iterator[None]:
         if isinstance(error.inner_exception, StepError):  # of ours, in a wrapping of torch's
             raise error.inner_exception from None
         raise
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+    except RuntimeError as error:
         if str(error).startswith(FORBIDDEN):
             raise NotCompiled(first_line(error)) from None
-        if plain is not None and type(error) in OF_TORCH:
-            refuse_own(plain)
-        if isinstance(error, dynamo_exc.TorchRuntimeError):
-            found = captured("graph-break", error, given_reason(str(error)))
-            raise CaptureError(replace(found, remedy="change what torch names here")) from None
         raise
 
 
-def given_reason(text: str) -> str:
-    """The error that torch met while it captured a model, from what it says around it."""
-    found = GOT.search(text)
-    return f"{found[1]}: {found[3]}" if found else first_line(RuntimeError(text))
-
-
-def paired(found: Diagnostic, plain: Plain | None) -> Diagnostic:
+def paired(found: Diagnostic, pairs: Asked) -> Diagnostic:
     """What fixes the batch size because it pairs samples with each other mixes them."""
-    if found.code is not CODES["fixed-batch-size"] or plain is None:
-        return found
-    if (axis := plain.pair_axis()) is None:
+    if found.code is not CODES["fixed-batch-size"] or (axis := pairs()) is None:
         return found
     why = f"{axis} is another axis of the samples: each takes part in what others give"
     help = "samples that refer to each other, as the nodes of one graph do, have no gradient of "
@@ -81,34 +68,25 @@ def paired(found: Diagnostic, plain: Plain | None) -> Diagnostic:
     return replace(found, code=CODES["mixes-samples"], why=why, remedy=help)
 
 
-def refuse_own(plain: Plain) -> None:
-    """Raises CaptureError if a step fails without fxdp, too: with its own error as the cause."""
-    if (own := plain.error()) is None:
-        return
-    why = f"{type(own).__name__}: {first_line(own)}"
-    help = "the step raises this without fxdp, too: see the traceback of the cause"
-    found = Diagnostic(CODES["graph-break"], place_of(own), "forward", why, help)
-    raise CaptureError(found) from own
-
-
-# What torch raises, while it captures, for errors that may be of the model's own.
-OF_TORCH = (dynamo_exc.TorchRuntimeError, RuntimeError, TypeError, ValueError, IndexError, KeyError)
-OF_THE_MODEL = ("making fake tensor call", "raised exception", "failed to bind arguments")
 FORBIDDEN = (
     "Detected recompile when torch.compile stance",
     "torch.compile with fullgraph=True found no compiled frames",
     "Recompilation triggered with skip_guard_eval_unsafe stance",
 )
 
-# How torch writes an exception that an op raised while it was captured.
+# How torch writes what an op raised while it was captured.
 GOT = re.compile(r"got (\w+)\((['\"])(.*?)\2\)", re.DOTALL)
+MET = re.compile(r"debug context: (\w+Error) <.*?>(:) (.*)")
 # How torch writes an exception that the model raised while it was captured.
 RAISED = re.compile(r"raised exception (\w+)\((.*)\)$", re.MULTILINE)
 EXPLAINED = re.compile(r"^ *Explanation: (.*)$", re.MULTILINE)
+ERROR = re.compile(r"\w+(Error|Exception): ")
+OWN = "this is of the model, its loss and the arguments: called without fxdp, they show where"
 # What helps against a graph break, by what torch says of it.
 BETTER = {
     "`lock` context": "call the model once before the first step: what takes a lock, mostly what "
     "a model sets up at its first call, is done then",
+    "loss_fn returned": "return a tensor from loss_fn, 0-d or [N], made of the model's output",
     "`print`": "leave print out of forward: a compiled step runs it at most once",
     "backwards hooks": "remove the hooks on the modules' backward: gradients of single samples are "
     "in private.per_sample_grads(...)",
@@ -130,6 +108,8 @@ def trouble(text: str) -> tuple[str, str]:
         if error == NoLoss.__name__:
             return "no-loss", message
         return "graph-break", f"{error}: {message}"
+    if found := GOT.search(text) or MET.search(text):
+        return "graph-break", f"{found[1]}: {found[3].replace('immutable_', '')}"
     if "data-dependent" in text.lower():
         return "graph-break", "a value read from a tensor decides what is computed"
     explained = EXPLAINED.search(text)
@@ -146,5 +126,6 @@ def captured(name: str, error: Exception, why: str) -> Diagnostic:
     stack: Any = getattr(error, "real_stack", None) or ()
     frames = [Location(f.filename, f.lineno or 0, f.name) for f in stack]
     own = [f for f in frames if not is_library(f.file)]
-    remedy = next((r for text, r in BETTER.items() if text in why), CODES[name].remedy)
+    usual = OWN if ERROR.match(why) else CODES[name].remedy
+    remedy = next((r for text, r in BETTER.items() if text in why), usual)
     return Diagnostic(CODES[name], own[-1] if own else None, "forward", why, remedy)

@@ -68,9 +68,9 @@ class ProofError(ShortenTraceback):
     def __init__(self, *diagnostics: Diagnostic) -> None:
         text = "\n".join(str(d) for d in diagnostics)
         count = f"{len(diagnostics)} faults" if len(diagnostics) > 1 else "1 fault"
-        super().__init__(
-            f"the model cannot be made private, {count} found\n{text}", first_useful_frame=None
-        )
+        uncaptured = {d.code.name for d in diagnostics} == {"graph-break"}
+        what = "the step cannot be captured" if uncaptured else "the model cannot be made private"
+        super().__init__(f"{what}, {count} found\n{text}", first_useful_frame=None)
         self.diagnostics = diagnostics
 
 

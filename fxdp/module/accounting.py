@@ -13,7 +13,7 @@ from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling
 
 @dataclass(frozen=True)
 class Accounting:
-    """How releases are counted, and how much they may cost.
+    """How releases are counted, and how much they may cost; a module makes an account of it.
 
     Attributes:
         sample_rate: how batches are drawn: q of Poisson sampling, or what a sampler of `fxdp.data`

@@ -49,6 +49,12 @@ class Lot:
         count_noise = clipping.count_noise(expected)
         if count_noise is None or sigma == 0:
             return Lot(scales, account.release(sigma, bound), clipping, secure)
+        if not count_noise > sigma / 2:
+            raise ValueError(
+                f"unclipped_num_std of adaptive clipping must be above noise_multiplier / 2 = "
+                f"{sigma / 2:g}, and is {count_noise:g} (a twentieth of expected_batch_size if not "
+                "given): pass fxdp.clipping.Adaptive(unclipped_num_std=...)"
+            )
         own = noise_beside_count(sigma, count_noise)
         release = account.release(own, bound, count_noise)
         return Lot((bound, own, expected), release, clipping, secure)

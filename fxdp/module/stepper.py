@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxdp.backend.check import random_state, set_random_state
 from fxdp.backend.delivery import Ran, refuse_transforms
 from fxdp.backend.options import Scales, checked_scales
 from fxdp.backend.partition import Proven, compiled_step
 from fxdp.backend.settings import Record, Settings
-from fxdp.capture.blame import Plain
 from fxdp.capture.errors import capture_errors
 from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs, argument_names, gather
 from fxdp.capture.naming import module_behind, parameters
+from fxdp.capture.pairs import pair_axis
 from fxdp.capture.settings import capture_settings
-from fxdp.capture.step import local_loss, own_step
+from fxdp.capture.step import own_step
 from fxdp.capture.symbolic_batch import with_symbolic_batch
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.errors import NotCompiled
@@ -208,36 +207,23 @@ class Stepper:
         cannot follow a model through those, each size gets a graph of its own from then on.
         """
         compiled_before = self.record.compilations > 0
-        plain = Plain(inputs, self.as_it_is)
+        pairs = functools.partial(self.pair_axis, inputs)
         with line():
             if not compiled_before:
                 say("capturing the model")
             try:
-                with capture_errors(self.model, plain):
+                with capture_errors(self.model, pairs):
                     return call()
             except ProofError as error:
                 if isinstance(error, Proven) or not (self.dynamic and compiled_before):
                     raise
             self.dynamic = False
-            with capture_errors(self.model, plain):
+            with capture_errors(self.model, pairs):
                 return call()
 
-    def as_it_is(self, inputs: Inputs) -> None:
-        """Compute the loss without fxdp, for the errors that this raises; nothing is left of it."""
-        before, generators = self.state(), random_state()
-        args, kwargs = pytree.tree_unflatten(inputs.leaves, inputs.spec)
-        # Batch norm writes to its buffers without a note of it.
-        buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
-
-        def model(*args: Any, **kwargs: Any) -> Any:
-            return torch.func.functional_call(self.model, buffers, args, kwargs)
-
-        try:
-            with torch.no_grad():  # so that nothing that the model keeps leads to its parameters
-                local_loss(model, self.loss_fn, args, kwargs, self.settings.reduction)
-        finally:
-            before.put_back()
-            set_random_state(generators)
+    def pair_axis(self, inputs: Inputs) -> str | None:
+        """A second axis of samples among the arguments of a step, in words."""
+        return pair_axis(self.model, self.loss_fn, inputs, self.settings.reduction)
 
     def study(self) -> Study:
         return self.record.compiled()

@@ -150,6 +150,9 @@ class Ledger:
             wanted = self._after(release, 1, budget.delta)
             raise BudgetExhausted(budget, self.spent(budget.delta), wanted, self.releases)
 
+    def __repr__(self) -> str:
+        return f"Ledger({self.releases} releases, {self.accountant!r}, {self.neighbours!r})"
+
     def __add__(self, other: "Ledger") -> "Ledger":
         """The ledger of both, one after the other, on the same data."""
         same = other.neighbours == self.neighbours

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
-from fxdp.arguments import require_delta, require_whole
+from fxdp.arguments import require_delta, require_flag, require_whole
 from fxdp.compiler import compile  # noqa: A004
 from fxdp.data import PrivateLoader, PrivateSampler, private_loader
 from fxdp.distributed.guard import UNSAID, Mesh
@@ -101,6 +101,9 @@ def make_private(
     if (epsilon is None) == (noise_multiplier is None):
         raise ValueError("pass epsilon, or noise_multiplier: one of them, and not both")
     epochs = require_whole("epochs", epochs, 1)
+    require_flag("secure", secure)
+    if not isinstance(sampler, PrivateSampler | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"sampler must be a sampler of fxdp.data, not {sampler!r}")
     check_optimizer(model, optimizer)
     loader = private_loader(
         data_loader, sampler, sample_rate=sample_rate, generator=generator, secure=secure, mesh=mesh

@@ -49,6 +49,16 @@ class Scores(nn.Module):
         ("checkpoint", True, ValueError),
         ("memory_budget", -1, ValueError),
         ("memory_budget", "1 GB", TypeError),
+        ("max_grad_norm", 10**400, ValueError),
+        ("loss_fn", "cross_entropy", TypeError),
+        ("loss_fn", nn.CrossEntropyLoss, TypeError),
+        ("rules", None, TypeError),
+        ("rules", {"a": 1}, TypeError),
+        ("accounting", {"budget": (3.0, 1e-5)}, TypeError),
+        ("noise", "secure", TypeError),
+        ("noise", True, TypeError),
+        ("options", "ghost", TypeError),
+        ("options", {"stratgy": "ghost"}, ValueError),
     ],
 )
 def test_options(name: str, value: Any, kind: type[Exception]):
