@@ -31,9 +31,10 @@ def require_number(name: str, value: object) -> int | float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:
-        return int(value) if isinstance(value, Integral) and abs(value) < 2**63 else float(value)
+        held = float(value)
     except OverflowError:
         raise ValueError(f"{name} must be a number that float64 holds") from None
+    return int(value) if isinstance(value, Integral) else held
 
 
 def plain(record: Any) -> None:

@@ -135,7 +135,9 @@ def test_a_step_that_is_refused_moves_nothing() -> None:
 
 
 def test_a_count_that_costs_more_than_both_may() -> None:
-    with pytest.raises(ValueError, match=r"unclipped_num_std .* must be above noise_multiplier / 2"):
+    with pytest.raises(
+        ValueError, match=r"unclipped_num_std .* must be above noise_multiplier / 2"
+    ):
         step(private_of(Adaptive(unclipped_num_std=0.4)))
 
 
