@@ -201,7 +201,7 @@ ATTRIBUTES = {
     "_dynamo_dynamic_indices": "of a tensor: the axes that mark_dynamic made symbols",
     "_dynamo_source": "of a placeholder: where Dynamo found what it stands for",
     "_erased": "of an fx node: it is no longer in its graph",
-    "_modules": "of a module: its submodules, which a private module shares",
+    "_is_zerotensor", "_modules": "of a module: its submodules, which a private module shares",
     "_non_persistent_buffers_set": "of a module: the buffers that no state_dict holds",
     "_opname": "of an op: what it is called without namespace and overload",
     "_param_name_to_source": "of a captured graph: where Dynamo found each parameter",

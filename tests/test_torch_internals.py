@@ -363,6 +363,7 @@ ATTRIBUTES: dict[str, Callable[[], bool]] = {
     "_dynamo_source": sources,
     "_erased": lambda: first_node()._erased is False,
     "_opname": lambda: ADD._opname == "add",
+    "_is_zerotensor": lambda: not torch.ones(1)._is_zerotensor(),
     "_modules": lambda: isinstance(nn.Linear(1, 1)._modules, dict),
     "_non_persistent_buffers_set": lambda: nn.Linear(1, 1)._non_persistent_buffers_set == set(),
     "_param_name_to_source": lambda: has(seen_by_dynamo()[0], "_param_name_to_source"),

@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from fxdp.diagnostics.codes import CODES
-from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
+from fxdp.diagnostics.diagnostic import (
+    BatchMixingError,
+    CaptureError,
+    Diagnostic,
+    ProofError,
+    StepFails,
+)
 from fxdp.diagnostics.errors import NoLoss, NotCompiled, StepError
 from fxdp.diagnostics.fix import advised
 from fxdp.diagnostics.location import Location, is_library
@@ -45,7 +51,8 @@ def capture_errors(model: Any, pairs: Asked = lambda: None) -> Iterator[None]:
         raise BatchMixingError(paired(fixed, pairs)) from None
     except (Unsupported, UserError, dynamo_exc.TorchRuntimeError) as error:
         name, why = trouble(str(error))
-        raise CaptureError(captured(name, error, why)) from None
+        fails = isinstance(error, dynamo_exc.TorchRuntimeError) or MET.search(str(error))
+        raise (StepFails if fails else CaptureError)(captured(name, error, why)) from None
     except NOT_COMPILED as error:
         raise NotCompiled(first_line(error)) from None
     except dynamo_exc.BackendCompilerFailed as error:

@@ -82,6 +82,10 @@ class CaptureError(ProofError):
     """torch.compile could not capture the model as one graph."""
 
 
+class StepFails(CaptureError):
+    """An op of the step raises an error on these arguments, with fxdp or without."""
+
+
 ALLOW = re.compile(r"#\s*fxdp:\s*allow\[(?P<codes>[^\]]*)\][\s:,-]*(?P<reason>.*)$")
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from fxdp.compiler import attempt
 from fxdp.diagnostics import sources
-from fxdp.diagnostics.diagnostic import Diagnostic
+from fxdp.diagnostics.diagnostic import Diagnostic, StepFails
 from fxdp.graph.study import GradientSums
 from fxdp.lint.models.building import Built
 from fxdp.lint.models.step import step
@@ -94,6 +94,10 @@ def proven(built: Built, wanted: Wanted) -> Result:
                 built.model, *todo.args, loss_fn=todo.loss_fn, batch_dims=todo.batch_dims,
                 **todo.kwargs,
             )  # fmt: skip
+    except StepFails as error:
+        at = error.diagnostics[0].location
+        where = shortened_in(f" at {at.file}:{at.line}") if at else ""
+        return replace(result, trouble=error.diagnostics[0].why + where, details=details(error))
     except (Exception, SystemExit) as error:
         where = "" if isinstance(error, Trouble) else place(error)
         trouble = said(error) if where else first_line(str(error)) or said(error)

@@ -11,7 +11,7 @@ from fxdp.backend.options import Scales
 from fxdp.backend.partition import Proven, stop
 from fxdp.backend.settings import Record, Settings
 from fxdp.capture.inputs import Inputs
-from fxdp.diagnostics.diagnostic import ProofError
+from fxdp.diagnostics.diagnostic import ProofError, StepFails
 from fxdp.graph.passes import Pass
 from fxdp.graph.study import Study
 from fxdp.module.public import Public
@@ -95,6 +95,8 @@ class Inspector:
         record = Record()
         try:
             self._prove(inputs, mask, record)
+        except StepFails:
+            raise  # which says nothing of the model
         except ProofError as error:
             return Attempt(record.study, None, error)
         assert record.study is not None

@@ -57,6 +57,12 @@ WORDS, WEIGHTED, LINEAR = Words(), Weighted(), nn.Linear(4, 3)
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
 
+@pytest.fixture(autouse=True)
+def nothing_of_leftovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps follow each other without an optimizer here."""
+    monkeypatch.setattr("fxdp.module.leftovers.LOOKS", 0)
+
+
 def words(*shape: int) -> tuple[Tensor, Tensor]:
     return torch.randint(1, 10, shape), torch.arange(shape[0]) % 3
 
