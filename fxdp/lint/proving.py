@@ -95,9 +95,10 @@ def proven(built: Built, wanted: Wanted) -> Result:
                 **todo.kwargs,
             )  # fmt: skip
     except StepFails as error:
-        at = error.diagnostics[0].location
+        found = next(iter(error.diagnostics))
+        at = found.location
         where = shortened_in(f" at {at.file}:{at.line}") if at else ""
-        return replace(result, trouble=error.diagnostics[0].why + where, details=details(error))
+        return replace(result, trouble=found.why + where, details=details(error))
     except (Exception, SystemExit) as error:
         where = "" if isinstance(error, Trouble) else place(error)
         trouble = said(error) if where else first_line(str(error)) or said(error)
