@@ -128,6 +128,7 @@ class Door(Reports):
             if not torch.is_grad_enabled():
                 return without_gradients(call(*args, **kwargs))
             self.fence.around(parameters)
+            self._account.take((args, kwargs))
             with capture_errors(model), self._entered():
                 out = call(*args, **kwargs)
             for leaf in pytree.tree_leaves(out):

@@ -51,6 +51,19 @@ def test_it_has_a_ledger_norms_and_a_certificate() -> None:
     assert "fc.weight" in str(account.report())
 
 
+def test_a_batch_of_a_loader_is_released_once() -> None:
+    data = torch.utils.data.TensorDataset(X.repeat(8, 1), Y.repeat(8))
+    loader = fxdp.data.private_loader(data, sample_rate=0.2, steps=3)
+    step = compiled(Net(), accounting=fxdp.Accounting(loader))
+    batches = list(loader)
+    step(*batches[0]).backward()
+    with pytest.raises(fxdp.StepError):
+        step(*batches[0])
+    step(*batches[1]).backward()
+    assert step.privacy.releases == 2
+    assert step.privacy.ledger.runs[0].release.sampling == loader.batches.sampling
+
+
 def test_a_budget() -> None:
     model = Net()
     step = compiled(model, accounting=fxdp.Accounting(budget=(1e-3, 1e-5)))
