@@ -261,8 +261,8 @@ NAMES: dict[str, Callable[[], bool]] = {
     "disable_current_modes": disables,
     "dynamo_config": lambda: settings(
         T.dynamo_config,
-        "allow_rnn", "automatic_dynamic_shapes", "ignore_logging_functions", "recompile_limit",
-        "specialize_float",
+        "allow_rnn", "automatic_dynamic_shapes", "fake_tensor_cache_enabled",
+        "ignore_logging_functions", "recompile_limit", "specialize_float",
     ),
     "functorch_config": lambda: settings(
         T.functorch_config, "activation_memory_budget", "recompute_views"

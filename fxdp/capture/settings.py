@@ -78,6 +78,8 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
                 **GRADIENTS,
                 "automatic_dynamic_shapes": dynamic,
                 "recompile_limit": MOST_GRAPHS,
+                # It remembers shapes by symbols: to make an entry takes longer than to do without.
+                "fake_tensor_cache_enabled": False,
                 "ignore_logging_functions": IgnoredFunctions(logging_functions()),
             }
         ),
