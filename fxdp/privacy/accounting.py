@@ -7,21 +7,21 @@ of mechanisms is all that is needed. Which data sets are neighbours, `sampling_r
 """
 
 import copy
-import logging
+import functools
 import math
 from collections import Counter
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 
 import dp_accounting
-from dp_accounting import pld, rdp
+from dp_accounting import pld
 from torch import Tensor
 
 from fxdp.arguments import require_delta, require_one_of, require_rate, require_whole
 from fxdp.privacy.grid import COARSEST, FINEST, interval
 from fxdp.privacy.release import Mechanism
+from fxdp.privacy.renyi import ORDERS, RenyiAccount
 from fxdp.privacy.sampling import SAMPLINGS, Poisson
 from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling, stated
 
@@ -36,13 +36,14 @@ class Composed:
     Attributes:
         tally: mechanisms that were used once or more.
         neighbours: the relation.
-        account: dp-accounting's; it knows nothing of the tally if `interval` is above COARSEST.
+        account: of RDP, or dp-accounting's of a PLD; it knows nothing of the tally if `interval`
+            is above COARSEST.
         interval: of the grid of a PLD; 0 for RDP, which has none.
     """
 
     tally: Tally
     neighbours: Neighbours
-    account: pld.PLDAccountant | rdp.RdpAccountant
+    account: pld.PLDAccountant | RenyiAccount
     interval: float
 
 
@@ -104,7 +105,7 @@ def epsilon(
     steps = require_whole("steps", steps, 0)
     delta = require_delta(delta, num_samples or stated(mechanism.sampling).known_samples)
     check_supported(mechanism.sampling, accountant, neighbours)
-    return epsilon_of(compose({mechanism: steps}, accountant, neighbours), delta)
+    return epsilon_of_one(mechanism, steps, accountant, neighbours, delta)
 
 
 def as_sampling(sample_rate: float | Sampling | None) -> Sampling | None:
@@ -136,17 +137,23 @@ def check_supported(
         raise ValueError(f"dp-accounting has no bound for {lacking}")
 
 
-def compose(tally: Tally, accountant: Accountant, neighbours: Neighbours) -> Composed:
+def compose(
+    tally: Tally,
+    accountant: Accountant,
+    neighbours: Neighbours,
+    orders: tuple[float, ...] = ORDERS,
+) -> Composed:
     """What dp-accounting makes of a tally; the mechanisms must be supported.
 
-    `CyclicPoisson` steps are taken to be all of one stream, in a row.
+    `CyclicPoisson` steps are taken to be all of one stream, in a row. `orders` are of RDP.
     """
     used = Counter[Mechanism]()
     for mechanism, steps in tally.items():
         of_one, count = mechanism.uses(steps)
         used[of_one] += count
     grid = _grid(used, accountant, neighbours)
-    return _added(Composed({}, neighbours, _fresh(accountant, neighbours, grid), grid), used)
+    fresh = _fresh(accountant, neighbours, grid, orders)
+    return _added(Composed({}, neighbours, fresh, grid), used)
 
 
 def with_more(account: Composed, more: Tally) -> Composed:
@@ -154,7 +161,7 @@ def with_more(account: Composed, more: Tally) -> Composed:
 
     Without `CyclicPoisson` among them, of which what one sample has of them must be known.
     """
-    accountant = "rdp" if isinstance(account.account, rdp.RdpAccountant) else "pld"
+    accountant = "rdp" if isinstance(account.account, RenyiAccount) else "pld"
     total = Counter(account.tally)
     total.update(more)
     if _grid(total, accountant, account.neighbours) != account.interval:
@@ -169,8 +176,15 @@ def epsilon_of(account: Composed, delta: float) -> float:
         bound = epsilon_beyond_grids(account.tally, delta, account.neighbours)
     if account.interval > COARSEST:
         return bound
-    with _no_report_of_skipped_orders():
-        return min(bound, float(account.account.get_epsilon(delta)))
+    return min(bound, float(account.account.get_epsilon(delta)))
+
+
+@functools.lru_cache(maxsize=4096)
+def epsilon_of_one(
+    mechanism: Mechanism, count: int, accountant: Accountant, neighbours: Neighbours, delta: float
+) -> float:
+    """Epsilon of one mechanism, `count` times. What was asked before is not computed again."""
+    return epsilon_of(compose({mechanism: count}, accountant, neighbours), delta)
 
 
 def epsilon_beyond_grids(tally: Tally, delta: float, neighbours: Neighbours) -> float:
@@ -219,16 +233,19 @@ def _added(account: Composed, more: Tally) -> Composed:
     total, composed = Counter(account.tally), account.account
     total.update(more)
     if account.interval <= COARSEST:
-        composed = copy.deepcopy(composed)
-        with _no_report_of_skipped_orders():
-            for mechanism, count in more.items():
-                if count:
-                    composed.compose(_event(mechanism, composed), count)
+        composed = composed if isinstance(composed, RenyiAccount) else copy.deepcopy(composed)
+        for mechanism, count in more.items():
+            if count:
+                event = _event(mechanism, composed)
+                if isinstance(composed, RenyiAccount):
+                    composed = composed.composed(event, count)
+                else:
+                    composed.compose(event, count)
     return replace(account, tally=dict(total), account=composed)
 
 
 def _event(
-    mechanism: Mechanism, account: pld.PLDAccountant | rdp.RdpAccountant
+    mechanism: Mechanism, account: pld.PLDAccountant | RenyiAccount
 ) -> dp_accounting.DpEvent:
     sigma = mechanism.noise_multiplier
     if sigma < NEGLIGIBLE:
@@ -237,13 +254,13 @@ def _event(
     # For REPLACE_ONE the RDP accountant takes noise in units of the distance of two sums, which
     # is 2 C, and the PLD accountant in units of C, like fxdp.
     replaced = account.neighboring_relation is dp_accounting.NeighboringRelation.REPLACE_ONE
-    in_its_units = sigma / 2 if replaced and isinstance(account, rdp.RdpAccountant) else sigma
+    in_its_units = sigma / 2 if replaced and isinstance(account, RenyiAccount) else sigma
     return stated(mechanism.sampling).event(dp_accounting.GaussianDpEvent(in_its_units))
 
 
 def _fresh(
-    accountant: Accountant, neighbours: Neighbours, grid: float
-) -> pld.PLDAccountant | rdp.RdpAccountant:
+    accountant: Accountant, neighbours: Neighbours, grid: float, orders: tuple[float, ...]
+) -> pld.PLDAccountant | RenyiAccount:
     match neighbours:
         case "add-or-remove-one":
             relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
@@ -251,25 +268,6 @@ def _fresh(
             relation = dp_accounting.NeighboringRelation.REPLACE_ONE
     match accountant:
         case "rdp":
-            return rdp.RdpAccountant(neighboring_relation=relation)
+            return RenyiAccount(relation, orders)
         case "pld":
             return pld.PLDAccountant(relation, min(grid, COARSEST))
-
-
-@contextmanager
-def _no_report_of_skipped_orders() -> Generator[None]:
-    """Keeps dp-accounting from logging a line for every Renyi order that it leaves out.
-
-    Epsilon is the least over the orders, so one order fewer makes it larger at worst: there is
-    nothing for the reader of the log to do.
-    """
-    log = logging.getLogger("absl")
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return "Excluding this order" not in record.getMessage()
-
-    log.addFilter(wanted)
-    try:
-        yield
-    finally:
-        log.removeFilter(wanted)

@@ -18,6 +18,7 @@ from fxdp.privacy.accounting import (
     check_supported,
     compose,
     epsilon_of,
+    epsilon_of_one,
     with_more,
 )
 from fxdp.privacy.budget import Budget, BudgetExhausted
@@ -220,6 +221,8 @@ class Ledger:
         mechanism = release.mechanism.uses(1)[0]
         rest = {used: count for used, count in tally.items() if used != mechanism}
         count = tally.get(mechanism, 0)
+        if not rest:
+            return epsilon_of_one(mechanism, count, self.accountant, self.neighbours, delta)
         if not self._rest.tally.items() <= rest.items():
             self._rest = _Rest({}, compose({}, self.accountant, self.neighbours))
         if new := dict(rest.items() - self._rest.tally.items()):

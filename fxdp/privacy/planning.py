@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+from scipy.optimize import brentq
 
 from fxdp.arguments import (
     require,
@@ -11,8 +14,15 @@ from fxdp.arguments import (
     require_number,
     require_whole,
 )
-from fxdp.privacy.accounting import as_sampling, check_supported, compose, epsilon_of
+from fxdp.privacy.accounting import (
+    as_sampling,
+    check_supported,
+    compose,
+    epsilon_of,
+    epsilon_of_one,
+)
 from fxdp.privacy.release import Mechanism
+from fxdp.privacy.renyi import WHOLE_ORDERS
 from fxdp.privacy.sampling_rule import Accountant, Neighbours, Sampling, stated
 from fxdp.privacy.search import most_steps
 
@@ -51,7 +61,7 @@ def calibrate(
         delta: in (0, 1).
         sample_rate: q of Poisson sampling, in (0, 1], another way to draw, or None.
         steps: how many noisy sums will be released; >= 0.
-        accountant: as for `epsilon`. "pld" is asked some ten times, near the answer of "rdp".
+        accountant: as for `epsilon`; asked some ten times, near the answer of a quick bound.
         neighbours: which data sets must not be distinguishable.
         num_samples: size of the data set, for the warning about delta.
 
@@ -67,20 +77,17 @@ def calibrate(
     if steps == 0 or epsilon == math.inf:
         return 0.0
 
-    def spent(sigma: float, by: Accountant, sampling: Sampling | None) -> float:
-        tally = {Mechanism(sigma, sampling): steps}
-        return epsilon_of(compose(tally, by, neighbours), delta)
-
     def quick(sigma: float) -> float:
-        return spent(sigma, "rdp", stated(sampling).for_rdp(neighbours))
+        tally = {Mechanism(sigma, stated(sampling).for_rdp(neighbours)): steps}
+        return epsilon_of(compose(tally, "rdp", neighbours, WHOLE_ORDERS), delta)
 
     def exact(sigma: float) -> float:
-        return spent(sigma, accountant, sampling)
+        return epsilon_of_one(Mechanism(sigma, sampling), steps, accountant, neighbours, delta)
 
+    factor = 1.01 if accountant == "rdp" else 1.1
     try:
-        found = _least_noise(quick, epsilon, start=1.0, factor=2.0)
-        if accountant != "rdp":
-            found = _least_noise(exact, epsilon, start=found, factor=1.1)
+        near = _least_noise(quick, epsilon, start=1.0, factor=2.0, tolerance=1e-3)
+        found = _least_noise(exact, epsilon, start=near, factor=factor)
     except OutOfReach as error:
         raise ValueError(
             f"epsilon is too small for {steps} steps: no noise multiplier below "
@@ -132,7 +139,7 @@ def steps_within(
     check_supported(mechanism.sampling, accountant, neighbours)
 
     def after(steps: int) -> float:
-        return epsilon_of(compose({mechanism: steps}, accountant, neighbours), delta)
+        return epsilon_of_one(mechanism, steps, accountant, neighbours, delta)
 
     return most_steps(after, epsilon)
 
@@ -142,9 +149,13 @@ class OutOfReach(Exception):
 
 
 def _least_noise(
-    epsilon_at: Callable[[float], float], budget: float, start: float, factor: float
+    epsilon_at: Callable[[float], float],
+    budget: float,
+    start: float,
+    factor: float,
+    tolerance: float = TOLERANCE,
 ) -> float:
-    """The least sigma with epsilon_at(sigma) <= budget, to TOLERANCE, from above."""
+    """The least sigma with epsilon_at(sigma) <= budget, to a tolerance, from above."""
     value = epsilon_at(start)
     low = high = start
     below = above = value - budget
@@ -160,7 +171,8 @@ def _least_noise(
             if high > NOISE_LIMIT:
                 raise OutOfReach
             above = epsilon_at(high) - budget
-    return _crossing(lambda sigma: epsilon_at(sigma) - budget, Bracket(low, below, high, above))
+    at = Bracket(low, below, high, above)
+    return _crossing(lambda sigma: epsilon_at(sigma) - budget, at, tolerance)
 
 
 @dataclass(frozen=True)
@@ -173,19 +185,30 @@ class Bracket:
     above: float  # <= 0
 
 
-def _crossing(excess: Callable[[float], float], at: Bracket) -> float:
-    """A point where `excess` is not above 0 and, TOLERANCE further down, is: false position.
+def _crossing(excess: Callable[[float], float], at: Bracket, tolerance: float) -> float:
+    """A point where `excess` is not above 0 and, `tolerance` further down, is.
 
-    The end that stays gets half the weight each time (the Illinois rule), and no point is
-    tried within half of TOLERANCE from either end, so that the bracket closes.
+    By Brent's method, to a quarter of the tolerance, and from there half of it up.
     """
-    while at.high - at.low > TOLERANCE:
-        share = at.below / (at.below - at.above) if at.below < math.inf else 0.5
-        middle = at.low + (at.high - at.low) * share
-        middle = min(max(middle, at.low + TOLERANCE / 2), at.high - TOLERANCE / 2)
+    while at.below == math.inf and at.high - at.low > tolerance:
+        middle = (at.low + at.high) / 2
         value = excess(middle)
-        if value > 0:
-            at = Bracket(middle, value, at.high, at.above / 2)
-        else:
-            at = Bracket(at.low, at.below / 2, middle, value)
-    return at.high
+        at = (
+            replace(at, low=middle, below=value)
+            if value > 0
+            else replace(at, high=middle, above=value)
+        )
+    if at.high - at.low <= tolerance or at.above == 0:
+        return at.high
+    known = {at.low: at.below, at.high: at.above}
+
+    def asked(sigma: float) -> float:
+        if sigma not in known:
+            known[sigma] = excess(sigma)
+        return known[sigma]
+
+    found: Any = brentq(asked, at.low, at.high, xtol=tolerance / 4)
+    up = float(found) + tolerance / 2
+    while up < at.high and asked(up) > 0:
+        up += tolerance / 2
+    return min(up, at.high)

@@ -87,14 +87,14 @@ def test_other_ways_to_draw(sampling: Sampling, neighbours: Neighbours, sigma: f
 
 @pytest.mark.parametrize("rate", [None, 0.3, 0.01])
 def test_less_noise_and_more_steps_cost_more_from_grid_to_grid(rate: float | None) -> None:
-    noise = [2.0**-k for k in range(0, 18, 3)]
+    noise = [2.0**-k for k in range(0, 18, 4)]
     spent = [epsilon(sigma, rate, 5, DELTA) for sigma in noise]
     assert spent == sorted(spent)
     tallies = [{Mechanism(sigma, rate and Poisson(rate)): 5} for sigma in noise]
     grids = [interval(tally, "add-or-remove-one") for tally in tallies]
     assert grids == sorted(grids)
     assert grids[0] == FINEST
-    counts = [epsilon(0.2, rate, 10**k, DELTA) for k in range(0, 7, 2)]
+    counts = [epsilon(0.2, rate, 10**k, DELTA) for k in range(0, 7, 3)]
     assert counts == sorted(counts)
 
 

@@ -123,7 +123,7 @@ def test_no_order_of_releases_exceeds_the_budget(
 
 def test_the_accountant_is_asked_seldom() -> None:
     ledger, budget = Ledger("rdp"), Budget(8.0, DELTA)
-    with patch("fxdp.privacy.ledger.epsilon_of", side_effect=lambda *_: 0.0) as asked:
+    with patch("fxdp.privacy.ledger.epsilon_of_one", side_effect=lambda *_: 0.0) as asked:
         train(ledger, budget, 100_000)
     assert asked.call_count < 10
 
