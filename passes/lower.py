@@ -40,7 +40,6 @@ def lower(
     flat.graph.output_node().meta |= gm.graph.output_node().meta
     flat.meta |= gm.meta
     flat.graph.eliminate_dead_code()
-    flat.recompile()
     study(flat).put(Readable(gm))
     return flat
 

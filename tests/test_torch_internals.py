@@ -75,6 +75,13 @@ def asks_about_sizes() -> bool:
     )
 
 
+def makes_a_module() -> bool:
+    """Is it a module that computes what its graph says?"""
+    gm = traced()
+    made = torch_internals.make_graph_module(gm, gm.graph)
+    return isinstance(made, GraphModule) and torch.equal(made(torch.ones(2)), gm(torch.ones(2)))
+
+
 def suppresses() -> bool:
     """Does nothing leave a guard while guards are suppressed?"""
     x = symbolic(5)
@@ -279,6 +286,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "make_fx": lambda: takes(
         T.make_fx, "decomposition_table", "tracing_mode", "pre_dispatch", "_allow_non_fake_inputs"
     ),
+    "make_graph_module": makes_a_module,
     "mark_dynamic": lambda: takes(T.mark_dynamic, "t", "index", "hint_override"),
     "pytree": lambda: has(
         T.pytree,

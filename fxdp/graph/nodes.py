@@ -7,6 +7,7 @@ from torch.fx import Graph, GraphModule, Node
 from fxdp.graph import marks
 from fxdp.graph.records import Mark
 from fxdp.placement import Placement
+from fxdp.torch_internals import make_graph_module
 
 NO_SOURCE = object()
 
@@ -43,7 +44,7 @@ def copied(gm: GraphModule) -> GraphModule:
         if (source := getattr(node, "_dynamo_source", NO_SOURCE)) is not NO_SOURCE:
             setattr(copy, "_dynamo_source", source)  # noqa: B010
     graph.output_node().meta = dict(gm.graph.output_node().meta)
-    new = GraphModule(gm, graph)
+    new = make_graph_module(gm, graph)
     new.meta = dict(gm.meta)
     return new
 
