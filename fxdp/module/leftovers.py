@@ -9,15 +9,19 @@ LOOKS = 3  # at the first releases alone: a look at a gradient waits for its dev
 TEXT = (
     "p.grad is not empty: this release is added to what is there, and the optimizer will step by "
     "both. Call optimizer.zero_grad() before each step; for several calls that are one batch, with "
-    "one release, use `with private.accumulate(): ...`"
+    "one release, use {instead}"
 )
 
 
 class Leftovers:
-    """Looks at the first releases of a module, and warns once."""
+    """Looks at the first releases of a module, and warns once.
 
-    def __init__(self) -> None:
-        self._left = LOOKS
+    Args:
+        instead: what makes one release of several calls.
+    """
+
+    def __init__(self, instead: str = "`with private.accumulate(): ...`") -> None:
+        self._left, self._instead = LOOKS, instead
 
     def look(self, parameters: Iterable[Tensor]) -> None:
         """Warn if the first trained parameter's gradient holds numbers."""
@@ -27,4 +31,4 @@ class Leftovers:
         trained = next((p for p in parameters if p.requires_grad), None)
         if trained is not None and trained.grad is not None and bool(trained.grad.any()):
             self._left = 0
-            warnings.warn(TEXT, stacklevel=2)
+            warnings.warn(TEXT.format(instead=self._instead), stacklevel=2)

@@ -26,6 +26,7 @@ from fxdp.mechanism.correlated import BandMF
 from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
 from fxdp.module.accounting import as_accounting
+from fxdp.module.leftovers import Leftovers
 from fxdp.module.lot import Lot
 from fxdp.module.output import without_gradients
 from fxdp.module.private_module import PrivateModule
@@ -99,6 +100,7 @@ class Door(Reports):
         self.fence = Fence()
         self.refusal: str | None = None  # what fxdp last said of the model to torch
         self._last = Tally()
+        self._leftovers = Leftovers("`fxdp.compile`, and `with private.accumulate(): ...`")
         self._lock: Any = threading.RLock()
 
     def __deepcopy__(self, memo: object) -> "Door":
@@ -171,6 +173,7 @@ class Door(Reports):
 
             def work(tangent: Tensor) -> Gradients:
                 with self._lock:
+                    self._leftovers.look(ran.leaves)
                     return self._account.released(
                         lot.release, lambda: self._differentiated(ran.gradients, tangent, lot),
                         lambda: setattr(self, "_last", lot.tally),

@@ -30,6 +30,25 @@ def test_a_release_added_to_another_is_warned_of_once() -> None:
     assert step.releases == 3
 
 
+def test_through_the_door_of_torch_compile() -> None:
+    """The step that it makes has no `accumulate`, so it names what has."""
+    net = nn.Linear(5, 3)
+    step = torch.compile(
+        lambda x, y: F.cross_entropy(net(x), y), backend="fxdp", fullgraph=True,
+        options={
+            "max_grad_norm": 1.0, "noise_multiplier": 1.0, "expected_batch_size": 4,
+            "backend": "eager",
+        },
+    )  # fmt: skip
+    step(X, Y).backward()
+    with pytest.warns(UserWarning, match=r"`fxdp.compile`, and `with private.accumulate\(\)"):
+        step(X, Y).backward()
+    net.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(X, Y).backward()
+
+
 @pytest.mark.parametrize("to_none", [True, False])
 def test_not_after_zero_grad_and_not_within_a_logical_batch(to_none: bool) -> None:
     step = private()
