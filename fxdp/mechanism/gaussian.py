@@ -2,7 +2,8 @@
 
 In blocks that fit the cache, so that random bits are still there when they are added. Inductor's
 code calls the op that works in place, so that there is one tensor of a parameter's size and not
-two, and whose inner loop is compiled; the graph on its own calls the other. They compute the same.
+two, and which is compiled (`fxdp.mechanism.native`, or a loop by Inductor where that is not to be
+had); the graph on its own calls the other. They compute the same.
 """
 
 import functools
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fxdp.kernels.library import define, fake
 from fxdp.mechanism.keystream import GROUP, HALF, Bits, normals, secret_of
+from fxdp.mechanism.native import native
 from fxdp.torch_internals import auto_functionalized, compile_fx_inner, make_fx, select_decomp_table
 
 BLOCK = 1 << 17  # numbers that the processor's cache holds, with room for as many more
@@ -123,11 +125,18 @@ def release_(
     key: Tensor, draw: int, terms: int,
 ) -> None:  # fmt: skip
     """The same, in place of a contiguous total."""
-    if total.device.type != "cpu" and terms == 1:
+    on_cpu = total.device.type == "cpu"
+    if not on_cpu and terms == 1:
         add_device_noise(total, scale, expected, tangent, key, draw)
+    elif on_cpu and (code := native()) is not None:
+        factor = float(tangent) / float(expected)
+        if (by := float(scale)) == 0:
+            total.mul_(factor)
+        else:
+            code.add(total.view(-1), key, draw, by, factor, terms)
     else:
         bits = functools.partial(Bits.of, key, draw, terms, total.dtype)
-        loop = compiled(total.dtype, terms) if total.device.type == "cpu" else blend
+        loop = compiled(total.dtype, terms) if on_cpu else blend
         add_noise(total.view(-1), scale, expected, tangent, bits, loop)
     if public is not None:
         total.add_(public, alpha=float(tangent))

@@ -125,7 +125,9 @@ def noise_of(
         number: the parameter's noise number.
         dtype: float32 or float64.
     """
+    if length == 0:
+        return torch.empty(0, dtype=dtype)
     first, last = start // GROUP, -(-(start + length) // GROUP)
-    bits = Bits.of(key, number, terms, dtype, first).next(max(last - first, 0))
+    bits = Bits.of(key, number, terms, dtype, first).next(last - first)
     flat = torch.stack(normals(bits), 1).flatten().to(dtype)
     return flat[start - first * GROUP :][:length]

@@ -79,11 +79,16 @@ def test_the_sum_is_left_alone() -> None:
     assert torch.equal(total, before)
 
 
+@pytest.mark.parametrize("by", ["instructions", "loop"])
 @pytest.mark.parametrize("terms", [1, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_in_place(shape: tuple[int, ...], dtype: torch.dtype, terms: int) -> None:
-    """The same numbers, by the compiled loop, in the memory of the sum."""
+def test_in_place(
+    shape: tuple[int, ...], dtype: torch.dtype, terms: int, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers, by compiled code, in the memory of the sum."""
+    if by == "loop":
+        monkeypatch.setattr(module, "native", lambda: None)
     total, public = (torch.randn(shape, dtype=dtype) for _ in range(2))
     wanted = released(total, 8.0, public, 5, terms)
     release_(total, *scalars(8.0), public, KEY, 5, terms)

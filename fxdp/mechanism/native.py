@@ -1,0 +1,193 @@
+"""The noise of `fxdp.mechanism.keystream` by the processor's own instructions (noise.c).
+
+Compiled once a machine by the compiler that Inductor uses, and kept beside Inductor's code. As with
+all generated code nothing of it is used before it agreed with what it stands for: at bits of every
+magnitude, and at parts of parameters of all kinds. Where there is no compiler, or no instructions
+for AES in it, the loops of `fxdp.mechanism.gaussian` make the same noise, more slowly.
+"""
+
+import ctypes
+import functools
+import os
+import platform
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxdp.mechanism.keystream import GROUP, Bits, noise_of, normals, secret_of
+from fxdp.torch_internals import InvalidCxxCompiler, cache_dir, get_cpp_compiler
+
+SOURCE = Path(__file__).with_name("noise.c")
+FLAGS = ("-x", "c", "-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+LINK = ("-fopenmp", "-shared", "-fPIC")
+LONGEST = 120  # seconds that the compiler may take
+# Relative to 1 and absolute, of numbers made from equal bits.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+MOST_TERMS = 4  # as in noise.c
+WORDS = [ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p, ctypes.c_uint64]
+NUMBERS = [ctypes.c_double, ctypes.c_double, ctypes.c_int, ctypes.c_int]
+
+
+class Native:
+    """The compiled noise.
+
+    Args:
+        path: of the shared library.
+
+    Raises:
+        OSError, AttributeError: it is none, or another.
+    """
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._adds: dict[torch.dtype, Any] = {
+            torch.float32: library.fxdp_noise_float, torch.float64: library.fxdp_noise_double,
+        }  # fmt: skip
+        for function in self._adds.values():
+            function.argtypes, function.restype = [ctypes.c_void_p, *WORDS, *NUMBERS], None
+        self._narrow, self._wide = library.fxdp_narrow_group, library.fxdp_wide_group
+        self._narrow.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self._wide.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        self._narrow.restype = self._wide.restype = None
+
+    def add(
+        self, flat: Tensor, key: Tensor, number: int, scale: float, factor: float = 1.0,
+        terms: int = 1, start: int = 0,
+    ) -> None:  # fmt: skip
+        """flat becomes (flat + scale xi) * factor; in place.
+
+        Args:
+            flat: contiguous, on the CPU, float32 or float64; elements `start` and on of a
+                parameter.
+            key: int64 [2] of one release.
+            number: the parameter's noise number.
+            terms: how many normal numbers each one of the noise is made of.
+
+        Raises:
+            AssertionError: there is no key.
+        """
+        threads = torch.get_num_threads() if flat.numel() > 16 * GROUP else 1
+        self._adds[flat.dtype](
+            flat.data_ptr(), flat.numel(), start, secret_of(key), number, scale, factor, terms,
+            threads,
+        )  # fmt: skip
+
+    def group(self, bits: Tensor) -> Tensor:
+        """[GROUP] normal numbers of one group of bits, int32 [1, 2, h] or int64 [k, 2, h]."""
+        wide = bits.dtype == torch.int64
+        out = torch.empty(GROUP, dtype=torch.float64 if wide else torch.float32)
+        if wide:
+            self._wide(bits.data_ptr(), len(bits), out.data_ptr())
+        else:
+            self._narrow(bits.data_ptr(), out.data_ptr())
+        return out
+
+    def trouble(self) -> str | None:
+        """What it computes differently from `fxdp.mechanism.keystream`, if anything."""
+        key = torch.tensor([0x0123456789ABCDEF, -0x123456789ABCDEF], dtype=torch.int64)
+        for dtype, terms in ((torch.float32, 1), (torch.float64, 1), (torch.float64, MOST_TERMS)):
+            bits = Bits.of(key, 3, terms, dtype).next(4)
+            bits[0, :, :, :64] = of_every_magnitude(bits.dtype)
+            for one in bits:
+                want = torch.cat(normals(one.unsqueeze(0)), 1).flatten()
+                if not agree(self.group(one.contiguous()), want, dtype):
+                    return f"numbers of {bits.dtype} bits"
+            for at in (0, 1, GROUP - 1, 5 * GROUP):
+                for length in (0, 1, GROUP, 2 * GROUP + 3):
+                    flat = torch.linspace(-1, 1, length, dtype=dtype)
+                    want = (flat + 0.7 * noise_of(key, 2**40, at, length, dtype, terms)) * 0.3
+                    self.add(flat, key, 2**40, 0.7, 0.3, terms, at)
+                    if not agree(flat, want, dtype):
+                        return f"elements {at} to {at + length} in {dtype}, {terms} terms"
+        return None
+
+
+def of_every_magnitude(dtype: torch.dtype) -> Tensor:
+    """[64] integers: the least and the largest, and powers of 2 with either sign."""
+    ends, size = torch.iinfo(dtype), 31 if dtype == torch.int32 else 63
+    powers = [sign << (k * (size - 1) // 29) for k in range(30) for sign in (1, -1)]
+    return torch.tensor([0, ends.max, ends.min, ends.min + 1, *powers], dtype=dtype)
+
+
+def agree(got: Tensor, want: Tensor, dtype: torch.dtype) -> bool:
+    return torch.allclose(got, want.to(got.dtype), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@functools.cache
+def native() -> Native | None:
+    """The compiled noise; None where it cannot be had, or computes something else.
+
+    Warns once in the second case.
+    """
+    path = built(SOURCE, machine())
+    if path is None:
+        return None
+    try:
+        found = Native(path)
+    except (OSError, AttributeError):  # half a file, or another's
+        path.unlink(missing_ok=True)
+        return None
+    if (trouble := found.trouble()) is not None:
+        warnings.warn(
+            f"fxdp: the compiled noise differs from what it stands for ({trouble}); a slower loop "
+            "takes its place",
+            stacklevel=2,
+        )
+        return None
+    return found
+
+
+def machine() -> str:
+    """What compiled code for this processor depends on; "" where that is not known."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return f"{platform.machine()} {line}"
+    return ""
+
+
+def built(source: Path, processor: str) -> Path | None:
+    """The shared library of a source, from the cache if it is there.
+
+    Returns:
+        None where it cannot be compiled. Where the processor is not known, a file of this process's
+        own: code for another one might not run.
+    """
+    try:
+        compiler, text = get_cpp_compiler(), source.read_bytes()
+    except (InvalidCxxCompiler, OSError):
+        return None
+    flags = (*FLAGS, *LINK)
+    told = "\n".join((compiler, processor, *flags)).encode() + text
+    name = f"fxdp-noise-{sha256(told).hexdigest()[:16]}.so"
+    with suppress(OSError):
+        folder = Path(cache_dir()) if processor else Path(tempfile.mkdtemp())
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
+        return path if path.exists() else compiled([compiler, *flags, str(source)], path)
+    return None
+
+
+def compiled(command: Sequence[str], path: Path) -> Path | None:
+    """Run a compiler, whose result appears under `path` in one piece or not at all."""
+    own = path.with_suffix(f".{os.getpid()}")
+    try:
+        done = subprocess.run(
+            [*command, "-o", str(own)], capture_output=True, timeout=LONGEST, check=False
+        )
+        if done.returncode:
+            return None
+        own.replace(path)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    finally:
+        own.unlink(missing_ok=True)
+    return path
