@@ -1,7 +1,9 @@
 """The arguments of a step: flattened, checked, and split into samples and what they share."""
 
 import inspect
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,10 +123,10 @@ def check_target(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     Raises:
         TypeError: it is missing: all arguments are the model's own.
     """
-    signature = inspect.signature(model.forward)
     if not args and not kwargs:
         return  # an error of its own
-    if args and (binds(signature, args[:-1], kwargs) or not binds(signature, args, kwargs)):
+    forward = Forward.of(model)
+    if args and (forward.takes(args[:-1], kwargs) or not forward.takes(args, kwargs)):
         return
     raise TypeError(
         "the target is missing: with loss_fn a step is private(x, y), and returns the loss. For a "
@@ -133,13 +135,49 @@ def check_target(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     )
 
 
-def binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Can a function of this signature be called so?"""
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
+class Forward:
+    """How a model is called: its signature, which takes longer to read than a small model to run.
+
+    Attributes:
+        names: of what may be passed by position.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._signature = inspect.signature(function)
+        self.names = [
+            p.name
+            for p in self._signature.parameters.values()
+            if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        self._known: dict[tuple[int, tuple[str, ...]], bool] = {}
+
+    @staticmethod
+    def of(model: nn.Module) -> "Forward":
+        """That of a model, read again where another forward was put into it."""
+        function = model.forward
+        own = getattr(function, "__func__", function)
+        known = FORWARDS.get(model)
+        if known is not None and known[0]() is own:
+            return known[1]
+        found = Forward(function)
+        with suppress(TypeError):  # of some kinds of functions there are no weak references
+            FORWARDS[model] = (weakref.ref(own), found)
+        return found
+
+    def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Can it be called so? That depends on how many there are, and on names."""
+        form = (len(args), tuple(kwargs))
+        if form not in self._known:
+            try:
+                self._signature.bind(*args, **kwargs)
+            except TypeError:
+                self._known[form] = False
+            else:
+                self._known[form] = True
+        return self._known[form]
+
+
+FORWARDS: MutableMapping[nn.Module, tuple[weakref.ref[Any], Forward]] = weakref.WeakKeyDictionary()
 
 
 def sample_axis(key: str, leaf: Any, wanted: int | None, alone: bool) -> int | None:
@@ -170,10 +208,6 @@ def argument_names(
 ) -> list[str]:
     """The names of the arguments, by the signature of the model's forward."""
     own = args[:-1] if has_target and TARGET not in kwargs else args
-    named = [
-        p.name
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    named = Forward.of(model).names
     keys = [named[i] if i < len(named) else f"args[{i}]" for i in range(len(own))]
     return [*keys, *([TARGET] if len(own) < len(args) else []), *kwargs]
