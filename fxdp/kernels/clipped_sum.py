@@ -16,10 +16,12 @@ WEIGHT_ONLY = [False, True, False]
 
 def without_muted(x: Tensor, factor: Tensor) -> Tensor:
     """x [N, ...], but 0 where the factor is 0; x itself where no factor is."""
-    quiet = factor == 0
-    if not bool(quiet.any()):
-        return x
-    return x.masked_fill(quiet.view(-1, *[1] * (x.dim() - 1)), 0)
+    return x if bool(factor.all()) else muted(x, factor)
+
+
+def muted(x: Tensor, factor: Tensor) -> Tensor:
+    """x [N, ...], but 0 where the factor is 0."""
+    return x.masked_fill((factor == 0).view(-1, *[1] * (x.dim() - 1)), 0)
 
 
 def scaled(x: Tensor, factor: Tensor) -> Tensor:
@@ -29,7 +31,8 @@ def scaled(x: Tensor, factor: Tensor) -> Tensor:
 
 def weigh_one(x: Tensor, y: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     """x and y, the smaller of them times the factors, neither holding what a factor of 0 mutes."""
-    x, y = without_muted(x, factor), without_muted(y, factor)
+    if not bool(factor.all()):
+        x, y = muted(x, factor), muted(y, factor)
     return (scaled(x, factor), y) if x.numel() < y.numel() else (x, scaled(y, factor))
 
 
