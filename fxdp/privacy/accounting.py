@@ -142,16 +142,19 @@ def compose(
     accountant: Accountant,
     neighbours: Neighbours,
     orders: tuple[float, ...] = ORDERS,
+    coarser: float = 1.0,
 ) -> Composed:
     """What dp-accounting makes of a tally; the mechanisms must be supported.
 
-    `CyclicPoisson` steps are taken to be all of one stream, in a row. `orders` are of RDP.
+    `CyclicPoisson` steps are taken to be all of one stream, in a row. Fewer `orders` of RDP, and a
+    grid that is `coarser` than a PLD's own, take less time and bound epsilon less closely.
     """
     used = Counter[Mechanism]()
     for mechanism, steps in tally.items():
         of_one, count = mechanism.uses(steps)
         used[of_one] += count
     grid = _grid(used, accountant, neighbours)
+    grid = max(grid, min(grid * coarser, COARSEST))
     fresh = _fresh(accountant, neighbours, grid, orders)
     return _added(Composed({}, neighbours, fresh, grid), used)
 

@@ -28,6 +28,7 @@ from fxdp.privacy.search import most_steps
 
 NOISE_LIMIT = 2.0**20  # in units of C; whoever needs more has asked for something else
 TOLERANCE = 1e-6  # of the noise multiplier, absolute
+COARSER = 16.0  # the grid on which a PLD is asked until it is near its answer
 
 
 def calibrate(
@@ -81,13 +82,20 @@ def calibrate(
         tally = {Mechanism(sigma, stated(sampling).for_rdp(neighbours)): steps}
         return epsilon_of(compose(tally, "rdp", neighbours, WHOLE_ORDERS), delta)
 
+    def coarse(sigma: float) -> float:
+        tally = {Mechanism(sigma, sampling): steps}
+        return epsilon_of(compose(tally, accountant, neighbours, coarser=COARSER), delta)
+
     def exact(sigma: float) -> float:
         return epsilon_of_one(Mechanism(sigma, sampling), steps, accountant, neighbours, delta)
 
-    factor = 1.01 if accountant == "rdp" else 1.1
     try:
-        near = _least_noise(quick, epsilon, start=1.0, factor=2.0, tolerance=1e-3)
-        found = _least_noise(exact, epsilon, start=near, factor=factor)
+        near, like = _least_noise(quick, epsilon, start=1.0, factor=2.0, tolerance=1e-3), quick
+        if accountant == "pld":
+            near, like = _least_noise(coarse, epsilon, near, factor=1.1, tolerance=1e-5), coarse
+        found = _polished(exact, like, epsilon, near)
+        if found is None:
+            found = _least_noise(exact, epsilon, near, factor=1.001)
     except OutOfReach as error:
         raise ValueError(
             f"epsilon is too small for {steps} steps: no noise multiplier below "
@@ -173,6 +181,31 @@ def _least_noise(
             above = epsilon_at(high) - budget
     at = Bracket(low, below, high, above)
     return _crossing(lambda sigma: epsilon_at(sigma) - budget, at, tolerance)
+
+
+def _polished(
+    exact: Callable[[float], float], like: Callable[[float], float], budget: float, near: float
+) -> float | None:
+    """The least sigma with exact(sigma) <= budget, to TOLERANCE, where `near` is near it.
+
+    By secants, of which the first has the slope of a function that is `like` the exact one; what is
+    returned was asked, and so was what is TOLERANCE further down. None where they go astray.
+    """
+    step = 1e-3 * near
+    slope = (like(near) - like(near - step)) / step
+    at, excess = near, exact(near) - budget
+    for _ in range(4):
+        if not -math.inf < slope < 0 or excess == math.inf:
+            return None
+        found = at - excess / slope
+        if abs(found - at) < 100 * TOLERANCE:
+            high, low = found + TOLERANCE / 2, found - TOLERANCE / 2
+            return high if exact(high) <= budget < exact(low) else None
+        if not 0.5 * near < found < 2 * near:
+            return None
+        value = exact(found) - budget
+        slope, at, excess = (value - excess) / (found - at), found, value
+    return None
 
 
 @dataclass(frozen=True)
