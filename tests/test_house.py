@@ -114,6 +114,7 @@ COVERED = {
     "proof/test_facts": "graph.marks graph.records",
     "refusals/test_bad_input": "capture.inputs",
     "refusals/test_messages": "capture.pairs",
+    "refusals/test_ragged": "capture.ragged",
     "refusals/test_bad_numbers": "backend.options compiler",
     "refusals/test_capture": "capture.errors diagnostics.location proof.guards",
     "refusals/test_loss": "capture.step",

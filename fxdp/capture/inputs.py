@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxdp.capture.ragged import padded_way, refuse_ragged
 from fxdp.capture.totals import check_total
 from fxdp.torch_internals import (
     pytree,
@@ -97,6 +98,7 @@ def gather(
     for key, value in zip(keys, (*args, *kwargs.values()), strict=True):
         wanted = batch_dims.get(key, 0) if isinstance(batch_dims, Mapping) else batch_dims
         check_total(key, value, wanted)
+        refuse_ragged(key, value)
         flat = pytree.tree_leaves(value)
         for leaf in flat:
             leaves.append(leaf)
@@ -108,10 +110,10 @@ def gather(
         raise ValueError("no argument holds samples: pass at least one tensor with a batch axis")
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{n} has {s}" for n, s in sizes.items())
-        raise ValueError(
-            f"the arguments disagree on the number of samples: {listed}; give all of them the "
-            "same, or say in batch_dims which axis is the batch's"
-        )
+        advice = "give all of them the same, or say in batch_dims which axis is the batch's"
+        if (way := padded_way(sizes)) is not None:
+            advice += f". If samples have different numbers of rows, {way}"
+        raise ValueError(f"the arguments disagree on the number of samples: {listed}; {advice}")
     return Inputs(tuple(leaves), tuple(dims), tuple(names), spec, next(iter(sizes.values())))
 
 
