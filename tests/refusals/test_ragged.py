@@ -117,3 +117,36 @@ def test_graph_objects_name_the_dense_form() -> None:
     said = refused(Sequences(), batch, Y, kind=TypeError)
     assert "'x' is a DataBatch, in which the nodes of all graphs are one axis" in said
     assert "to_dense_batch" in said
+
+
+class Steps(nn.Module):
+    """A recurrent layer on packed sequences, and what a test does with what it returns."""
+
+    def __init__(self, then: Any, **options: Any) -> None:
+        super().__init__()
+        self.rnn, self.then = nn.LSTM(3, 4, batch_first=True, **options), then
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        out, _ = self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, True, False))
+        return self.then(out)
+
+
+UNPACKED = nn.utils.rnn.pad_packed_sequence
+
+
+@pytest.mark.parametrize(
+    ("then", "options", "words"),
+    [
+        (lambda out: UNPACKED(out, True)[0].sum(1), {}, "pass total_length=x.shape[1]"),
+        (lambda out: UNPACKED(out, True, total_length=4)[0].sum(1), {}, "total_length=4 is less"),
+        (lambda out: out.data.sum(0), {}, "a packed sequence has its steps where other samples"),
+        (lambda out: out[0].sum(0), {}, "a packed sequence has its steps where other samples"),
+        (lambda out: UNPACKED(out, True, total_length=5)[0].sum(1), {"proj_size": 2}, "proj_size"),
+    ],
+    ids=["no length", "too short", "data", "item", "projection"],
+)
+def test_packed_steps_of_other_samples_are_refused(then: Any, options: Any, words: str) -> None:
+    model = Steps(then, **options)
+    said = refused(model, torch.ones(4, 5, 3), Y + 1, Y, kind=fxdp.CaptureError)
+    assert "FXD501" in said
+    assert words in said
