@@ -12,11 +12,12 @@ a check of outputs        a loss that a gradient within the step is    torch see
                           nobody differentiates by outside
 `uninteresting_files`     a guard names the line in torch.nn, and     a user's stack with each guard
 (`users_lines`)           not the user's that called it
-kernels of ops, two of    their Python asks about sizes, and would    a mode around the forward
-`torch.nn.functional`     fix N (`fxdp.capture.polyfills`)
-`pack_padded_sequence`    Dynamo does not trace it, and what it       a packed sequence of padded
-and its kin (`stand_ins`  makes has no axis of samples                rows
-forward of RNN layers)    (`fxdp.capture.packed`)
+kernels of ops            their Python asks about sizes, and would    a mode around the forward
+                          fix N (`fxdp.capture.polyfills`)
+functions (`stand_ins`)   so do two of `torch.nn.functional`; Dynamo  a packed sequence of padded
+and the forward of RNN    does not trace `pack_padded_sequence`, and  rows
+layers                    what it makes has no axis of samples
+                          (`fxdp.capture.packed`)
 `torch._dynamo.optimize`  torch.compile has no hook where it hands    such a hook
                           out a step (`fxdp.torch_compile.backend`)
 the list of random ops    CSE would merge two draws into one          a CSE of fxdp's own
