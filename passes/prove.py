@@ -86,7 +86,7 @@ def prove(gm: GraphModule) -> GraphModule:
             gm.graph.erase_node(node)
     refuse_other_programs(mask)
     for owner in axes.values():
-        refuse_other_programs(owner.meta["val"])
+        refuse_other_programs(owner.meta["val"], "rows")
     here.put(seen(gm, shown))
     return gm
 
