@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fxdp.backend.halves import UncompiledWarning
     from fxdp.backend.options import Options
     from fxdp.capture.inputs import BatchDims
+    from fxdp.capture.segments import Ragged
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
     from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
     from fxdp.diagnostics.errors import StepError
@@ -45,6 +46,7 @@ MODULES = {
 PLACES = {
     "fxdp.auditing": ("Audit", "audit"),
     "fxdp.capture.inputs": ("BatchDims",),
+    "fxdp.capture.segments": ("Ragged",),
     "fxdp.proof.certificate": ("Certificate",),
     "fxdp.backend.check": ("MiscompilationWarning",),
     "fxdp.backend.halves": ("UncompiledWarning",),
@@ -86,6 +88,7 @@ __all__ = [
     "Progress",
     "ProofError",
     "PublicSizeWarning",
+    "Ragged",
     "Rule",
     "ScaleScheduler",
     "StepError",

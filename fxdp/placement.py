@@ -58,7 +58,48 @@ class Iota:
     step: sympy.Expr = ONE
 
 
-Placement = Replicate | Shard | Partial | Iota
+@dataclass(frozen=True)
+class Segment:
+    """Axis `dim` has size outer * R * inner, and its index j belongs to row (j // inner) % R of a
+    ragged axis, one that samples have different numbers of rows of.
+
+    R is the symbol `rows`, one for each ragged axis; which sample a row belongs to says a tensor
+    [R] that the step is given. The slices of a sample's rows, in order, are v_i.
+    """
+
+    dim: int
+    rows: sympy.Symbol
+    inner: sympy.Expr = ONE
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The number of the sample that each row belongs to, along axis `dim`, of size R; the same all
+    along the other axes. A sample's own rows are all of sample 0 in its local run."""
+
+    dim: int
+    rows: sympy.Symbol
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Numbers of rows of the ragged axis `to`, along axis `dim` of size `rows`: the element at a
+    row names a row of the same sample, which in its local run are counted from its first."""
+
+    dim: int
+    rows: sympy.Symbol
+    to: sympy.Symbol
+
+
+@dataclass(frozen=True)
+class Starts:
+    """[N]: where each sample's rows begin, on a ragged axis where they lie one after the other."""
+
+    rows: sympy.Symbol
+
+
+Ragged = Segment | Owner | Pointer | Starts
+Placement = Replicate | Shard | Partial | Iota | Ragged
 
 
 class Mixed(Exception):

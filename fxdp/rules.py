@@ -20,6 +20,7 @@ from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
 from fxdp.shapes import Shape, expr, is_whole, quotient
 from fxdp.torch_internals import OpOverload, pytree
 
+ROWS = "rows of samples meet what is no row of theirs"
 Placements = Placement | tuple[Placement | None, ...]
 
 
@@ -74,6 +75,8 @@ class Rule:
         reshapes: the op gives its first operand the shape that is its second.
         each: for an op that is linear, the same op on N values at once: operands that are sums
             over samples come, and go, as `fxdp.ops.each.Each`.
+        rows: `place` for operands that tell whose rows are whose (`Owner`, `Pointer`, `Starts`);
+            None where it has nothing to say, and each row is a sample to `place`.
     """
 
     place: Callable[..., Placements]
@@ -85,6 +88,7 @@ class Rule:
     constant: bool = False
     reshapes: bool = False
     each: Callable[..., Any] | None = None
+    rows: Callable[..., Placements | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,12 @@ class SumRule(Rule):
     Attributes:
         form: takes the op's arguments, with a `Batch` for each tensor that holds samples,
             and returns the sum as one of `fxdp.forms`.
+        rows_form: the same where `rows` placed the result: of the tensors themselves, after the
+            sample of each row [R] and the number of samples.
     """
 
     form: Callable[..., Any] = lambda *_: None
+    rows_form: Callable[..., Any] | None = None
 
 
 Table = Mapping[OpOverload, Rule]
@@ -124,6 +131,8 @@ def agreed(call: Call, *values: Any) -> Shard | None:
                 )
             case Iota():
                 raise Mixed("the result depends on a sample's position in the batch")
+            case _:
+                raise Mixed(ROWS)
         if found is not None and found != here:
             raise Mixed("the operands hold their samples on different axes")
         found = here
@@ -191,8 +200,10 @@ def moved(call: Call, x: Any, move: Callable[[Shard], Shard]) -> Placement:
             return move(at)
         case Iota():
             raise Mixed("the result depends on a sample's position in the batch")
-        case shared_or_sum:
-            return shared_or_sum
+        case Replicate() | Partial():
+            return x.placement
+        case _:
+            raise Mixed(ROWS)
 
 
 def followed(call: Call, x: Any, move: Callable[[Shard], Shard]) -> Placement:

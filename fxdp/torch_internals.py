@@ -92,6 +92,9 @@ from torch._dynamo.exc import TorchRuntimeError as TorchRuntimeError
 from torch._dynamo.exc import Unsupported as Unsupported
 from torch._dynamo.exc import UserError as UserError
 
+# Its guard that a function is still the same.
+from torch._dynamo.guards import GuardBuilder as GuardBuilder
+
 # What Dynamo captures, and its check of what that returns.
 from torch._dynamo.output_graph import OutputGraph as OutputGraph
 
@@ -101,6 +104,10 @@ from torch._dynamo.symbolic_convert import InstructionTranslator as InstructionT
 # Says that a 0-d float64 tensor stays a tensor.
 from torch._dynamo.symbolic_convert import TensorifyState as TensorifyState
 from torch._dynamo.variables.base import VariableTracker as VariableTracker
+
+# Where a function of torch's is met by the one that stands in for it.
+from torch._dynamo.variables.builder import VariableBuilder as VariableBuilder
+from torch._dynamo.variables.functions import UserFunctionVariable as UserFunctionVariable
 from torch._dynamo.variables.tensor import TensorVariable as TensorVariable
 
 # Its list of random ops, in which some are missing, is made whole for a while.
@@ -204,6 +211,7 @@ ATTRIBUTES = {
     "_dynamo_dynamic_indices": "of a tensor: the axes that mark_dynamic made symbols",
     "_dynamo_source": "of a placeholder: where Dynamo found what it stands for",
     "_erased": "of an fx node: it is no longer in its graph",
+    "_id_dispatch": "of Dynamo's builder: what it makes of certain objects, by their id",
     "_is_zerotensor": "of a tensor: zeros without memory, as forward mode makes them",
     "_modules": "of a module: its submodules, which a private module shares",
     "_non_persistent_buffers_set": "of a module: the buffers that no state_dict holds",

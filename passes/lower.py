@@ -57,7 +57,7 @@ def retraced(gm: GraphModule, decompositions: dict[Any, Callable[..., Any]]) -> 
 
 def as_marked(mark: Node) -> Node:
     """What was marked, laid out as the ops behind the mark were captured with."""
-    (x,) = mark.all_input_nodes
+    x = mark.all_input_nodes[0]
     same = [expr(s) for s in value(x).stride()] == [expr(s) for s in value(mark).stride()]
     return x if same else emit(mark, torch.Tensor.contiguous, x)
 
@@ -77,7 +77,7 @@ def drop_marks(gm: GraphModule) -> None:
     """Replace the marks on inputs by the inputs, and the gradient of the loss by ones."""
     graph = gm.graph
     for node in list(graph.nodes):
-        if node.target in (marks.samples.default, marks.shown.default):
+        if node.target in (marks.samples.default, marks.ragged.default, marks.shown.default):
             node.replace_all_uses_with(as_marked(node))
         elif node.target is marks.seed.default:
             node.replace_all_uses_with(emit(node, seeded, *node.args))

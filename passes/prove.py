@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from fxdp.graph import marks
 from fxdp.graph.ends import gradients, mutations
 from fxdp.graph.nodes import mark
-from fxdp.graph.study import Joint, Samples, Seen, study
+from fxdp.graph.study import Joint, RaggedAxes, Samples, Seen, study
 from fxdp.graph.sums import is_total
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.proof.faults import (
@@ -29,6 +29,7 @@ from fxdp.proof.faults import (
 from fxdp.proof.fingerprint import fingerprint
 from fxdp.proof.guards import refuse_fixed_size, refuse_other_programs
 from fxdp.proof.placing import place
+from fxdp.proof.ragged import Owners, ragged_axes
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of
 from fxdp.torch_internals import pytree
 
@@ -47,6 +48,8 @@ def prove(gm: GraphModule) -> GraphModule:
     refuse_fixed_size(mask)
     n = batch_symbol(mask)
     here.put(Samples(n))
+    axes = ragged_axes(gm, n)
+    here.put(RaggedAxes(axes))
     faults: Faults = {}
     later: Faults = {}  # in what is computed from other faults
     spoilt: set[Node] = set()
@@ -63,12 +66,12 @@ def prove(gm: GraphModule) -> GraphModule:
             node.target is marks.seed.default and release.node in spoilt
         )
         try:
-            node.meta["placement"] = place(node, n, here.table, node not in forward)
+            node.meta["placement"] = place(node, n, here.table, node not in forward, axes)
         except Mixed as refusal:
             (later if tainted else faults)[node] = (refusal.why, refusal.name)
             tainted = True
             try:
-                node.meta["placement"] = supposed(node, n)
+                node.meta["placement"] = supposed(node, n, axes)
             except Mixed:
                 lost.add(node)
         if tainted:
@@ -82,6 +85,8 @@ def prove(gm: GraphModule) -> GraphModule:
         if node in spoilt and not node.users:
             gm.graph.erase_node(node)
     refuse_other_programs(mask)
+    for owner in axes.values():
+        refuse_other_programs(owner.meta["val"], "rows")
     here.put(seen(gm, shown))
     return gm
 
@@ -99,7 +104,7 @@ def seen(gm: GraphModule, shown: tuple[Any, ...]) -> Seen:
     return Seen(fingerprint(gm), dict(kinds), ops, len(totals), len(mutations(gm)), shown)
 
 
-def supposed(node: Node, n: sympy.Symbol) -> Any:
+def supposed(node: Node, n: sympy.Symbol, axes: Owners) -> Any:
     """What a faulty value would be if it were none: the proof goes on with it to find faults
     that do not follow from this one. The graph is refused all the same."""
 
@@ -107,10 +112,11 @@ def supposed(node: Node, n: sympy.Symbol) -> Any:
         if not isinstance(x, torch.Tensor):
             return None
         shape = shape_of(x.shape)
-        axes = sample_axes(shape, n)
-        if axes and not is_whole(shape, Shard(axes[0]), n):
+        held = sample_axes(shape, n)
+        rows = any(sample_axes(shape, r) for r in axes)
+        if rows or held and not is_whole(shape, Shard(held[0]), n):
             raise Mixed("nothing can be supposed")
-        return Shard(axes[0]) if axes else Replicate()
+        return Shard(held[0]) if held else Replicate()
 
     value = node.meta.get("val")
     return tuple(map(of, value)) if isinstance(value, tuple | list) else of(value)

@@ -243,6 +243,9 @@ NAMES: dict[str, Callable[[], bool]] = {
     "ShapeGuard": asks_about_sizes,
     "ShortenTraceback": lambda: takes(T.ShortenTraceback, "first_useful_frame"),
     "SymT": is_a_rare_float,
+    "GuardBuilder": lambda: has(T.GuardBuilder, "ID_MATCH"),
+    "UserFunctionVariable": lambda: takes(T.UserFunctionVariable, "fn"),
+    "VariableBuilder": lambda: has(T.VariableBuilder, "install_guards"),
     "TensorVariable": lambda: issubclass(T.TensorVariable, T.VariableTracker),
     "TensorifyScalarRestartAnalysis": lambda: takes(
         T.TensorifyScalarRestartAnalysis, "restart_reason"
@@ -364,6 +367,7 @@ ATTRIBUTES: dict[str, Callable[[], bool]] = {
     "_torchdynamo_orig_backend": wraps_captures,
     "_version": lambda: torch.ones(1)._version == 0,
     "_boxed_call": lambda: "_boxed_call" in source_of("torch._functorch"),
+    "_id_dispatch": lambda: isinstance(T.VariableBuilder._id_dispatch(), dict),
     "_buffers": lambda: isinstance(nn.Linear(1, 1)._buffers, dict),
     "_cdata": lambda: isinstance(torch.ones(1).untyped_storage()._cdata, int),
     "_dispatch_cache": lambda: isinstance(ADD._dispatch_cache, dict),

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fxdp.auditing.verify import rows
 from fxdp.backend.check import random_state, set_random_state
 from fxdp.capture.inputs import Inputs
 from fxdp.graph.study import ClippedSums
@@ -56,7 +55,7 @@ class Batch:
         return self._of([other if k == i else k for k in range(len(self.mask))])
 
     def _of(self, picked: Sequence[int]) -> "Batch":
-        return Batch(rows(self.inputs, picked), self.mask[list(picked)])
+        return Batch(self.inputs.picked(picked), self.mask[list(picked)])
 
 
 class Releases:

@@ -97,8 +97,15 @@ BETTER = {
     "`print`": "leave print out of forward: a compiled step runs it at most once",
     "backwards hooks": "remove the hooks on the modules' backward: gradients of single samples are "
     "in private.per_sample_grads(...)",
-    "pack_padded_sequence": "give the recurrent layer the padded batch, and take each sample's "
-    "last step by gather, or weigh the steps by a mask",
+    "`pack_padded_sequence`": "use fxdp.compile, which follows packed sequences; or give the "
+    "recurrent layer the padded batch, and take each sample's last step by gather, or weigh the "
+    "steps by a mask",
+    "a packed sequence has": "pass it to recurrent layers and pad_packed_sequence alone, and "
+    "compute on what that returns",
+    "pads to the longest sample": "pass total_length=x.shape[1] (x.shape[0] without batch_first), "
+    "the length of what was packed",
+    "on packed sequences": "leave proj_size out, or give the layer the padded batch, and take each "
+    "sample's last step by gather",
     "Tensor.requires_grad": "freeze or unfreeze before the step, not in forward",
     "a value read from a tensor": "choose between values by torch.where, or set what decides "
     "(a layer dropped at random) in the configuration",

@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxdp.capture.ragged import padded_way, refuse_ragged
+from fxdp.capture.segments import Ragged, Role, looked_at, named_by, picked, with_spare
 from fxdp.capture.totals import check_total
 from fxdp.torch_internals import (
     pytree,
 )
 
-BatchDims = Mapping[str, int | None] | int
+BatchDims = Mapping[str, int | Ragged | None] | int
 
 
 TARGET = "target"
@@ -30,37 +32,67 @@ class Inputs:
 
     Attributes:
         leaves: tensors, and constants that no sample depends on.
-        dims: for each leaf the axis of its samples; None for constants and shared tensors.
+        dims: for each leaf the axis of its samples; None for constants and shared tensors; what it
+            has to do with rows of samples, where it is ragged.
         names: for each leaf, the argument it came with.
         spec: how to put them together again.
         size: the number of samples.
+        owners: of each ragged axis, int64 [R]: the sample of each row.
     """
 
     leaves: tuple[Any, ...]
-    dims: tuple[int | None, ...]
+    dims: tuple[int | Role | None, ...]
     names: tuple[str, ...]
     spec: Any
     size: int
+    owners: tuple[Tensor, ...] = ()
 
     @property
     def device(self) -> torch.device:
         return next(x.device for x, d in zip(self.leaves, self.dims, strict=True) if d is not None)
 
+    @property
+    def least(self) -> int:
+        """How many samples there are to be: as many as there are, if torch.compile has one graph
+        for their number and for the numbers of their rows."""
+        short = any(len(owner) < SMALLEST for owner in self.owners)
+        return max(self.size + short, SMALLEST)
+
+    def piece(self, size: int) -> int:
+        """How many samples a piece of `size` samples is to have with its padding."""
+        return max(size + bool(self.owners), SMALLEST)
+
     def part(self, start: int, stop: int) -> "Inputs":
         """The same arguments with the samples from `start` to `stop` alone."""
+        if self.owners:
+            return self.picked(range(start, stop))
         leaves = [
-            x if d is None else x.narrow(d, start, stop - start)
+            x.narrow(d, start, stop - start) if isinstance(d, int) else x
             for x, d in zip(self.leaves, self.dims, strict=True)
         ]
         return replace(self, leaves=tuple(leaves), size=stop - start)
 
-    def resized(self, rows: int) -> "Inputs":
-        """The same arguments with `rows` samples, the first one repeated or zeros added."""
+    def picked(self, samples: Sequence[int]) -> "Inputs":
+        """The same arguments with some samples alone, by their numbers; one may come twice."""
+        leaves, owners = picked(self.leaves, self.dims, self.owners, samples)
+        index = torch.tensor(list(samples), dtype=torch.int64, device=self.device)
         leaves = [
-            x if d is None else padded(x, d, rows)
-            for x, d in zip(self.leaves, self.dims, strict=True)
+            x.index_select(d, index.to(x.device)) if isinstance(d, int) else x
+            for x, d in zip(leaves, self.dims, strict=True)
         ]
-        return replace(self, leaves=tuple(leaves), size=rows)
+        return replace(self, leaves=tuple(leaves), size=len(samples), owners=owners)
+
+    def resized(self, rows: int) -> "Inputs":
+        """The same arguments with `rows` samples, the first one repeated or zeros added; of ragged
+        ones, the last sample has the rows that are added."""
+        if rows == self.size:
+            return self
+        leaves, owners = with_spare(self.leaves, self.dims, self.owners, self.size, rows)
+        leaves = [
+            padded(x, d, rows) if isinstance(d, int) else x
+            for x, d in zip(leaves, self.dims, strict=True)
+        ]
+        return replace(self, leaves=tuple(leaves), size=rows, owners=owners)
 
 
 def padded(x: Tensor, dim: int, rows: int) -> Tensor:
@@ -91,30 +123,47 @@ def gather(
         raise ValueError(f"batch_dims names {sorted(unknown)}, but the arguments are {keys}")
     axes: list[Any] = list(batch_dims.values()) if isinstance(batch_dims, Mapping) else [batch_dims]
     for axis in axes:
-        if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
+        known = axis is None or isinstance(axis, Ragged) and isinstance(batch_dims, Mapping)
+        if not known and (isinstance(axis, bool) or not isinstance(axis, int)):
             raise TypeError(f"batch_dims must name axes by integers, not {axis!r}")
+    given = batch_dims if isinstance(batch_dims, Mapping) else {}
+    declared = {k: d for k, d in given.items() if isinstance(d, Ragged)}
     leaves: list[Any] = []
-    dims: list[int | None] = []
+    dims: list[int | Role | None] = []
     names: list[str] = []
     for key, value in zip(keys, (*args, *kwargs.values()), strict=True):
         wanted = batch_dims.get(key, 0) if isinstance(batch_dims, Mapping) else batch_dims
+        wanted = wanted.dim if isinstance(wanted, Ragged) else wanted
         check_total(key, value, wanted)
+        refuse_ragged(key, value)
         flat = pytree.tree_leaves(value)
         for leaf in flat:
             leaves.append(leaf)
             names.append(key)
             dims.append(sample_axis(key, leaf, wanted, alone=len(flat) == 1 and leaf is value))
     spec = pytree.tree_structure((args, kwargs))
-    sizes = {n: x.shape[d] for x, d, n in zip(leaves, dims, names, strict=True) if d is not None}
+    of_rows = {*declared, *(k for k, how in named_by(declared).items() if how == "index")}
+    sizes = {
+        n: x.shape[d]
+        for x, d, n in zip(leaves, dims, names, strict=True)
+        if isinstance(d, int) and n not in of_rows
+    }
     if not sizes:
         raise ValueError("no argument holds samples: pass at least one tensor with a batch axis")
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{n} has {s}" for n, s in sizes.items())
-        raise ValueError(
-            f"the arguments disagree on the number of samples: {listed}; give all of them the "
-            "same, or say in batch_dims which axis is the batch's"
-        )
-    return Inputs(tuple(leaves), tuple(dims), tuple(names), spec, next(iter(sizes.values())))
+        advice = "give all of them the same, or say in batch_dims which axis is the batch's"
+        if (way := padded_way(sizes)) is not None:
+            advice += f". If samples have different numbers of rows, {way}"
+        raise ValueError(f"the arguments disagree on the number of samples: {listed}; {advice}")
+    size = next(iter(sizes.values()))
+    alone = {n: x for n, x in zip(names, leaves, strict=True) if names.count(n) == 1}
+    tensors = {n: x for n, x in alone.items() if isinstance(x, Tensor)}
+    if missing := set(declared) - set(tensors):
+        raise TypeError(f"batch_dims: {sorted(missing)} are ragged, and must be one tensor each")
+    rows = looked_at(declared, tensors, size)
+    dims = [rows.roles.get(n, d) for n, d in zip(names, dims, strict=True)]
+    return Inputs(tuple(leaves), tuple(dims), tuple(names), spec, size, rows.owners)
 
 
 def check_target(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ def pair_axis(model: nn.Module, loss_fn: Any, inputs: Inputs, reduction: str) ->
     the two are axes of the same samples. What runs is a copy, on tensors without data: nothing of
     it reaches the model.
     """
+    if inputs.owners:  # ragged axes hold rows of samples, and whose they are is known
+        return None
     try:
         model, loss_fn = copy.deepcopy((model, loss_fn))
     except Exception:  # of the user's classes: any

@@ -12,8 +12,12 @@ a check of outputs        a loss that a gradient within the step is    torch see
                           nobody differentiates by outside
 `uninteresting_files`     a guard names the line in torch.nn, and     a user's stack with each guard
 (`users_lines`)           not the user's that called it
-kernels of ops, two of    their Python asks about sizes, and would    a mode around the forward
-`torch.nn.functional`     fix N (`fxdp.capture.polyfills`)
+kernels of ops            their Python asks about sizes, and would    a mode around the forward
+                          fix N (`fxdp.capture.polyfills`)
+functions (`stand_ins`)   so do two of `torch.nn.functional`; Dynamo  a packed sequence of padded
+and the forward of RNN    does not trace `pack_padded_sequence`, and  rows
+layers                    what it makes has no axis of samples
+                          (`fxdp.capture.packed`)
 `torch._dynamo.optimize`  torch.compile has no hook where it hands    such a hook
                           out a step (`fxdp.torch_compile.backend`)
 the list of random ops    CSE would merge two draws into one          a CSE of fxdp's own
@@ -27,7 +31,7 @@ there. What else is set while a step is captured are torch's settings (`fxdp.cap
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,9 +39,12 @@ from torch.fx import GraphModule
 
 from fxdp.torch_internals import (
     FakeTensor,
+    GuardBuilder,
     OutputGraph,
     SymT,
     TensorifyState,
+    UserFunctionVariable,
+    VariableBuilder,
     conv_input,
     symbol_is_type,
     torch_c,
@@ -120,3 +127,29 @@ def users_lines() -> Iterator[None]:
         yield
     finally:
         dull -= added
+
+
+@contextlib.contextmanager
+def stand_ins(functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> Iterator[None]:
+    """While a model is captured: trace these functions in the place of torch's own, by whatever
+    name the model has imported those.
+
+    Args:
+        functions: those of torch, and what stands in for each.
+    """
+
+    def met(other: Callable[..., Any]) -> Callable[[VariableBuilder, Any], Any]:
+        def build(builder: VariableBuilder, value: Any) -> Any:
+            builder.install_guards(GuardBuilder.ID_MATCH)
+            return UserFunctionVariable(other)  # type: ignore[arg-type]
+
+        return build
+
+    known: dict[int, Any] = VariableBuilder._id_dispatch()
+    added = {id(own): met(other) for own, other in functions.items() if id(own) not in known}
+    known |= added
+    try:
+        yield
+    finally:
+        for key in added:
+            del known[key]

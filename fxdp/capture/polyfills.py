@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxdp.capture.patches import stand_ins
 from fxdp.capture.recurrent import RECURRENT
 from fxdp.capture.resizing import bicubic_antialiased
 from fxdp.kernels.matrix_exp import matrix_exp as whole_matrix_exp
@@ -168,9 +169,9 @@ def affine_grid(theta: Tensor, size: list[int], align_corners: bool | None = Non
     return grid.reshape(theta.shape[0], *pixels, d)
 
 
-FUNCTIONS: dict[str, Callable[..., Tensor]] = {
-    "gaussian_nll_loss": gaussian_nll_loss,
-    "affine_grid": affine_grid,
+FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.gaussian_nll_loss: gaussian_nll_loss,
+    F.affine_grid: affine_grid,
 }
 
 
@@ -178,19 +179,15 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
 def symbolic_kernels() -> Iterator[None]:
     """While a model is captured: these kernels in the place of torch's own."""
     before = {at: at[0].py_kernels.get(at[1]) for at in KERNELS}
-    functions = {name: getattr(F, name) for name in FUNCTIONS}
-    try:
-        for name, function in FUNCTIONS.items():
-            setattr(F, name, function)
-        for (op, key), kernel in KERNELS.items():
-            op.py_kernels[key] = cast(Any, kernel)
-            op._dispatch_cache.clear()
-        yield
-    finally:
-        for name, function in functions.items():
-            setattr(F, name, function)
-        for (op, key), kernel in before.items():
-            del op.py_kernels[key]
-            if kernel is not None:
-                op.py_kernels[key] = kernel
-            op._dispatch_cache.clear()
+    with stand_ins(FUNCTIONS):
+        try:
+            for (op, key), kernel in KERNELS.items():
+                op.py_kernels[key] = cast(Any, kernel)
+                op._dispatch_cache.clear()
+            yield
+        finally:
+            for (op, key), kernel in before.items():
+                del op.py_kernels[key]
+                if kernel is not None:
+                    op.py_kernels[key] = kernel
+                op._dispatch_cache.clear()

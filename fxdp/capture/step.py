@@ -29,11 +29,16 @@ class Step(nn.Module):
 
     def forward(
         self, scales: tuple[Tensor, ...], mask: Tensor, leaves: tuple[Any, ...],
-        dims: tuple[int | None, ...], spec: Any,
+        dims: tuple[Any, ...], spec: Any, owners: tuple[Tensor, ...],
     ) -> tuple[Tensor, Any]:  # fmt: skip
         marked: list[Any] = []
         for leaf, dim in zip(leaves, dims, strict=True):
-            if dim is not None:
+            if isinstance(dim, tuple):
+                kind, axis, dim, to = dim
+                same = mask if kind == "starts" else owners[axis]
+                torch_check(leaf.shape[dim] == same.shape[0])
+                leaf = marks.ragged(leaf, owners[axis], owners[to], dim, kind)
+            elif dim is not None:
                 torch_check(leaf.shape[dim] == mask.shape[0])
                 leaf = marks.samples(leaf, dim)
             marked.append(leaf)

@@ -13,8 +13,9 @@ from fxdp.forms.conv import Conv
 from fxdp.forms.outer import Outer
 from fxdp.forms.reduce import Reduce
 from fxdp.forms.scatter import Scatter
+from fxdp.forms.segmented import Segmented
 from fxdp.forms.tied import Tied, joined
 
-Form = Outer | Conv | Scatter | Reduce
+Form = Outer | Conv | Scatter | Reduce | Segmented
 
-__all__ = ["Conv", "Form", "Outer", "Reduce", "Scatter", "Tied", "joined"]
+__all__ = ["Conv", "Form", "Outer", "Reduce", "Scatter", "Segmented", "Tied", "joined"]

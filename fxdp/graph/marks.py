@@ -1,4 +1,5 @@
-"""Marker ops in a captured step: the axis of an input that holds the samples (`samples`), the point
+"""Marker ops in a captured step: the axis of an input that holds the samples (`samples`) or rows of
+theirs (`ragged`), the point
 where the loss leaves the model, with everything that the release needs (`release`), and what else
 the caller gets to see (`shown`). `seed` is the gradient of `release`.
 
@@ -23,6 +24,24 @@ def _samples(x: Tensor, dim: int) -> Tensor:
 
 @_samples.register_fake
 def _(x: Tensor, dim: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("fxdp::ragged", mutates_args=())
+def _ragged(x: Tensor, owner: Tensor, target: Tensor, dim: int, kind: str) -> Tensor:
+    """x, which holds rows, or says whose they are.
+
+    Args:
+        owner: int64 [R], the sample of each row.
+        target: the same of the rows that x points to, where it does; `owner`, where not.
+        dim: the axis of x that is R long; 0 of starts.
+        kind: "rows", "owner", "pointer" or "starts", as `fxdp.placement` has them.
+    """
+    raise NotCompiled
+
+
+@_ragged.register_fake
+def _(x: Tensor, owner: Tensor, target: Tensor, dim: int, kind: str) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -94,10 +113,12 @@ def _release_backward(ctx: Any, tangent: Tensor) -> tuple[Tensor | None, ...]:
 
 # An input that wants a gradient gets one in the graph, so that the proof can refuse it.
 _samples.register_autograd(lambda ctx, g: (g, None))
+_ragged.register_autograd(lambda ctx, g: (g, None, None, None, None))
 _release.register_autograd(_release_backward, setup_context=_keep_release)
 
 # As they stand in graphs.
 samples = torch.ops.fxdp.samples
+ragged = torch.ops.fxdp.ragged
 shown = torch.ops.fxdp.shown
 release = torch.ops.fxdp.release
 seed = torch.ops.fxdp.seed

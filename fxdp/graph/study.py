@@ -42,6 +42,13 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class RaggedAxes:
+    """The node [R] with the sample of each row, by the symbol R (from `prove`)."""
+
+    owners: dict[sympy.Symbol, Node]
+
+
+@dataclass(frozen=True)
 class Seen:
     """What a proof saw of a graph, for the certificate (from `prove`).
 
@@ -144,6 +151,7 @@ class PictureLayout:
 StageRecord = (
     Joint
     | Samples
+    | RaggedAxes
     | Seen
     | Size
     | GradientSums

@@ -14,17 +14,19 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.forms import Form, Reduce, joined
+from fxdp.forms import Form, Reduce, Segmented, joined
 from fxdp.forms.batch import Batch, all_wide
 from fxdp.forms.each import Each
 from fxdp.graph.emit import emit
 from fxdp.graph.nodes import arguments, placement
 from fxdp.graph.origin import diagnose
 from fxdp.graph.records import Gradient
-from fxdp.graph.study import Size, study
-from fxdp.placement import Partial, Replicate, Shard
+from fxdp.graph.study import RaggedAxes, Size, study
+from fxdp.placement import Owner, Partial, Pointer, Replicate, Segment, Shard, Starts
 from fxdp.rules import SumRule
 from fxdp.torch_internals import pytree
+
+MEETS = (Owner, Pointer, Starts, Shard)  # what rows meet samples by
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ def maker(node: Node) -> Node:
 
 
 def holds_samples(node: Any) -> bool:
-    """Is this a tensor with a batch axis?"""
-    return isinstance(node, Node) and isinstance(placement(node), Shard)
+    """Is this a tensor with an axis of samples, or of rows of theirs?"""
+    return isinstance(node, Node) and isinstance(placement(node), Shard | Segment)
 
 
 def is_sum(node: Node) -> bool:
@@ -87,16 +89,46 @@ def sum_at(gm: GraphModule, node: Node) -> Sum | None:
         return None
     flat, spec = pytree.tree_flatten((op.args, dict(op.kwargs)))
     places = [placement(a) if isinstance(a, Node) else None for a in flat]
+    rows = {at.rows for at in places if isinstance(at, Segment)}
+    if rows:
+        return sum_of_rows(gm, node, rule, rows, places, flat, spec)
 
     def build(n: Any, *values: Any) -> Form:
-        batched = [
-            Batch(v, at, n) if isinstance(at, Shard) and isinstance(v, torch.Tensor) else v
-            for v, at in zip(values, places, strict=True)
-        ]
-        args, kwargs = pytree.tree_unflatten(batched, spec)
+        args, kwargs = pytree.tree_unflatten(batched(values, places, n), spec)
         return rule.form(*args, **kwargs)
 
     return Sum(node, build, (here.of(Size).node, *flat))
+
+
+def sum_of_rows(
+    gm: GraphModule, node: Node, rule: SumRule, rows: set[Any], places: list[Any],
+    flat: list[Any], spec: Any,
+) -> Sum | None:  # fmt: skip
+    """The form of a sum over rows of samples: that of the rows, added up for each sample; or what
+    the rule has where samples and rows meet."""
+    here, meet = study(gm), any(isinstance(at, MEETS) for at in places)
+    if len(rows) > 1 or (meet and rule.rows_form is None):
+        return None
+    owners, form = here.of(RaggedAxes).owners, rule.rows_form or rule.form
+
+    def build(n: Any, owner: torch.Tensor, *values: Any) -> Form:
+        if meet:
+            args, kwargs = pytree.tree_unflatten(values, spec)
+            return form(owner, n, *args, **kwargs)
+        args, kwargs = pytree.tree_unflatten(batched(values, places, owner.shape[0]), spec)
+        return Segmented(rule.form(*args, **kwargs), owner, n)
+
+    return Sum(node, build, (here.of(Size).node, owners[rows.pop()], *flat))
+
+
+def batched(values: Any, places: list[Any], n: Any) -> list[Any]:
+    """Values with the knowledge of where their samples are, or rows that are taken for samples."""
+    return [
+        Batch(v, Shard(at.dim, at.inner), n)
+        if isinstance(at, Shard | Segment) and isinstance(v, torch.Tensor)
+        else v
+        for v, at in zip(values, places, strict=True)
+    ]
 
 
 def introduces_public(node: Node) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fxdp.backend.delivery import Gradients, Ran, delivered
-from fxdp.capture.inputs import SMALLEST, Inputs
+from fxdp.capture.inputs import Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.forms.batch import HALVES
 from fxdp.module.state import State
@@ -77,7 +77,7 @@ class Sum:
 
 def pieces(inputs: Inputs, mask: Tensor, size: int) -> Iterator[tuple[Inputs, Tensor]]:
     """The batch in pieces of `size` samples, the last one padded; one piece if it is empty."""
-    rows = max(size, SMALLEST)
+    rows = inputs.piece(size)
     for start in range(0, max(inputs.size, 1), size):
         stop = min(start + size, inputs.size)
         own = mask[start:stop]

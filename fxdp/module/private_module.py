@@ -15,7 +15,7 @@ from fxdp.backend.delivery import Gradients, Ran, delivered, refuse_transforms
 from fxdp.backend.fence import InThisThread
 from fxdp.backend.options import Scales
 from fxdp.backend.settings import Settings
-from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs
+from fxdp.capture.inputs import BatchDims, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
 from fxdp.graph.study import ClippedSums, Readable, Study
@@ -153,11 +153,11 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
 
         loss = delivered(ran.value, work, ran.leaves)
         self._account.watch(loss)
-        if size >= SMALLEST:
+        if size == inputs.size:
             return joined(loss, others)
         if self._stepper.settings.reduction:  # it is the model's output
             loss = loss[:size]
-        return joined(loss, self._stepper.without_padding(others, size))
+        return joined(loss, self._stepper.without_padding(others, size, inputs.size))
 
     def _differentiated(self, ran: Ran, tangent: Tensor, lot: Lot, mask: Tensor) -> Gradients:
         self._stepper.record.extras = {}

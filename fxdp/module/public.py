@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fxdp.capture.inputs import Inputs
+from fxdp.capture.segments import Role
 from fxdp.proof.certificate import ASSUMPTIONS, CALLER, Assumption
 
 EXPECTED = "expected_batch_size"
@@ -35,6 +36,7 @@ class Public:
     the samples', differs in size       is padding that the longest sample decides is not
     from an earlier step                known here
     a size that is always the same      nothing
+    the rows of a ragged argument       their number
     an int, float, bool or str          its name and type, not its value
     a tensor that all samples share     its name
     what was derived from the number    the number of samples
@@ -68,7 +70,7 @@ class Public:
                 continue
             alone = inputs.names.count(name) == 1
             shape, key = [*x.shape], name if alone else f"{name}[{part}]"
-            shape[dim] = -1
+            shape[dim.dim if isinstance(dim, Role) else dim] = -1
             first = self.shapes.setdefault(key, shape)
             if first != shape:
                 changed += differing(key, first, shape)
@@ -88,8 +90,11 @@ class Public:
             )
 
     def note_values(self, inputs: Inputs) -> None:
-        """List the numbers and shared tensors of a step, without its sizes."""
+        """List the numbers and shared tensors of a step, without its sizes; and of ragged
+        arguments, that it has rows."""
         for x, dim, name in zip(inputs.leaves, inputs.dims, inputs.names, strict=True):
+            if isinstance(dim, Role) and dim.kind != "starts":
+                self.rows.add(f"the number of rows of `{name}`, all samples' together")
             if dim is None and x is not None:
                 shared = isinstance(x, Tensor)
                 what = "a tensor that all samples share" if shared else type(x).__name__

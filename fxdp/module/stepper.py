@@ -19,14 +19,15 @@ from fxdp.backend.options import Scales, checked_scales
 from fxdp.backend.partition import Proven, compiled_step
 from fxdp.backend.settings import Record, Settings
 from fxdp.capture.errors import capture_errors
-from fxdp.capture.inputs import SMALLEST, BatchDims, Inputs, argument_names, gather
+from fxdp.capture.inputs import BatchDims, Inputs, argument_names, gather
 from fxdp.capture.naming import module_behind, parameters
 from fxdp.capture.pairs import pair_axis
+from fxdp.capture.segments import SPARE, Role
 from fxdp.capture.settings import capture_settings
 from fxdp.capture.step import own_step
 from fxdp.capture.symbolic_batch import with_symbolic_batch
 from fxdp.diagnostics.diagnostic import ProofError
-from fxdp.diagnostics.errors import NotCompiled
+from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.graph.passes import Pass
 from fxdp.graph.study import Seen, Study
 from fxdp.mechanism.deviation import check_deviation
@@ -34,7 +35,7 @@ from fxdp.mechanism.keystream import no_key
 from fxdp.mechanism.run_key import RunKey
 from fxdp.module.state import State
 from fxdp.pipeline import PASSES
-from fxdp.placement import Shard
+from fxdp.placement import Owner, Pointer, Segment, Shard, Starts
 from fxdp.status import line, say
 from fxdp.torch_internals import pytree, unsafe_stance
 
@@ -144,10 +145,10 @@ class Stepper:
                 f"sample_mask must be bool of shape [{inputs.size}], not {mask.dtype} of shape "
                 f"{list(mask.shape)}"
             )
-        size = inputs.size
-        if size < SMALLEST:
-            mask = torch.cat([mask, mask.new_zeros(SMALLEST - size)])
-            inputs = inputs.resized(SMALLEST)
+        size, wanted = inputs.size, inputs.least
+        if size < wanted:
+            mask = torch.cat([mask, mask.new_zeros(wanted - size)])
+            inputs = inputs.resized(wanted)
         return inputs, mask, size
 
     def captured(
@@ -174,8 +175,9 @@ class Stepper:
         self.key = key if scales[1] > 0 else self.key
         if self.rows is None and step in (self.step, self.earlier):
             self.rows = inputs.size
-        leaves, mask = with_symbolic_batch(inputs, mask, self.rows)
-        given = ((*numbers, key), mask, leaves, inputs.dims, inputs.spec)
+        leaves, mask, owners = with_symbolic_batch(inputs, mask, self.rows)
+        dims = tuple(d.parts if isinstance(d, Role) else d for d in inputs.dims)
+        given = ((*numbers, key), mask, leaves, dims, inputs.spec, owners)
         if unsafe_stance():
             raise NotCompiled("a stance without guards may run the graph of another batch")
         step.record.ran, step.record.extras = None, {}
@@ -187,15 +189,26 @@ class Stepper:
             raise
         return others, ran
 
-    def without_padding(self, others: Any, size: int) -> Any:
-        """What a model returned apart from its loss, with the rows of the first `size` samples."""
+    def without_padding(self, others: Any, size: int, samples: int) -> Any:
+        """What a model returned apart from its loss, with the rows of the first `size` samples.
+
+        Args:
+            samples: how many there are with the padding.
+        """
         places = iter(self.study().of(Seen).shown)
 
         def own_rows(x: Tensor) -> Tensor:
             at = next(places)
-            if not isinstance(at, Shard):
+            if isinstance(at, Segment) and at.inner == 1:
+                return x.narrow(at.dim, 0, x.shape[at.dim] - SPARE)
+            if isinstance(at, Segment | Owner | Pointer):
+                raise StepError(
+                    "rows of samples are returned in a layout that padding cannot leave"
+                )
+            if not isinstance(at, Shard | Starts):
                 return x
-            apart = x.unflatten(at.dim, (-1, SMALLEST, int(at.inner)))
+            at = at if isinstance(at, Shard) else Shard(0)
+            apart = x.unflatten(at.dim, (-1, samples, int(at.inner)))
             return apart.narrow(at.dim + 1, 0, size).flatten(at.dim, at.dim + 2)
 
         return pytree.tree_map_only(Tensor, own_rows, others)

@@ -17,6 +17,7 @@ from fxdp.ops import (
     norm,
     pointwise,
     pool,
+    ragged,
     recurrent,
     reduce,
     softmax,
@@ -59,6 +60,9 @@ class Rules(dict[Any, Rule]):
         return "fxdp.RULES"
 
 
-RULES: Table = Rules({op: replace(rule, each=ON_EACH.get(op)) for op, rule in ALL.items()})
+OF_ROWS = ragged.rows(ALL)
+RULES: Table = Rules(
+    {op: replace(rule, each=ON_EACH.get(op), **OF_ROWS.get(op, {})) for op, rule in ALL.items()}
+)
 
 __all__ = ["DECOMPOSITIONS", "FOR_INDUCTOR", "RULES"]

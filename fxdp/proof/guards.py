@@ -120,11 +120,12 @@ def refuse_fixed_size(mask: Tensor) -> None:
         raise BatchMixingError(Diagnostic(code, where, "forward", why, code.remedy))
 
 
-def refuse_other_programs(mask: Tensor) -> None:
+def refuse_other_programs(mask: Tensor, what: str = "N") -> None:
     """Refuse a program that holds for some N only.
 
     Args:
         mask: the fake tensor of shape [N].
+        what: the number that N is: of samples, or of their rows.
 
     Raises:
         BatchMixingError: what is computed depends on N.
@@ -135,7 +136,7 @@ def refuse_other_programs(mask: Tensor) -> None:
     for guard in env.guards:
         asked = question(guard, env, own)
         if asked is not None and not always(asked, env):
-            why = f"what is computed depends on whether {asked}"
+            why = f"what is computed depends on whether {asked.subs(N, sympy.Symbol(what))}"
             where = asker(guard)
             found.setdefault(where, Diagnostic(code, where, "forward", why, code.remedy))
     if found:

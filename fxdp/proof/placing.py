@@ -16,10 +16,23 @@ from torch.fx import Node
 
 from fxdp.graph import marks
 from fxdp.graph.nodes import arguments
-from fxdp.placement import Iota, Mixed, Partial, Placement, Replicate, Shard
+from fxdp.placement import (
+    Iota,
+    Mixed,
+    Owner,
+    Partial,
+    Placement,
+    Pointer,
+    Replicate,
+    Segment,
+    Shard,
+    Starts,
+)
 from fxdp.proof.faults import is_backward
 from fxdp.proof.layouts import Moved, note, others, settle
 from fxdp.proof.ownership import is_torchs, whose
+from fxdp.proof.ragged import Owners, is_ragged, place_ragged, place_rows
+from fxdp.proof.ragged import fits as fits_rows
 from fxdp.rules import Call, Rule, Table, Value, refuse_counts
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of, show
 from fxdp.torch_internals import OpOverload, pytree
@@ -33,10 +46,17 @@ SIZES = {
 Placed = Placement | tuple[Placement | None, ...] | None
 
 
-def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
-    """The placement of a node's value, from those of its operands."""
+def place(
+    node: Node, n: sympy.Symbol, table: Table, backward: bool, axes: Owners | None = None
+) -> Placed:
+    """The placement of a node's value, from those of its operands.
+
+    Args:
+        axes: the ragged axes of the graph, if there are some.
+    """
+    axes = axes or {}
     if node.op == "placeholder":
-        return place_input(node, n)
+        return place_input(node, n, axes)
     if node.target is operator.getitem:
         several, index = arguments(node)
         if isinstance(several.meta.get("placement"), tuple):
@@ -57,9 +77,12 @@ def place(node: Node, n: sympy.Symbol, table: Table, backward: bool) -> Placed:
         if rule is None and not is_shared_alone(node, n):
             raise Mixed(f"fxdp has no rule for this {whose(node.target)}", "no-rule")
         call = Call(shapes, n, backward or scales_losses(node, table))
-        placed = apply(rule, node, call) if rule is not None else shared_results(node)
+        if is_ragged(node, axes):
+            placed = place_rows(rule, call, axes, SIZES, *arguments_of(node, operand))
+        else:
+            placed = apply(rule, node, call) if rule is not None else shared_results(node)
         note(node, rule, placed)
-    return checked(node, placed, n)
+    return checked(node, placed, n, axes)
 
 
 def scales_losses(node: Node, table: Table) -> bool:
@@ -142,11 +165,21 @@ def relaid(node: Node, moved: Moved) -> Value | sympy.Expr:
 
 def apply_as(rule: Rule, node: Node, call: Call, operand: Callable[[Node], Any]) -> Any:
     """Call a rule on the operands of a node, as a function of nodes sees them."""
-    args, kwargs = pytree.tree_map_only(Node, operand, (node.args, dict(node.kwargs)))
-    if not rule.pointwise and isinstance(node.target, OpOverload):
-        named = dict(zip((a.name for a in node.target._schema.arguments), args, strict=False))
-        refuse_counts(call, *(v for k, v in (named | kwargs).items() if k not in SIZES))
+    named, args, kwargs = arguments_of(node, operand)
+    if not rule.pointwise:
+        refuse_counts(call, *(v for k, v in named.items() if k not in SIZES))
     return rule.place(call, *args, **kwargs)
+
+
+def arguments_of(
+    node: Node, operand: Callable[[Node], Any]
+) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+    """A node's arguments as a function of nodes sees them: by name, and as they stand."""
+    args, kwargs = pytree.tree_map_only(Node, operand, (node.args, dict(node.kwargs)))
+    if not isinstance(node.target, OpOverload):
+        return {}, args, kwargs
+    names = (a.name for a in node.target._schema.arguments)
+    return dict(zip(names, args, strict=False)) | kwargs, args, kwargs
 
 
 def operand(node: Node) -> Value | sympy.Expr:
@@ -157,14 +190,25 @@ def operand(node: Node) -> Value | sympy.Expr:
     return expr(value)
 
 
-def place_input(node: Node, n: sympy.Symbol) -> Placement | None:
+def place_input(node: Node, n: sympy.Symbol, axes: Owners) -> Placement | None:
     """Inputs are shared by all samples, unless a mark says which axis holds those."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return None
+    shape = shape_of(value.shape)
+    for rows in axes:
+        if held := sample_axes(shape, rows):
+            if all(user.target is marks.ragged.default for user in node.users):
+                return Segment(held[0], rows)
+            raise Mixed(
+                "an input has an axis as long as rows are many, and nothing says whose it holds",
+                "undeclared-input",
+            )
     if not sample_axes(shape_of(value.shape), n):
         return Replicate()
-    declared = (marks.samples.default, marks.release.default, marks.seed.default)
+    declared = (
+        marks.samples.default, marks.ragged.default, marks.release.default, marks.seed.default
+    )  # fmt: skip
     if all(user.target in declared for user in node.users):
         return Shard(sample_axes(shape_of(value.shape), n)[0])
     raise Mixed(
@@ -224,13 +268,14 @@ def place_seed(node: Node, n: sympy.Symbol) -> Placement:
 
 MARK_RULES: dict[Any, Callable[[Node, sympy.Symbol], Placement]] = {
     marks.samples.default: place_samples,
+    marks.ragged.default: place_ragged,
     marks.release.default: place_release,
     marks.seed.default: place_seed,
     marks.shown.default: lambda node, n: arguments(node)[0].meta["placement"],
 }
 
 
-def checked(node: Node, placed: Any, n: sympy.Symbol) -> Any:
+def checked(node: Node, placed: Any, n: sympy.Symbol, axes: Owners) -> Any:
     """What a rule said, held against the shapes: N stands where the placement says it does."""
     values = node.meta["val"]
     pairs = [(values, placed)]
@@ -245,6 +290,12 @@ def checked(node: Node, placed: Any, n: sympy.Symbol) -> Any:
             continue
         shape = shape_of(value.shape)
         match at:
+            case Segment() | Owner() | Pointer():
+                fits = fits_rows(shape, at, (n, *axes))
+            case _ if any(sample_axes(shape, rows) for rows in axes):
+                fits = False
+            case Starts():
+                fits = shape == (n,)
             case Shard():
                 fits = 0 <= at.dim < len(shape) and is_whole(shape, at, n)
             case Iota(dim, inner):

@@ -175,8 +175,10 @@ class TestPairs:
     [
         (lambda out: print("hello") or out, "leave print out"),
         (
-            lambda out: nn.utils.rnn.pack_padded_sequence(out[:, None], torch.ones(4)).data,
-            "padded batch",
+            lambda out: (
+                nn.utils.rnn.pack_padded_sequence(out[:, None], torch.ones(len(out)), True).data
+            ),
+            "pad_packed_sequence alone",
         ),
     ],
     ids=["print", "packed"],

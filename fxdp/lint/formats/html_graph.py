@@ -20,7 +20,17 @@ from fxdp.graph.sums import is_sum
 from fxdp.lint.formats.html_layout import Outline, spots
 from fxdp.lint.formats.html_parts import identity
 from fxdp.lint.result import Finding, Result
-from fxdp.placement import Iota, Partial, Placement, Replicate, Shard
+from fxdp.placement import (
+    Iota,
+    Owner,
+    Partial,
+    Placement,
+    Pointer,
+    Replicate,
+    Segment,
+    Shard,
+    Starts,
+)
 from fxdp.proof.faults import forward_outputs, is_backward, kept_outputs
 from fxdp.shapes import Shape, shape_of, show
 
@@ -166,6 +176,10 @@ def spell(at: Placement) -> str:
             return "Partial + public" if public else "Partial"
         case Replicate():
             return "Replicate"
+        case Segment(dim) | Owner(dim) | Pointer(dim):
+            return f"{type(at).__name__}({dim})"
+        case Starts():
+            return "Starts"
 
 
 def shapes(node: Node, n: sympy.Symbol | None) -> str:
