@@ -97,6 +97,8 @@ BETTER = {
     "`print`": "leave print out of forward: a compiled step runs it at most once",
     "backwards hooks": "remove the hooks on the modules' backward: gradients of single samples are "
     "in private.per_sample_grads(...)",
+    "ctc_loss: give": "F.ctc_loss(log_probs, targets, input_lengths, target_lengths), where "
+    "targets are [N, S] and both lengths tensors [N]",
     "pack_padded_sequence": "give the recurrent layer the padded batch, and take each sample's "
     "last step by gather, or weigh the steps by a mask",
     "Tensor.requires_grad": "freeze or unfreeze before the step, not in forward",
