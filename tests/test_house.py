@@ -94,6 +94,7 @@ COVERED = {
     "models/test_layers": "ops.bag ops.convolution",
     "models/test_strategies": "graph.report kernels.loops",
     "models/test_huggingface": "module.output",
+    "models/test_speech": "capture.hugging",
     "module/test_account": "module.accounting",
     "module/test_private_module": """
         backend.partition capture.symbolic_batch module.reports module.stepper""",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxdp.capture.bytecode import statements
 from fxdp.capture.patches import leaves_within, one_kernel, users_lines
 from fxdp.capture.polyfills import symbolic_kernels
 from fxdp.torch_internals import (
@@ -89,6 +90,7 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
         leaves_within(),
         one_kernel(),
         symbolic_kernels(),
+        statements(),
         quiet(logging.getLogger("torch._subclasses.fake_tensor")),
     ):
         yield
