@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxdp.capture.recurrent import RECURRENT
-from fxdp.capture.resizing import bicubic_antialiased
+from fxdp.capture.resizing import bicubic_antialiased, linear_antialiased
 from fxdp.kernels.ctc import ctc_loss as whole_ctc_loss
 from fxdp.kernels.matrix_exp import matrix_exp as whole_matrix_exp
 from fxdp.torch_internals import DispatchKey, OpOverload
@@ -159,6 +159,7 @@ KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.adaptive_avg_pool3d.default, COMPOSITE): adaptive_avg_pool3d,
     (aten.cdist.default, COMPOSITE): cdist,
     (aten._upsample_bicubic2d_aa.default, AUTOGRAD): bicubic_antialiased,
+    (aten._upsample_bilinear2d_aa.default, AUTOGRAD): linear_antialiased,
     (aten.ctc_loss.Tensor, COMPOSITE): ctc_loss,
     (aten.ctc_loss.IntList, COMPOSITE): ctc_loss_of_lists,
     (aten.embedding_backward.default, COMPOSITE): embedding_backward,
