@@ -99,6 +99,10 @@ from torch._dynamo.guards import GuardBuilder as GuardBuilder
 from torch._dynamo.output_graph import OutputGraph as OutputGraph
 
 # What a model writes to while it is captured.
+from torch._dynamo.symbolic_convert import (
+    InliningGeneratorInstructionTranslator,
+    InliningInstructionTranslator,
+)
 from torch._dynamo.symbolic_convert import InstructionTranslator as InstructionTranslator
 
 # Says that a 0-d float64 tensor stays a tensor.
@@ -243,6 +247,17 @@ def replace_optimize(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -
     torch.compile calls it in every case, whether it compiles or not; torch has no hook there.
     """
     dynamo.optimize = wrap(dynamo.optimize)
+
+
+def translators() -> list[list[Any]]:
+    """How Dynamo captures an instruction of Python, by its number: a table for each kind of frame.
+    Some kinds share one."""
+    kinds: Any = (
+        InstructionTranslator,
+        InliningInstructionTranslator,
+        InliningGeneratorInstructionTranslator,
+    )
+    return list({id(kind.dispatch_table): kind.dispatch_table for kind in kinds}.values())
 
 
 def active_ddp() -> Any:

@@ -18,11 +18,13 @@ def compare_at(
     draw: Callable[[int], tuple[Any, ...]],
     loss_fn: Callable[..., Tensor] | None = None,
     backend: str = "eager",
+    tolerance: float = 1e-9,
 ) -> fxdp.PrivateModule:
     """Step a model at each batch size and assert that it agrees with a loop over the samples.
 
     Args:
         draw: the arguments of a step of n samples.
+        tolerance: relative and absolute.
     """
     torch._dynamo.reset()
     private: fxdp.PrivateModule | None = None
@@ -42,7 +44,7 @@ def compare_at(
         assert got.keys() == want.keys()
         for name, grad in got.items():
             torch.testing.assert_close(
-                grad, want[name], rtol=1e-9, atol=1e-9,
+                grad, want[name], rtol=tolerance, atol=tolerance,
                 msg=lambda text, name=name, n=n: f"gradient of {name} at {n}: {text}",
             )  # fmt: skip
     assert private is not None

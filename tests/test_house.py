@@ -95,6 +95,7 @@ COVERED = {
     "models/test_ragged": "forms.segmented ops.ragged proof.ragged",
     "models/test_strategies": "graph.report kernels.loops",
     "models/test_huggingface": "module.output",
+    "models/test_speech": "capture.hugging",
     "module/test_account": "module.accounting",
     "module/test_private_module": """
         backend.partition capture.symbolic_batch module.reports module.stepper""",

@@ -3,6 +3,7 @@ imported in one place."""
 
 import ast
 import copy
+import dis
 import inspect
 import json
 import os
@@ -29,7 +30,8 @@ FILES = [
     if (ROOT / "fxdp" / "passes") not in path.parents
 ]
 ADD = torch.ops.aten.add.Tensor
-NOT_TORCH = {"_fields", "_model_mapping"}  # of a namedtuple; of a class of transformers
+# Of a namedtuple, and of classes of transformers.
+NOT_TORCH = {"_fields", "_model_mapping", "_can_record_outputs"}
 
 
 def takes(function: Any, *names: str) -> bool:
@@ -46,6 +48,12 @@ def takes_anything(function: Any) -> bool:
     """Does a function take keywords that its signature does not list?"""
     kinds = {p.kind for p in inspect.signature(function).parameters.values()}
     return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def captures_instructions() -> bool:
+    """Are there tables of what captures an instruction, with entries for those fxdp replaces?"""
+    store = dis.opmap["STORE_ATTR"]
+    return all(len(t) == 256 and callable(t[store]) for t in torch_internals.translators())
 
 
 def traced() -> GraphModule:
@@ -233,6 +241,8 @@ NAMES: dict[str, Callable[[], bool]] = {
         isinstance(torch.ops.higher_order.cond, T.HigherOrderOperator)
         and torch.ops.higher_order.cond.name() == "cond"
     ),
+    "InliningGeneratorInstructionTranslator": captures_instructions,
+    "InliningInstructionTranslator": captures_instructions,
     "InstructionTranslator": lambda: callable(T.InstructionTranslator.current_tx),
     "InvalidCxxCompiler": lambda: issubclass(T.InvalidCxxCompiler, Exception),
     "OpOverload": lambda: isinstance(ADD, T.OpOverload) and has(ADD, "py_kernels", "tags"),

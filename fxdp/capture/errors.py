@@ -106,9 +106,20 @@ BETTER = {
     "the length of what was packed",
     "on packed sequences": "leave proj_size out, or give the layer the padded batch, and take each "
     "sample's last step by gather",
+    "ctc_loss: give": "F.ctc_loss(log_probs, targets, input_lengths, target_lengths), where "
+    "targets are [N, S] and both lengths tensors [N]",
     "Tensor.requires_grad": "freeze or unfreeze before the step, not in forward",
+    "masked_select": "keep the shape: by torch.where, or by labels padded to [N, S]",
     "a value read from a tensor": "choose between values by torch.where, or set what decides "
-    "(a layer dropped at random) in the configuration",
+    "in the configuration",
+}
+LAYERS = "set layerdrop = 0.0 in model.config: a layer is dropped for the whole batch, or for none"
+# ... and by what is in the line or in the name of a function that it says this of.
+BETTER_AT = {
+    "_compute_mask_indices": "set model.config.apply_spec_augment = False: which steps are masked "
+    "is drawn outside of torch",
+    "layerdrop": LAYERS,
+    "skip_the_layer": LAYERS,
 }
 
 
@@ -142,4 +153,6 @@ def captured(name: str, error: Exception, why: str) -> Diagnostic:
     own = [f for f in frames if not is_library(f.file)]
     usual = OWN if ERROR.match(why) else CODES[name].remedy
     remedy = next((r for text, r in BETTER.items() if text in why), usual)
+    at = " ".join([*(f.name for f in stack), *((f.line or "") for f in stack[-1:])])
+    remedy = next((r for text, r in BETTER_AT.items() if text in at), remedy)
     return Diagnostic(CODES[name], own[-1] if own else None, "forward", why, remedy)

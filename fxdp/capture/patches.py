@@ -12,6 +12,9 @@ a check of outputs        a loss that a gradient within the step is    torch see
                           nobody differentiates by outside
 `uninteresting_files`     a guard names the line in torch.nn, and     a user's stack with each guard
 (`users_lines`)           not the user's that called it
+how instructions of       a check of values that raises, and        torch asserting what a check
+Python are captured       `x.requires_grad = True`, break the       asks, and taking the second for
+(`fxdp.capture.bytecode`) graph, and change nothing of a step       `requires_grad_()`
 kernels of ops            their Python asks about sizes, and would    a mode around the forward
                           fix N (`fxdp.capture.polyfills`)
 functions (`stand_ins`)   so do two of `torch.nn.functional`; Dynamo  a packed sequence of padded
@@ -20,6 +23,9 @@ layers                    what it makes has no axis of samples
                           (`fxdp.capture.packed`)
 `torch._dynamo.optimize`  torch.compile has no hook where it hands    such a hook
                           out a step (`fxdp.torch_compile.backend`)
+a loss of transformers    it writes the labels of all samples one   a padded loss there
+(`fxdp.capture.hugging`)  after the other; torch keeps to its
+                          substitute as long as the process lives
 the list of random ops    CSE would merge two draws into one          a CSE of fxdp's own
                           (`fxdp.graph.randomness`)
 ========================  =========================================  ==============================

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fxdp.capture.patches import stand_ins
 from fxdp.capture.recurrent import RECURRENT
-from fxdp.capture.resizing import bicubic_antialiased
+from fxdp.capture.resizing import bicubic_antialiased, linear_antialiased
+from fxdp.kernels.ctc import ctc_loss as whole_ctc_loss
 from fxdp.kernels.matrix_exp import matrix_exp as whole_matrix_exp
 from fxdp.torch_internals import DispatchKey, OpOverload
 
@@ -88,6 +89,48 @@ def check_errors(info: Tensor, name: str, *, is_matrix: bool) -> None:
     cut graph has a place for: a sample that has another gets NaN, and so no part."""
 
 
+AS_TENSORS = "ctc_loss: give input_lengths and target_lengths as tensors [N], made of the batch"
+PADDED = (
+    "ctc_loss: give the targets padded, [N, S], not one after the other: what is beyond "
+    "target_lengths is not looked at"
+)
+
+
+def ctc_loss(
+    log_probs: Tensor, targets: Tensor, input_lengths: Tensor, target_lengths: Tensor,
+    blank: int = 0, reduction: int = 1, zero_infinity: bool = False,
+) -> Tensor:  # fmt: skip
+    """An op that keeps the rows apart; torch's own has a result of a size that the lengths give.
+
+    A row of which lengths or labels are impossible has a loss of NaN.
+    """
+    alone = log_probs.dim() == 2
+    if alone:
+        log_probs, targets = log_probs.unsqueeze(1), targets.unsqueeze(0)
+    if targets.dim() != 2:
+        raise ValueError(PADDED)
+    steps, labels = (t.reshape(-1) for t in (input_lengths, target_lengths))
+    loss: Tensor = whole_ctc_loss(log_probs, targets, steps, labels, blank, zero_infinity)[0]
+    if zero_infinity:
+        loss = torch.where(loss == math.inf, 0.0, loss)
+    if reduction == 1:
+        return (loss / labels.clamp(min=1)).mean()
+    return loss.sum() if reduction == 2 else loss.squeeze(0) if alone else loss
+
+
+def ctc_loss_of_lists(
+    log_probs: Tensor, targets: Tensor, input_lengths: list[int], target_lengths: list[int],
+    blank: int = 0, reduction: int = 1, zero_infinity: bool = False,
+) -> Tensor:  # fmt: skip
+    """The lengths as numbers: of a batch of one size, or of a single sequence."""
+    if log_probs.dim() == 3:
+        raise ValueError(AS_TENSORS)
+    steps, labels = (
+        torch.tensor(x, device=log_probs.device) for x in (input_lengths, target_lengths)
+    )
+    return ctc_loss(log_probs, targets, steps, labels, blank, reduction, zero_infinity)
+
+
 def with_zeros(op: OpOverload) -> Callable[..., Tensor]:
     """A sum of operands of which torch knows that one is zero, a tangent that nobody gave: as torch
     has it, but without asking for the sizes."""
@@ -117,6 +160,9 @@ KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.adaptive_avg_pool3d.default, COMPOSITE): adaptive_avg_pool3d,
     (aten.cdist.default, COMPOSITE): cdist,
     (aten._upsample_bicubic2d_aa.default, AUTOGRAD): bicubic_antialiased,
+    (aten._upsample_bilinear2d_aa.default, AUTOGRAD): linear_antialiased,
+    (aten.ctc_loss.Tensor, COMPOSITE): ctc_loss,
+    (aten.ctc_loss.IntList, COMPOSITE): ctc_loss_of_lists,
     (aten.embedding_backward.default, COMPOSITE): embedding_backward,
     (aten.linalg_matrix_exp.default, AUTOGRAD): matrix_exp,
     (aten._linalg_check_errors.default, AUTOGRAD): check_errors,

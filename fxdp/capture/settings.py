@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxdp.capture.bytecode import statements
 from fxdp.capture.packed import packed_sequences
 from fxdp.capture.patches import leaves_within, one_kernel, users_lines
 from fxdp.capture.polyfills import symbolic_kernels
@@ -91,6 +92,7 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
         one_kernel(),
         symbolic_kernels(),
         packed_sequences(),
+        statements(),
         quiet(logging.getLogger("torch._subclasses.fake_tensor")),
     ):
         yield

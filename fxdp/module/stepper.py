@@ -19,6 +19,7 @@ from fxdp.backend.options import Scales, checked_scales
 from fxdp.backend.partition import Proven, compiled_step
 from fxdp.backend.settings import Record, Settings
 from fxdp.capture.errors import capture_errors
+from fxdp.capture.hugging import set_up
 from fxdp.capture.inputs import BatchDims, Inputs, argument_names, gather
 from fxdp.capture.naming import module_behind, parameters
 from fxdp.capture.pairs import pair_axis
@@ -224,6 +225,7 @@ class Stepper:
         with line():
             if not compiled_before:
                 say("capturing the model")
+                set_up(self.model)
             try:
                 with capture_errors(self.model, pairs):
                     return call()

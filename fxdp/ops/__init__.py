@@ -9,6 +9,7 @@ from fxdp.ops import (
     compose,
     contraction,
     convolution,
+    ctc,
     decompositions,
     distance,
     factory,
@@ -43,10 +44,18 @@ ALL: Table = (
     | dict(linalg.RULES)
     | dict(norm.RULES)
     | dict(recurrent.RULES)
+    | dict(ctc.RULES)
 )
 
 ON_EACH = (
-    EACH | pool.EACH | compose.EACH | convolution.EACH | linalg.EACH | norm.EACH | recurrent.EACH
+    EACH
+    | pool.EACH
+    | compose.EACH
+    | convolution.EACH
+    | linalg.EACH
+    | norm.EACH
+    | recurrent.EACH
+    | ctc.EACH
 )
 
 DECOMPOSITIONS = decompositions.DECOMPOSITIONS | norm.DECOMPOSITIONS

@@ -83,6 +83,27 @@ def put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> T
     return x.reshape(-1).index_put(spots, source.reshape(-1), accumulate).view(x.shape)
 
 
+def index_put(
+    x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Tensor:
+    """What a mask selects gets one value each: no element has to know how many there are."""
+    own = [i for i in indices if i is not None]
+    if len(own) != 1 or own[0].dtype != torch.bool:
+        return NotImplemented
+    mask, first = own[0], next(d for d, i in enumerate(indices) if i is not None)
+    after = x.dim() - first - mask.dim()  # axes that follow those of the mask
+    if values.dim() > after:
+        count: Any = values.shape[-after - 1]
+        if not isinstance(count, int) or count != 1:
+            return NotImplemented
+        axis = values.dim() - after - 1
+        shape = [*values.shape[:axis], *[1] * mask.dim(), *values.shape[axis + 1 :]]
+        values = values.reshape(shape)
+    if accumulate:
+        values = x + values
+    return torch.where(mask.reshape(*mask.shape, *[1] * after), values, x)
+
+
 def embedding_bag_backward(
     grad: Tensor, ids: Tensor, offsets: Tensor, belongs: Tensor, sizes: Tensor, maxima: Tensor,
     rows: int, by_frequency: bool, mode: int, sparse: bool, weights: Tensor | None,
@@ -223,6 +244,7 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten.mv.default: mv,
     aten.copy.default: copy,
     aten.put.default: put,
+    aten.index_put.default: index_put,
     aten._embedding_bag_backward.default: embedding_bag_backward,
     aten.full_like.default: full_like,
     aten._trilinear.default: trilinear,

@@ -1,23 +1,27 @@
-"""Bicubic resizing with antialiasing computes what torch's own does, and N stays a symbol."""
+"""Resizing with antialiasing computes what torch's own does, and N stays a symbol."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxdp.capture.resizing import bicubic_antialiased
+from fxdp.capture.resizing import bicubic_antialiased, linear_antialiased
 from tests.oracle import score
 from tests.sizes import compare_at
 
 pytestmark = pytest.mark.usefixtures("double")
 
 
+MODES = {"bicubic": bicubic_antialiased, "bilinear": linear_antialiased}
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("size", [(7, 6), (3, 2), (5, 5), (1, 9), (11, 2)])
-def test_as_torch_does(size: tuple[int, int], align: bool):
+def test_as_torch_does(size: tuple[int, int], align: bool, mode: str):
     x = torch.randn(2, 3, 5, 8)
-    wanted = F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=align)
-    torch.testing.assert_close(bicubic_antialiased(x, list(size), align), wanted)
+    wanted = F.interpolate(x, size, mode=mode, antialias=True, align_corners=align)
+    torch.testing.assert_close(MODES[mode](x, list(size), align), wanted)
 
 
 def test_to_a_width_of_one():
@@ -28,11 +32,12 @@ def test_to_a_width_of_one():
     torch.testing.assert_close(bicubic_antialiased(x, [11, 1], False), wanted)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("factor", [0.5, 0.7, 1.3, 2.0])
-def test_by_a_factor(factor: float):
+def test_by_a_factor(factor: float, mode: str):
     x = torch.randn(2, 3, 10, 8)
-    wanted = F.interpolate(x, scale_factor=factor, mode="bicubic", antialias=True)
-    got = bicubic_antialiased(x, list(wanted.shape[2:]), False, factor, factor)
+    wanted = F.interpolate(x, scale_factor=factor, mode=mode, antialias=True)
+    got = MODES[mode](x, list(wanted.shape[2:]), False, factor, factor)
     torch.testing.assert_close(got, wanted)
 
 
@@ -46,6 +51,7 @@ class Resized(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         places = F.interpolate(self.places, x.shape[2:], mode="bicubic", antialias=True)
         h = self.conv(x) + places.expand(x.shape[0], -1, -1, -1)
+        h = F.interpolate(h, (4, 6), mode="bilinear", antialias=True)
         return score(F.interpolate(h, (3, 7), mode="bicubic", antialias=True))
 
 

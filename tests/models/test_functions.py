@@ -10,6 +10,16 @@ from tests.oracle import Applied, compare, score
 pytestmark = pytest.mark.usefixtures("double")
 N = 5
 
+
+def written_where(h: Tensor) -> Tensor:
+    """What masks select, of a sample or of all of them, set to one value or a row of values."""
+    h = h.clone()
+    h[h > 1] = 0.0
+    h[h[..., 0] < 0] = h.new_tensor([1.0, 2, 3, 4, 5, 6])
+    h[:, torch.tensor([True, False, True, False])] = 0.25
+    return h.index_put((h[:, :, 1] > 0,), h.new_tensor(0.5), accumulate=True)
+
+
 # Of [N, 4, 6]: a sequence of 4 with 6 features.
 SEQUENCES = {
     "moved": {
@@ -53,6 +63,7 @@ SEQUENCES = {
         "scatter": lambda h: torch.zeros_like(h).scatter(2, h.argsort(-1), h),
         "clamp": lambda h: h.clamp(-0.3, 0.3) + h.relu().sqrt().nan_to_num(posinf=1.0),
         "masked": lambda h: h.masked_fill(h > 0.5, 0.5) * (h.detach() > 0),
+        "put": written_where,
     },
     "mixed": {
         "einsum": lambda h: torch.einsum("ntd,nsd->nts", h, h),

@@ -1,10 +1,12 @@
 """Every op of the table meets the oracle."""
 
+import pytest
 import torch
 
-from fxdp.ops import RULES
+from fxdp.ops import RULES, decompositions
 from tests.ops import (
     test_contraction,
+    test_ctc,
     test_distance,
     test_factory,
     test_index,
@@ -51,7 +53,7 @@ UNTRIED = {
 
 def tried() -> set[object]:
     modules = (
-        test_contraction, test_distance, test_factory, test_index, test_linalg, test_norm,
+        test_contraction, test_ctc, test_distance, test_factory, test_index, test_linalg, test_norm,
         test_pointwise, test_recurrent, test_reduce, test_views,
     )  # fmt: skip
     cases = [c.op for m in modules for c in m.CASES] + [c.op for c in test_pool.cases()]
@@ -67,3 +69,32 @@ def test_the_list_of_untried_ops_only_shrinks() -> None:
     assert RULES.keys() >= UNTRIED
     assert not UNTRIED & tried()
     assert len(UNTRIED) <= 30
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize(
+    ("first", "mask", "values"),
+    [
+        (0, (2, 3, 4), ()),
+        (0, (2, 3), (4,)),
+        (0, (2,), (1, 4)),
+        (0, (2,), (1, 3, 4)),
+        (1, (3,), ()),
+        (1, (3, 4), (2, 1)),
+        (1, (3,), (2, 1, 4)),
+        (2, (4,), (3, 1)),
+    ],
+)
+def test_one_value_for_what_a_mask_selects(
+    first: int, mask: tuple[int, ...], values: tuple[int, ...], accumulate: bool
+) -> None:
+    x, selects, given = torch.randn(2, 3, 4), torch.rand(mask) < 0.5, torch.randn(values)
+    indices = [*[None] * first, selects]
+    got = decompositions.index_put(x, indices, given, accumulate)
+    torch.testing.assert_close(got, aten.index_put(x, indices, given, accumulate))
+
+
+def test_as_many_values_as_a_mask_selects_are_another_matter() -> None:
+    x = torch.randn(3, 4)
+    found = decompositions.index_put(x, [torch.tensor([True, False, True])], torch.randn(2, 4))
+    assert found is NotImplemented

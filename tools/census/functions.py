@@ -201,6 +201,7 @@ OF_IMAGES: dict[str, Function] = {
     "squeeze and excite": lambda h: h * h.mean((2, 3), keepdim=True).relu().sigmoid(),
     "cubic": lambda h: F.interpolate(h, scale_factor=1.5, mode="bicubic"),
     "area": lambda h: F.interpolate(h, scale_factor=0.5, mode="area"),
+    "antialias linear": lambda h: F.interpolate(h, (3, 3), mode="bilinear", antialias=True),
     "antialias cubic": lambda h: F.interpolate(h, (3, 3), mode="bicubic", antialias=True),
     "fft2": lambda h: torch.fft.irfft2(torch.fft.rfft2(h) * 2j, s=h.shape[-2:]),
     "global response": lambda h: h * h.norm(dim=(1, 2), keepdim=True).div(
