@@ -37,6 +37,7 @@ from fxdp.checker.walk import Walk
 from fxdp.compiler import attempt
 from fxdp.graph.origin import nearest
 from fxdp.graph.study import Captured, Program, Study
+from fxdp.module.inspection import Attempt
 from fxdp.proof.certificate import Assumption, Certificate
 from fxdp.torch_internals import value_at_capture
 
@@ -105,6 +106,18 @@ def check_certificate(
     if rules is not None:
         kwargs = kwargs | {"rules": rules}
     found = attempt(model, *args, loss_fn=loss_fn, batch_dims=batch_dims, **kwargs)
+    return judged(certificate, found)
+
+
+def judged(certificate: Certificate, found: Attempt) -> Verdict:
+    """The verdict on a certificate.
+
+    Args:
+        found: what came of fxdp's own proof of the model, and of the capture before it.
+
+    Raises:
+        ProofError: the model could not be captured.
+    """
     if found.study is None or found.study.found(Captured) is None:
         assert found.error is not None
         raise found.error

@@ -4,6 +4,9 @@ A rule says whether a claim of the result follows from those of the operands. Wh
 tried on random tensors.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import sympy
 import torch
 
@@ -36,8 +39,21 @@ DRAWS = {
 FILLS = {
     "aten.full": "fill_value", "aten.full_like": "fill_value", "aten.new_full": "fill_value",
     "aten.scalar_tensor": "s", "aten.zeros": 0, "aten.zeros_like": 0, "aten.new_zeros": 0,
-    "aten.ones": 1, "aten.ones_like": 1, "aten.new_ones": 1,
+    "aten.fill": "value", "aten.ones": 1, "aten.ones_like": 1, "aten.new_ones": 1,
 }  # fmt: skip
+# Memory that nobody set: to be written over, and not to be read.
+UNSET = {
+    "aten.empty", "aten.empty_like", "aten.empty_permuted", "aten.empty_strided", "aten.new_empty",
+    "aten.new_empty_strided",
+}  # fmt: skip
+
+
+def reads_shape_alone(name: str, args: Sequence[Any], place: int) -> bool:
+    """Does an op not read the values of the argument at a place?"""
+    if name == "aten.convolution_backward":
+        # The gradient of the input is made without it, and that of the kernel likewise.
+        return place in (1, 2) and not args[10][2 - place]
+    return place == 0 and (name in FILLS or name in ("aten.fill", "aten.copy"))
 
 
 def is_elementwise(call: Call) -> bool:

@@ -65,6 +65,8 @@ def one(call: Call, claims: Claims, sizes: dict[Any, int], style: str) -> str | 
         if claim is None:
             continue
         runs = [(at(whole, place), [at(x, place) for x in own]) for whole, own in (first, second)]
+        if style == "normal" and runs[0][0].numel() and not runs[0][0].isfinite().any():
+            raise Untried("nothing finite comes out of it")
         if (why := compared(claim, runs, sizes, call.n)) is not None:
             return f"{why} ({sizes[call.n]} samples)"
     return None
@@ -115,9 +117,8 @@ class Drawn:
         self.dice = torch.Generator().manual_seed(seed)
         shapes = [concrete(x.shape, self.own) for x in call.tensors]
         self.high = min([s for shape in shapes for s in shape if s > 1], default=2)
-        self.ignored = [
-            v for k, v in call.named.items() if k in IGNORED and isinstance(v, int)
-        ]  # fmt: skip
+        named = [call.named.get(name) for name in IGNORED]
+        self.ignored = [v for v in named if isinstance(v, int) and (v < -1 or 0 <= v < self.high)]
 
     def run(self) -> Run:
         """The op on the batch, and on each sample.
@@ -258,10 +259,10 @@ def compared(claim: Claim, runs: list[Run], sizes: dict[Any, int], n: Any) -> st
         case Partial() if whole.dtype == torch.bool:
             return "truth values have no sum"
         case Partial(public):
-            gaps = [total - torch.stack(xs).sum(0) for total, xs in runs]
+            # Where a term is infinite, or 0 / 0, there is no sum to compare.
+            gaps = [finite(total - torch.stack(xs).sum(0)) for total, xs in runs]
             wanted = gaps[1] if public else torch.zeros_like(gaps[0])
-            scale = max(float(torch.stack(xs).abs().double().nan_to_num().sum(0).max())
-                        if xs[0].numel() else 0.0 for _, xs in runs)  # fmt: skip
+            scale = max(largest(torch.stack(xs).abs().sum(0)) for _, xs in runs)
             good = near(gaps[0], wanted, scale)
             return None if good else "it is not the sum of what it is for each sample alone"
         case Iota():
@@ -269,6 +270,17 @@ def compared(claim: Claim, runs: list[Run], sizes: dict[Any, int], n: Any) -> st
             return None if good else "it does not count the samples"
         case Replicate():
             return "it is made of samples, or of their number"
+
+
+def finite(gap: Tensor) -> Tensor:
+    """0 for what is no number."""
+    return gap.nan_to_num(0, 0, 0) if gap.dtype.is_floating_point else gap
+
+
+def largest(x: Tensor) -> float:
+    """The largest of the numbers, apart from those that are infinite or none."""
+    sizes = x.abs().double().nan_to_num(0, 0, 0)
+    return float(sizes.max()) if x.numel() else 0.0
 
 
 def near(a: Tensor, b: Tensor, scale: float = 0.0) -> bool:
@@ -279,5 +291,5 @@ def near(a: Tensor, b: Tensor, scale: float = 0.0) -> bool:
         return bool((a == b).all())
     # Results that an op gives in single precision are rounded so.
     eps = 1e-9 if a.dtype in (torch.float64, torch.complex128) else 1e-4
-    size = float(b.abs().nan_to_num(posinf=0, neginf=0).max()) if b.numel() else 0.0
+    size = largest(b)
     return torch.allclose(a, b.to(a.dtype), rtol=eps, atol=eps * max(size, scale), equal_nan=True)

@@ -20,7 +20,7 @@ from fxdp.checker.call import Call, called, results, shape
 from fxdp.checker.claims import Claim, Claims, Partial, Replicate, Shape, Shard, equal, fits, outer
 from fxdp.checker.trial import Untried, tried
 from fxdp.graph import marks
-from fxdp.torch_internals import OpOverload
+from fxdp.torch_internals import OpOverload, pytree
 
 COMBINATIONS = 64  # of what is known of the operands of one node
 SIZES = {"aten.sym_size", "aten.sym_numel", "aten.sym_stride", "aten.sym_storage_offset"}
@@ -48,7 +48,7 @@ class Walk:
     by_rule: Counter[str] = field(default_factory=lambda: Counter[str]())
     by_trial: Counter[str] = field(default_factory=lambda: Counter[str]())
     tries: bool = True  # what no rule settles
-    _settled: dict[Any, str | None] = field(default_factory=lambda: {})
+    _tried: dict[Any, str | None] = field(default_factory=lambda: {})
 
     def visit(self, node: Node, claimed: list[Claims]) -> None:
         """Check what is claimed of a node, or find what may be said of one that nothing is."""
@@ -143,34 +143,39 @@ class Walk:
         """By the rules, or else by trial, from anything that is known of the operands."""
         tensors = [i for i in node.all_input_nodes if self.known.get(i)]
         choices = itertools.product(*(self.known[i] for i in tensors))
-        why: str | None = "no operand is known"
+        calls: list[Call] = []
+        if str(node.target).rpartition(".")[0] in elements.UNSET:
+            return None if all(is_unread(node, u) for u in node.users) else "nobody set it"
         for chosen in itertools.islice(choices, COMBINATIONS):
             call = called(node, dict(zip(tensors, chosen, strict=True)), self.n)
             if isinstance(call, str):
                 return f"not checked: {call}"
-            why = self.settled(call, claims)
-            if why is None:
-                return None
-        return why
+            calls.append(call)
+        if any(by_rule(call, claims) for call in calls):
+            self.by_rule[str(node.target)] += 1
+            return None
+        whys = [self.trial(call, claims) for call in calls] if self.tries else ["no rule"]
+        return None if None in whys else whys[0]
 
-    def settled(self, call: Call, claims: Claims) -> str | None:
-        """The same question is asked once."""
+    def trial(self, call: Call, claims: Claims) -> str | None:
+        """What a trial says of a call; the same is tried once."""
         key = (call.key(), str(claims))
-        if key in self._settled:
-            return self._settled[key]
-        if by_rule(call, claims):
-            why = None
-            self.by_rule[str(call.target)] += 1
-        elif not self.tries:
-            return "no rule"
-        else:
+        if key not in self._tried:
             try:
-                why = tried(call, claims, self.hints)
+                self._tried[key] = tried(call, claims, self.hints)
                 self.by_trial[str(call.target)] += 1
             except Untried as error:
-                why = f"not checked: {error}"
-        self._settled[key] = why
-        return why
+                self._tried[key] = f"not checked: {error}"
+        return self._tried[key]
+
+
+def is_unread(node: Node, user: Node) -> bool:
+    """Does a user not look at the values of a node?"""
+    name, args = str(user.target).rpartition(".")[0], user.args
+    places = [place for place, a in enumerate(args) if a is node]
+    leaves = pytree.tree_leaves((args, user.kwargs))
+    alone = len(places) == sum(a is node for a in leaves)
+    return alone and all(elements.reads_shape_alone(name, args, place) for place in places)
 
 
 def by_rule(call: Call, claims: Claims) -> bool:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fxdp.checker.check import Verdict, check_certificate
+from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.printed import plain
 from fxdp.lint.apart import apart, hush_at_exit
 from fxdp.lint.config import Config
@@ -89,6 +90,10 @@ def checked(target: str, plan: Wanted, certificate: Certificate) -> Verdict:
 
 def trouble(error: BaseException) -> Trouble:
     """Why a model cannot be captured, in a line."""
+    if isinstance(error, ProofError):
+        fault = next(iter(error.diagnostics))
+        at = fault.location
+        return Trouble(shortened_in(fault.why + (f" at {at.file}:{at.line}" if at else "")))
     return Trouble(shortened_in(said(error)))
 
 
