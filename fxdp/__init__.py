@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fxdp.backend.options import Options
     from fxdp.capture.inputs import BatchDims
     from fxdp.capture.segments import Ragged
+    from fxdp.checker.check import Verdict, check_certificate
     from fxdp.compiler import compile, prove  # noqa: A004 - torch.compile's name
     from fxdp.diagnostics.diagnostic import BatchMixingError, CaptureError, Diagnostic, ProofError
     from fxdp.diagnostics.errors import StepError
@@ -51,6 +52,7 @@ PLACES = {
     "fxdp.backend.check": ("MiscompilationWarning",),
     "fxdp.backend.halves": ("UncompiledWarning",),
     "fxdp.training.checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "fxdp.checker.check": ("Verdict", "check_certificate"),
     "fxdp.compiler": ("compile", "prove"),
     "fxdp.diagnostics.diagnostic": ("BatchMixingError", "CaptureError", "Diagnostic", "ProofError"),
     "fxdp.diagnostics.errors": ("StepError",),
@@ -94,8 +96,10 @@ __all__ = [
     "StepError",
     "SumRule",
     "UncompiledWarning",
+    "Verdict",
     "Verification",
     "audit",
+    "check_certificate",
     "compile",
     "fix",
     "load_checkpoint",

@@ -29,6 +29,7 @@ from fxdp.proof.faults import (
 from fxdp.proof.fingerprint import fingerprint
 from fxdp.proof.guards import refuse_fixed_size, refuse_other_programs
 from fxdp.proof.placing import place
+from fxdp.proof.program import placements
 from fxdp.proof.ragged import Owners, ragged_axes
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of
 from fxdp.torch_internals import pytree
@@ -101,7 +102,8 @@ def seen(gm: GraphModule, shown: tuple[Any, ...]) -> Seen:
     totals = [n for n, p in places if isinstance(p, Partial) and is_total(n)]
     kinds = Counter(type(p).__name__ for _, p in places)
     ops = frozenset(n.target for n in gm.graph.nodes)
-    return Seen(fingerprint(gm), dict(kinds), ops, len(totals), len(mutations(gm)), shown)
+    written = len(mutations(gm))
+    return Seen(fingerprint(gm), dict(kinds), ops, len(totals), written, shown, placements(gm))
 
 
 def supposed(node: Node, n: sympy.Symbol, axes: Owners) -> Any:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.graph.nodes import arguments
 from fxdp.graph.study import study
+from fxdp.proof.program import number
 from fxdp.shapes import shape_of
 from fxdp.torch_internals import OpOverload, pytree
 
@@ -25,6 +26,7 @@ OWN_AXES = {"dimension"}
 def tidy(gm: GraphModule) -> GraphModule:
     """Drop dead code and identities; complete and normalise the arguments of every op."""
     table = study(gm).table
+    number(gm)
     gm.graph.eliminate_dead_code()
     for node in list(gm.graph.nodes):
         if is_assertion(gm, node):

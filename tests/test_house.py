@@ -41,6 +41,7 @@ ORDER = (
     "pipeline",
     "module",
     "compiler",
+    "checker",
     "torch_compile",
     "training",
     "auditing",
@@ -69,12 +70,14 @@ COVERED = {
     "boundary/test_public": "capture.totals data.padding module.public",
     "boundary/test_rules": "graph.passes pipeline",
     "capture/test_recurrent": "capture.settings",
+    "checker/test_check": "checker.ends checker.walk",
+    "checker/test_rules": "checker.call checker.elements checker.families",
     "data/test_samplers": "data.sampler",
     "forms/test_conv": "kernels.crb kernels.grouped",
     "forms/test_conv_grid": "kernels.unfold",
     "forms/test_outer": "forms.batch kernels.clipped_sum",
     "lint/test_cli": """
-        lint.__main__
+        lint.__main__ lint.checking
         lint.config lint.models.building lint.models.discovery lint.models.hugging
         lint.models.loading lint.models.losses lint.models.step lint.models.targets
         lint.models.wanted lint.options lint.selection lint.trouble""",
@@ -112,7 +115,7 @@ COVERED = {
     "privacy/test_ledger": "privacy.budget privacy.state",
     "privacy/test_planning": "privacy.search",
     "privacy/test_sampling": "privacy.sampling_rule",
-    "proof/test_certificate": "proof.fingerprint",
+    "proof/test_certificate": "proof.fingerprint proof.program",
     "proof/test_facts": "graph.marks graph.records",
     "refusals/test_bad_input": "capture.inputs",
     "refusals/test_messages": "capture.pairs",
@@ -127,7 +130,12 @@ COVERED = {
     "training/test_checkpoint": "training.atomic_file training.rng_state",
 }
 # Who knows nothing of whom, though it stands below.
-STRANGERS = {"privacy": {"mechanism", "kernels", "rules"}, "mechanism": {"privacy", "data"}}
+STRANGERS = {
+    # A check of fxdp's proof has its own rules: of the proof it reads the certificate alone.
+    "checker": {"passes", "ops", "rules", "placement", "shapes", "forms", "backend"},
+    "privacy": {"mechanism", "kernels", "rules"},
+    "mechanism": {"privacy", "data"},
+}
 
 
 def sources() -> dict[str, Path]:

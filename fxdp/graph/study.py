@@ -22,6 +22,41 @@ from fxdp.torch_internals import value_at_capture
 
 
 @dataclass(frozen=True)
+class Written:
+    """One node of a captured graph, as text.
+
+    Attributes:
+        op: what it does.
+        operands: with what: %3 is the result of node 3.
+        results: dtypes and shapes.
+    """
+
+    op: str
+    operands: str
+    results: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """The captured graph, as it was before any pass (from `tidy`).
+
+    Attributes:
+        lines: its nodes.
+        sizes: the names of torch's symbols in there; placements may add to them.
+    """
+
+    lines: tuple[Written, ...]
+    sizes: dict[Any, sympy.Symbol]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A copy of the captured graph, as it was before any pass (only for a proof alone)."""
+
+    graph: GraphModule
+
+
+@dataclass(frozen=True)
 class Joint:
     """What the proof places (from `prove`, also where the proof fails).
 
@@ -59,6 +94,7 @@ class Seen:
         totals: how many 0-d totals over the batch there are.
         written: how many inputs the program writes to.
         shown: placements of what the caller sees apart from the loss, in order.
+        placements: of the nodes of the captured graph, see `fxdp.proof.program`.
     """
 
     fingerprint: str
@@ -67,6 +103,7 @@ class Seen:
     totals: int
     written: int
     shown: tuple[Any, ...]
+    placements: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -149,7 +186,9 @@ class PictureLayout:
 
 
 StageRecord = (
-    Joint
+    Program
+    | Captured
+    | Joint
     | Samples
     | RaggedAxes
     | Seen

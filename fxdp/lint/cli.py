@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fxdp.diagnostics.printed import plain
 from fxdp.lint.apart import apart, hush_at_exit
+from fxdp.lint.checking import check
 from fxdp.lint.config import Config, read
 from fxdp.lint.formats import text
 from fxdp.lint.formats.table import FORMATS, Format
@@ -57,6 +58,8 @@ def run(options: argparse.Namespace) -> int:
         explain(options.explain, console)
         return CLEAN
     config = Config() if options.isolated else read(Path.cwd())
+    if options.check:
+        return CLEAN if check(options, config) else FOUND
     style = options.output_format or config.run.get("output-format", "text")
     if style not in tuple(FORMATS):  # a file of settings may hold what has no hash
         raise Trouble(f"output-format {style!r} is not one of {', '.join(FORMATS)}")

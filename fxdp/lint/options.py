@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--ignore", action="append", metavar="CODES", help="likewise")
     out.add_argument("--statistics", action="store_true", help="count the findings by code")
     out.add_argument("--certificate", metavar="FILE", help="certificates of proven models, JSON")
+    out.add_argument("--check", metavar="FILE", help="check a certificate of the model instead")
     out.add_argument("--explain", metavar="CODE", help="say what a code means; all lists them")
     out.add_argument("--isolated", action="store_true", help="do not read pyproject.toml")
     out.add_argument("-v", "--verbose", action="store_true", help="tracebacks and warnings")

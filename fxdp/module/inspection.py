@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from fxdp.backend.options import Scales
 from fxdp.backend.partition import Proven, stop
 from fxdp.backend.settings import Record, Settings
 from fxdp.capture.inputs import Inputs
 from fxdp.diagnostics.diagnostic import ProofError, StepFails
+from fxdp.graph.nodes import copied
 from fxdp.graph.passes import Pass
-from fxdp.graph.study import Study
+from fxdp.graph.study import Captured, Study, study
 from fxdp.module.public import Public
 from fxdp.module.stepper import Compiled, Stepper
 from fxdp.ops import RULES
@@ -106,6 +108,13 @@ class Inspector:
 
     def _prove(self, inputs: Inputs, mask: Tensor, record: Record) -> None:
         """Run the proof; the record holds the study also where it fails."""
-        step = self.stepper.another(self.stepper.settings, record, (*PROOF, Pass(stop, ends=True)))
+        passes = (Pass(keep), *PROOF, Pass(stop, ends=True))
+        step = self.stepper.another(self.stepper.settings, record, passes)
         with contextlib.suppress(Proven), torch.enable_grad():
             self.stepper.captured(step, inputs, mask, (1.0, 0.0, 1.0))
+
+
+def keep(gm: GraphModule) -> GraphModule:
+    """Keep the captured graph as it is, for those who check what is said of it."""
+    study(gm).put(Captured(copied(gm)))
+    return gm

@@ -10,10 +10,10 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from fxdp.graph.report import as_text
-from fxdp.graph.study import GradientSums, Joint, Seen, Study
+from fxdp.graph.study import GradientSums, Joint, Program, Seen, Study
 from fxdp.rules import Table as Rules
 
-FORMAT = 1  # of the JSON text
+FORMAT = 2  # of the JSON text
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,25 @@ class Assumption:
 
 
 @dataclass(frozen=True)
+class Value:
+    """One value of the captured graph, before any pass, and where its samples are.
+
+    Attributes:
+        op: what makes it.
+        operands: from what; %3 is the result of value 3.
+        results: dtypes and shapes, with N for the number of samples.
+        placements: "Replicate", "Shard 0 1" and the like, see `fxdp.checker.claims`; those of
+            several results with a semicolon between. None where a pass drops the value, several
+            where samples may lie in any order.
+    """
+
+    op: str
+    operands: str
+    results: str
+    placements: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Certificate:
     """The six obligations of one captured graph, and the assumptions around them.
 
@@ -58,6 +77,7 @@ class Certificate:
         - An obligation that rests on a rule of the user's, or on a line that an
           `# fxdp: allow[...]` comment allows, is not proven but assumed, and says by whom.
         - The same model, inputs and versions give the same certificate, in any process.
+        - Whoever trusts no compiler can check it: `fxdp.check_certificate`.
         - `Certificate.from_json(c.to_json()) == c`.
 
     It does not say:
@@ -76,6 +96,7 @@ class Certificate:
             that torch could not compile.
         graph: SHA-256 of the graph, see `fxdp.proof.fingerprint`.
         versions: of torch and fxdp.
+        values: those of the graph as it was captured, with their placements.
     """
 
     obligations: tuple[Obligation, ...]
@@ -83,6 +104,7 @@ class Certificate:
     fallbacks: tuple[str, ...]
     graph: str
     versions: dict[str, str]
+    values: tuple[Value, ...]
 
     def __bool__(self) -> bool:
         """Is every obligation proven, none assumed?"""
@@ -106,9 +128,11 @@ class Certificate:
             obligations = [Obligation(**o | {"by": tuple(o["by"])}) for o in data["obligations"]]
             assumptions = [Assumption(**a) for a in data["assumptions"]]
             fallbacks, graph, versions = data["fallbacks"], data["graph"], data["versions"]
+            values = [Value(**v | {"placements": tuple(v["placements"])}) for v in data["values"]]
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"this is not a certificate of fxdp: {error}") from None
-        return cls(tuple(obligations), tuple(assumptions), tuple(fallbacks), graph, versions)
+        parts = (tuple(obligations), tuple(assumptions), tuple(fallbacks), graph, versions)
+        return cls(*parts, tuple(values))
 
     def __rich__(self) -> RenderableType:
         table = Table("", "obligation", "", "evidence", title=f"fxdp certificate {self.graph[:12]}")
@@ -193,6 +217,10 @@ def certify(
         tuple(fallbacks),
         seen.fingerprint,
         {"torch": torch.__version__, "fxdp": own_version()},
+        tuple(
+            Value(line.op, line.operands, line.results, placements)
+            for line, placements in zip(study.of(Program).lines, seen.placements, strict=True)
+        ),
     )
 
 

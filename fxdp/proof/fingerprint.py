@@ -14,8 +14,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxdp.graph.study import Samples, study
+from fxdp.proof.program import spelled
 from fxdp.shapes import expr, shape_of
-from fxdp.torch_internals import OpOverload, pytree
+from fxdp.torch_internals import pytree
 
 
 def fingerprint(gm: GraphModule) -> str:
@@ -59,10 +60,3 @@ def words(
     shown = [size(sympy.sympify(p.inner)) if hasattr(p, "inner") else "" for p in places]
     kinds = [f"{type(p).__name__}{getattr(p, 'dim', '')}" for p in places]
     return [node.op, name, *map(word, operands), "->", *results, *kinds, *shown]
-
-
-def spelled(node: Node) -> str:
-    """The op of a node, without addresses."""
-    if isinstance(node.target, OpOverload):
-        return str(node.target)
-    return getattr(node.target, "__name__", str(type(node.target)))

@@ -273,6 +273,33 @@ def test_certificates(lint: Any, folder: Path):
     assert json.loads((folder / "list.json").read_text()) == [one]
 
 
+def test_check(lint: Any, folder: Path):
+    """0 accepted, 1 not accepted, 2 trouble."""
+    lint("net.py:make", *X, "--certificate", "checked.json")
+    status, out, err = lint("--check", "checked.json", "net.py:make", *X)
+    assert (status, out.splitlines()[0][:44]) == (0, "accepted: every value of the captured graph ")
+    assert "assumed: samples were drawn" in out
+    assert "a file that talks" in err
+    status, out, _ = lint("--check", "checked.json", "net.py:Good", *X)
+    assert status == 1
+    assert out.startswith("not accepted: the graph is another: ")
+    text = (folder / "checked.json").read_text()
+    (folder / "edited.json").write_text(text.replace('"Partial"', '"Replicate"'))
+    status, out, _ = lint("--check", "edited.json", "net.py:make", *X)
+    assert (status, len(out.splitlines())) == (1, 1)
+    assert "claimed Replicate, and it is made of samples" in out
+    (folder / "no.json").write_text("{}")
+    for arguments, said in (
+        (("no.json", "net.py:make"), "is not a certificate"),
+        (("nowhere.json", "net.py:make"), "cannot read"),
+        (("checked.json", "net.py"), "needs one model"),
+        (("checked.json", "net.py:Raises"), "no such thing"),
+        (("checked.json", "net.py:Nothing"), "Nothing"),
+    ):
+        status, _, err = lint("--check", *arguments, *X)
+        assert (status, said in err) == (2, True), err
+
+
 def test_explain(lint: Any):
     status, out, _ = lint("--explain", "FXD303")
     assert status == 0

@@ -199,12 +199,22 @@ class TestGuarantees:
         }  # fmt: skip
         assert len(hashes) == 3
 
+    def test_values_are_those_of_the_captured_graph(self):
+        """In their order, before any pass; with placements where the proof kept them."""
+        values = {v.op: v for v in proven().values}
+        assert values["call_function aten.relu.default"].placements == ("Shard 0 1",)
+        assert values["placeholder 0.weight"].placements == ("Replicate",)
+        assert values["placeholder 0.weight"].results == "float32[4, 4]"
+        assert values["call_function aten.alias.default"].placements == ()  # dropped
+        layer = values["call_function aten.mm.default"]
+        assert layer.placements == ("Partial",)  # the last one, of a gradient
+
     def test_it_survives_json(self):
         for certificate in (proven(), proven(Watched())):
             assert fxdp.Certificate.from_json(certificate.to_json()) == certificate
-            assert json.loads(certificate.to_json())["fxdp_certificate"] == 1
+            assert json.loads(certificate.to_json())["fxdp_certificate"] == 2
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"fxdp_certificate": 2}', "null"])
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"fxdp_certificate": 1}', "null"])
     def test_what_is_no_certificate(self, text: str):
         with pytest.raises(ValueError, match="certificate"):
             fxdp.Certificate.from_json(text)

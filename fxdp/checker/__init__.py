@@ -1,0 +1,1 @@
+"""Checks a certificate against its model without a pass, and without a rule of `fxdp.ops`."""
