@@ -18,7 +18,8 @@ from fxdp.lint.config import Config, read
 from fxdp.lint.formats import text
 from fxdp.lint.formats.table import FORMATS, Format
 from fxdp.lint.models.building import Built
-from fxdp.lint.models.targets import LeftOut, expanded, models
+from fxdp.lint.models.targets import LeftOut, models
+from fxdp.lint.models.walking import expanded
 from fxdp.lint.models.wanted import Wanted
 from fxdp.lint.options import parser, wanted, words
 from fxdp.lint.proving import TimeUp, examined, limit, shortened, shortened_in
@@ -104,8 +105,7 @@ def lint(target: str, plan: Wanted, options: argparse.Namespace) -> Iterator[Res
                         return
                     if isinstance(built, LeftOut):
                         if not options.quiet:
-                            needs = f"it needs arguments ({', '.join(built.names)})"
-                            complain(f"{built.target}: left out, as {needs}")
+                            complain(f"{built.target}: left out, as {built.why}")
                         continue
                     if isinstance(built, Built):
                         show(built.target)

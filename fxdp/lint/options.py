@@ -101,6 +101,7 @@ def wanted(options: argparse.Namespace, config: Config, target: str) -> Wanted:
         if key in said and not isinstance(said[key], kind):
             raise Trouble(f"{key} cannot be {said[key]!r}")
     return Wanted(
+        said=repeated(options),
         inputs=tuple(said.get("input", ())),
         target=said.get("target"),
         loss=said.get("loss"),
@@ -111,3 +112,14 @@ def wanted(options: argparse.Namespace, config: Config, target: str) -> Wanted:
         batch_dims=axes(said["batch-dims"]) if "batch-dims" in said else None,
         timeout=float(said.get("timeout", 0)),
     )
+
+
+def repeated(options: argparse.Namespace) -> tuple[str, ...]:
+    """The options about the model as the user typed them: names and values, "" for none."""
+    found: list[str] = []
+    for key in ("input", "target", "loss", "args", "kwargs", "config", "batch_dims", "timeout"):
+        value: Any = getattr(options, key)
+        for text in value if isinstance(value, list) else [value]:
+            if text is not None:
+                found += [f"--{key.replace('_', '-')}", str(text)]
+    return (*found, *(("--eval", "") if options.train is False else ()))

@@ -15,11 +15,12 @@ from fxdp.compiler import attempt
 from fxdp.diagnostics import sources
 from fxdp.diagnostics.diagnostic import Diagnostic, StepFails
 from fxdp.graph.study import GradientSums
+from fxdp.lint.failures import details, first_line, place, said
 from fxdp.lint.models.building import Built
 from fxdp.lint.models.step import step
 from fxdp.lint.models.wanted import Wanted
 from fxdp.lint.result import Finding, Result
-from fxdp.lint.trouble import Trouble, details, first_line, place, said
+from fxdp.lint.trouble import Trouble
 from fxdp.torch_internals import dynamo_config, reset_dynamo
 
 LARGEST = 300_000_000  # parameters of a model that is built once more, with data

@@ -148,11 +148,12 @@ def lint(folder: Path, capsys: Any, monkeypatch: Any) -> Any:
         (["empty.py"], "empty.py: it defines no nn.Module that can be linted"),
         (["net.py:Nope"], "net.py:Nope: there is no 'Nope' in it"),
         (["net.py:number"], "net.py:number: it is a int, and no nn.Module, class or factory"),
-        (["net.py:Sized"], "net.py:Sized: it needs arguments (classes): pass --args or --kwargs"),
+        (["net.py:Sized"], "net.py:Sized: it needs arguments (classes); type: fxdp-lint "
+                             "net.py:Sized --kwargs classes=10 --input 'f32[N,8]'"),
         (["net.py:Unbuildable"], "net.py:Unbuildable: it cannot be built: RuntimeError: never at "
                                  "net.py:63"),
-        (["net.py:Good"], 'net.py:Good: its inputs are not known: pass --input "f32[N,...]" for '
-                          "each of (x), or define example_inputs() in the file"),
+        (["net.py:Good"], "net.py:Good: its inputs are not known (x); type: fxdp-lint net.py:Good "
+                          "--input 'f32[N,8]'"),
         (["net.py:Good", "--input", "f33[N]"], "net.py:Good: input 'f33[N]' has an unknown dtype"),
         (["net.py:Good", *X, "--loss", "best"], "net.py:Good: --loss 'best' is unknown"),
         (["net.py:Wrong", *X], "net.py:Wrong: RuntimeError: a and b must have same reduction dim"),
