@@ -78,7 +78,7 @@ COVERED = {
         lint.config lint.models.building lint.models.discovery lint.models.hugging
         lint.models.loading lint.models.losses lint.models.step lint.models.targets
         lint.models.walking lint.models.wanted
-        lint.failures lint.options lint.selection lint.trouble""",
+        lint.failures lint.linting lint.options lint.paths lint.selection lint.trouble""",
     "lint/test_exported": "lint.models.exported",
     "lint/test_formats": """
         lint.formats.machine lint.formats.sarif lint.formats.table lint.formats.text
@@ -87,6 +87,7 @@ COVERED = {
         lint.formats.html lint.formats.html_graph lint.formats.html_layout
         lint.formats.html_parts""",
     "lint/test_inputs": "lint.models.inputs",
+    "lint/test_starting": "diagnostics.version",
     "lint/test_suggestions": """
         lint.models.configs lint.models.guesses lint.models.seen lint.models.shapes
         lint.models.suggesting""",

@@ -4,27 +4,23 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from fxdp.diagnostics.printed import plain
-from fxdp.lint.apart import apart, hush_at_exit
+from fxdp.lint.apart import hush_at_exit
 from fxdp.lint.config import Config, read
 from fxdp.lint.formats import text
 from fxdp.lint.formats.table import FORMATS, Format
-from fxdp.lint.models.building import Built
-from fxdp.lint.models.targets import LeftOut, models
-from fxdp.lint.models.walking import expanded
+from fxdp.lint.models.walking import absence, expanded, split
 from fxdp.lint.models.wanted import Wanted
-from fxdp.lint.options import parser, wanted, words
-from fxdp.lint.proving import TimeUp, examined, limit, shortened, shortened_in
-from fxdp.lint.result import Result
-from fxdp.lint.selection import explain, selected, wanted_codes
+from fxdp.lint.options import parser, per_file, wanted, words
+from fxdp.lint.paths import shortened
+from fxdp.lint.result import LeftOut, Result
+from fxdp.lint.selection import Selection, explain
 from fxdp.lint.trouble import Trouble
 
 CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -57,76 +53,88 @@ def run(options: argparse.Namespace) -> int:
     if options.explain:
         explain(options.explain, console)
         return CLEAN
+    plan = planned(options)
+    results = list(linted(plan, options))
+    hush_at_exit()
+    report(results, FORMATS[plan.style], console, options)
+    if options.certificate:
+        write(Path(options.certificate), certificates(results))
+    return status(results, options.exit_zero)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does.
+
+    Attributes:
+        style: the name of the format.
+        selection: which findings are reported.
+        targets: what is linted, and how each of them.
+    """
+
+    style: str
+    selection: Selection
+    targets: tuple[tuple[str, Wanted], ...]
+
+
+def planned(options: argparse.Namespace) -> Plan:
+    """What the command line and pyproject.toml ask for; nothing is imported for it.
+
+    Raises:
+        Trouble: something that means nothing, or is not there.
+    """
     config = Config() if options.isolated else read(Path.cwd())
-    style = options.output_format or config.run.get("output-format", "text")
+    style = options.output_format or config.run.get("output-format") or usual(options)
     if style not in tuple(FORMATS):  # a file of settings may hold what has no hash
         raise Trouble(f"output-format {style!r} is not one of {', '.join(FORMATS)}")
-    codes = wanted_codes(
+    selection = Selection.of(
         words(options.select) or config.run.get("select", []),
         words(options.ignore) or config.run.get("ignore", []),
+        per_file(options.per_file_ignores) or config.per_file_ignores,
     )
     targets: list[str] = options.targets or config.targets
     if not targets:
         raise Trouble("nothing to lint: name a file, PATH:OBJECT or a directory; see --help")
-    files = [file for target in targets for file in expanded(target)]
-    plans = [(file, wanted(options, config, file)) for file in files]
-    results: list[Result] = []
-    for target, plan in plans:
-        for result in lint(target, plan, options):
-            result = selected(from_here(result), codes)
+    exclude = words(options.exclude) or config.exclude
+    files = [file for target in targets for file in expanded(target, exclude)]
+    if not files:
+        complain("nothing to lint: every file is excluded")
+    return Plan(style, selection, tuple((file, wanted(options, config, file)) for file in files))
+
+
+def usual(options: argparse.Namespace) -> str:
+    """The format where none is named: `full` on a terminal, a line for a finding elsewhere."""
+    return "full" if sys.stdout.isatty() and not options.output_file else "text"
+
+
+def linted(plan: Plan, options: argparse.Namespace) -> Iterator[Result]:
+    """The results of all targets; what failed, and what was left out, is said at once."""
+    for target, how in plan.targets:
+        for result in results_of(target, how, options):
+            if isinstance(result, LeftOut):
+                if not options.quiet:
+                    complain(f"{result.target}: left out, as {result.why}")
+                continue
             if result.status == "failed":
                 failure(result, options.verbose)
-            results.append(result)
-    hush_at_exit()
-    report(results, FORMATS[style], console, options)
-    if options.certificate:
-        write(Path(options.certificate), certificates(results))
+            yield plan.selection.of_result(result)
+
+
+def results_of(target: str, how: Wanted, options: argparse.Namespace) -> Iterator[Result | LeftOut]:
+    """The results of one target."""
+    if why := absence(target):
+        yield Result(target, shortened(split(target)[0]), 1, "failed", trouble=why)
+        return
+    from fxdp.lint.linting import lint  # imports torch, which --help and a typo do without
+
+    yield from lint(target, how, options.verbose, options.quiet)
+
+
+def status(results: list[Result], exit_zero: bool) -> int:
+    """The exit status of a run; findings alone may be forgiven."""
     if any(r.status == "failed" for r in results):
         return FAILED
-    return FOUND if any(r.findings for r in results) else CLEAN
-
-
-def from_here(result: Result) -> Result:
-    """A result whose paths are as the user would write them."""
-    path, trouble = shortened(result.path), shortened_in(result.trouble)
-    return replace(result, path=path, trouble=trouble)
-
-
-def lint(target: str, plan: Wanted, options: argparse.Namespace) -> Iterator[Result]:
-    """The results of all models that a target names, one after the other."""
-    with ExitStack() as stack, progress(options.quiet) as show:
-        found = models(target, plan, stack)
-        while True:
-            show(target)
-            try:
-                with apart(target.partition(":")[0], options.verbose), limit(plan.timeout):
-                    built = next(found, None)
-                    if built is None:
-                        return
-                    if isinstance(built, LeftOut):
-                        if not options.quiet:
-                            complain(f"{built.target}: left out, as {built.why}")
-                        continue
-                    if isinstance(built, Built):
-                        show(built.target)
-                        target = built.target
-                        built = examined(built, plan)
-            except TimeUp:
-                yield Result(target, shortened(target.partition(":")[0]), 1, "failed",
-                             trouble=f"it took longer than {plan.timeout:g} s")  # fmt: skip
-                continue
-            yield built
-
-
-@contextmanager
-def progress(silent: bool) -> Iterator[Any]:
-    """A line on a terminal that says which model is at work."""
-    console = Console(stderr=True)
-    if silent or not console.is_terminal:
-        yield lambda name: None
-        return
-    with console.status("fxdp-lint") as status:
-        yield lambda name: status.update(Text(f"proving {plain(name)}"))
+    return FOUND if any(r.findings for r in results) and not exit_zero else CLEAN
 
 
 def failure(result: Result, verbose: bool) -> None:

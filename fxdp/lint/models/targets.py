@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,19 +26,10 @@ from fxdp.lint.models.exported import load, module_of
 from fxdp.lint.models.hugging import is_hugging
 from fxdp.lint.models.loading import beside, find, load_file, load_module, package_of
 from fxdp.lint.models.suggesting import next_command
-from fxdp.lint.models.walking import EXAMPLE, split
+from fxdp.lint.models.walking import EXAMPLE, absence, split
 from fxdp.lint.models.wanted import Wanted
-from fxdp.lint.result import Result
+from fxdp.lint.result import LeftOut, Result
 from fxdp.lint.trouble import Lacking, Trouble
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Something that was not linted, as nobody asked for it, and why."""
-
-    target: str
-    why: str
-
 
 Found = Built | Result | LeftOut  # a model, or why there is no model
 
@@ -49,30 +39,18 @@ def models(target: str, wanted: Wanted, stack: ExitStack) -> Iterator[Found]:
     path, _, name = split(target)
     file = Path(path)
     try:
+        if why := absence(target):
+            raise Trouble(why)
         if path.endswith(".pt2"):
-            yield exported(existing(file), target)
-        elif path.endswith(".py") or file.exists():
-            file = existing(file)
-            if file.suffix != ".py":
-                raise Trouble("not a Python file, a .pt2 program or a directory")
+            yield exported(file, target)
+        elif path.endswith(".py"):
             stack.enter_context(beside(package_of(file.resolve())[0]))
             yield from of_module(load_file(file.resolve()), path, name, wanted)
-        elif "/" in path or not path.replace(".", "").isidentifier():
-            raise Trouble("no such file or directory")
-        elif not name:
-            raise Trouble(f"no such file; of a module name the model too: {path}:Model")
         else:
             stack.enter_context(beside(Path.cwd()))
             yield from of_module(load_module(path), path, name, wanted)
     except Trouble as error:
         yield failure(target, path, 1, error)
-
-
-def existing(file: Path) -> Path:
-    """A file that is there."""
-    if not file.is_file():
-        raise Trouble("no such file")
-    return file
 
 
 def failure(target: str, path: str, line: int, error: BaseException) -> Result:

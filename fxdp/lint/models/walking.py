@@ -40,6 +40,19 @@ def split(target: str) -> tuple[str, str, str]:
     return (path, colon, name) if colon and "/" not in name else (target, "", "")
 
 
+def absence(target: str) -> str:
+    """Why there is nothing that a target could name; "" where there may be."""
+    path, _, name = split(target)
+    file = Path(path)
+    if path.endswith((".py", ".pt2")):
+        return "" if file.is_file() else "no such file"
+    if file.exists():
+        return "not a Python file, a .pt2 program or a directory"
+    if "/" in path or not path.replace(".", "").isidentifier():
+        return "no such file or directory"
+    return "" if name else f"no such file; of a module name the model too: {path}:Model"
+
+
 def is_excluded(file: Path, patterns: Sequence[str]) -> bool:
     """Does a pattern name a file, or a folder that it is in?"""
     return any(matches(part, p) for part in (file, *file.parents) for p in patterns)

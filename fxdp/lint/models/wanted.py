@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from fxdp.capture.inputs import BatchDims
 
 
+LOSSES = ("cross_entropy", "nll", "mse", "l1", "smooth_l1", "huber", "bce")  # by name
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What is to be done with a model.
