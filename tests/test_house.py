@@ -87,6 +87,7 @@ COVERED = {
         lint.formats.html lint.formats.html_graph lint.formats.html_layout
         lint.formats.html_parts""",
     "lint/test_inputs": "lint.models.inputs",
+    "lint/test_fixing": "lint.rewriting",
     "lint/test_starting": "diagnostics.version",
     "lint/test_suggestions": """
         lint.models.configs lint.models.guesses lint.models.seen lint.models.shapes

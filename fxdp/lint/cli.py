@@ -1,11 +1,14 @@
 """The command fxdp-lint: what it does, in order, and what its exit status says."""
 
 import argparse
+import importlib.util
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -22,6 +25,9 @@ from fxdp.lint.paths import shortened
 from fxdp.lint.result import LeftOut, Result
 from fxdp.lint.selection import Selection, explain
 from fxdp.lint.trouble import Trouble
+
+if TYPE_CHECKING:
+    from fxdp.lint.fixing import Edit
 
 CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -53,8 +59,19 @@ def run(options: argparse.Namespace) -> int:
     if options.explain:
         explain(options.explain, console)
         return CLEAN
+    since = time.time()
     plan = planned(options)
+    if options.fix or options.diff:
+        check_libcst()
     results = list(linted(plan, options))
+    if options.diff or options.fix:
+        found = edits(results)
+        if options.diff:
+            return shown(found, results, console)
+        if any([not written(edit, plan, since) for edit in found]):
+            return FAILED
+        if found and plan.unsafe:
+            results = list(linted(plan, options))
     hush_at_exit()
     report(results, FORMATS[plan.style], console, options)
     if options.certificate:
@@ -68,11 +85,13 @@ class Plan:
 
     Attributes:
         style: the name of the format.
+        unsafe: whether fixes are written that change what a model computes.
         selection: which findings are reported.
         targets: what is linted, and how each of them.
     """
 
     style: str
+    unsafe: bool
     selection: Selection
     targets: tuple[tuple[str, Wanted], ...]
 
@@ -99,7 +118,10 @@ def planned(options: argparse.Namespace) -> Plan:
     files = [file for target in targets for file in expanded(target, exclude)]
     if not files:
         complain("nothing to lint: every file is excluded")
-    return Plan(style, selection, tuple((file, wanted(options, config, file)) for file in files))
+    unsafe = options.unsafe_fixes or config.run.get("unsafe-fixes", False) is True
+    return Plan(
+        style, unsafe, selection, tuple((file, wanted(options, config, file)) for file in files)
+    )
 
 
 def usual(options: argparse.Namespace) -> str:
@@ -128,6 +150,47 @@ def results_of(target: str, how: Wanted, options: argparse.Namespace) -> Iterato
     from fxdp.lint.linting import lint  # imports torch, which --help and a typo do without
 
     yield from lint(target, how, options.verbose, options.quiet)
+
+
+def check_libcst() -> None:
+    """Raises Trouble where libcst is not installed, which fixes need."""
+    if importlib.util.find_spec("libcst") is None:
+        raise Trouble("--fix and --diff need libcst: pip install 'fxdp[fix]'")
+
+
+def edits(results: list[Result]) -> "list[Edit]":
+    """What could be fixed."""
+    from fxdp.lint import fixing  # imports torch, and libcst, which is optional
+
+    return fixing.edits(results)
+
+
+def shown(found: "list[Edit]", results: list[Result], console: Console) -> int:
+    """The fixes as a patch; the exit status says whether there are any, as in ruff."""
+    hush_at_exit()
+    for edit in found:
+        for line in edit.diff().splitlines():
+            style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+            console.print(Text(line, style), soft_wrap=True)
+    number = sum(edit.changes for edit in found)
+    told = text.count(number, "norm") + f" in {text.count(len(found), 'file')}"
+    complain(f"would fix {told}; --fix --unsafe-fixes writes that" if found else "nothing to fix")
+    return FAILED if any(r.status == "failed" for r in results) else FOUND if found else CLEAN
+
+
+def written(edit: "Edit", plan: Plan, since: float) -> bool:
+    """Write a fix to its file, if that is wanted, and say so; False where it cannot be written."""
+    norms = f"{text.count(edit.changes, 'norm')} in {shortened(str(edit.file))}"
+    if not plan.unsafe:
+        complain(f"not fixed: {norms}; --unsafe-fixes lets a fix change what a model computes")
+        return True
+    try:
+        edit.write(since)
+    except Trouble as error:
+        complain(str(error))
+        return False
+    complain(f"fixed {norms}")
+    return True
 
 
 def status(results: list[Result], exit_zero: bool) -> int:

@@ -60,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--config", metavar="JSON", help="of a configuration class, or its file")
     model.add_argument("--batch-dims", metavar="LITERAL", help="axis of the samples, \"{'x': 1}\"")
     model.add_argument("--timeout", type=seconds, metavar="SECONDS", help="for each model")
+    fix = p.add_argument_group("the files")
+    fix.add_argument("--diff", action="store_true", help="show what could be fixed; writes nothing")
+    fix.add_argument("--fix", action="store_true", help="write fixes to the files, and lint again")
+    fix.add_argument(
+        "--unsafe-fixes", action="store_true",
+        help="also those that change what a model computes: group norm for batch norm",
+    )  # fmt: skip
     out = p.add_argument_group("the report")
     out.add_argument(
         "--output-format", choices=tuple(FORMATS),
