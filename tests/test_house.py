@@ -73,6 +73,7 @@ COVERED = {
     "forms/test_conv": "kernels.crb kernels.grouped",
     "forms/test_conv_grid": "kernels.unfold",
     "forms/test_outer": "forms.batch kernels.clipped_sum",
+    "lint/test_cache": "lint.replaced lint.witness",
     "lint/test_cli": """
         lint.__main__
         lint.config lint.models.building lint.models.discovery lint.models.hugging

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fxdp.diagnostics.printed import plain
 from fxdp.lint.apart import hush_at_exit
+from fxdp.lint.cache import Cache
 from fxdp.lint.config import Config, read
 from fxdp.lint.formats import text
 from fxdp.lint.formats.table import FORMATS, Format
@@ -35,8 +36,13 @@ CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
+    return guarded(lambda: watched(options) if options.watch else run(options))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit status of a run, whatever it meets."""
     try:
-        return run(options)
+        return work()
     except Trouble as error:
         complain(str(error))
         return FAILED
@@ -46,6 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return FAILED
+
+
+def watched(options: argparse.Namespace) -> int:
+    """Run whenever a file changes; what the command line gets wrong is said once."""
+    plan = planned(options)
+    from fxdp.lint import linting, watching  # imports torch once, for all runs
+
+    assert linting
+    watching.watch(lambda: guarded(lambda: run(options)), [target for target, _ in plan.targets])
+    return CLEAN
 
 
 def complain(line: str) -> None:
@@ -87,12 +103,14 @@ class Plan:
         style: the name of the format.
         unsafe: whether fixes are written that change what a model computes.
         selection: which findings are reported.
+        cache: of verdicts; None for none.
         targets: what is linted, and how each of them.
     """
 
     style: str
     unsafe: bool
     selection: Selection
+    cache: Cache | None
     targets: tuple[tuple[str, Wanted], ...]
 
 
@@ -119,9 +137,10 @@ def planned(options: argparse.Namespace) -> Plan:
     if not files:
         complain("nothing to lint: every file is excluded")
     unsafe = options.unsafe_fixes or config.run.get("unsafe-fixes", False) is True
-    return Plan(
-        style, unsafe, selection, tuple((file, wanted(options, config, file)) for file in files)
-    )
+    plans = tuple((file, wanted(options, config, file)) for file in files)
+    folder = Path(options.cache_dir or config.cache_dir)
+    cache = None if options.no_cache else Cache.of(folder)
+    return Plan(style, unsafe, selection, cache, plans)
 
 
 def usual(options: argparse.Namespace) -> str:
@@ -132,7 +151,7 @@ def usual(options: argparse.Namespace) -> str:
 def linted(plan: Plan, options: argparse.Namespace) -> Iterator[Result]:
     """The results of all targets; what failed, and what was left out, is said at once."""
     for target, how in plan.targets:
-        for result in results_of(target, how, options):
+        for result in results_of(target, how, plan, options):
             if isinstance(result, LeftOut):
                 if not options.quiet:
                     complain(f"{result.target}: left out, as {result.why}")
@@ -142,14 +161,33 @@ def linted(plan: Plan, options: argparse.Namespace) -> Iterator[Result]:
             yield plan.selection.of_result(result)
 
 
-def results_of(target: str, how: Wanted, options: argparse.Namespace) -> Iterator[Result | LeftOut]:
-    """The results of one target."""
+def results_of(
+    target: str, how: Wanted, plan: Plan, options: argparse.Namespace
+) -> Iterator[Result | LeftOut]:
+    """The results of one target, those of an earlier run where nothing has changed."""
     if why := absence(target):
         yield Result(target, shortened(split(target)[0]), 1, "failed", trouble=why)
         return
-    from fxdp.lint.linting import lint  # imports torch, which --help and a typo do without
+    if plan.cache is not None and not needs_proof(plan, options):
+        kept = plan.cache.get(target, how)
+        if kept is not None:
+            yield from kept
+            return
+    from fxdp.lint.linting import lint, watched  # imports torch, which --help does without
 
-    yield from lint(target, how, options.verbose, options.quiet)
+    found: list[Result | LeftOut] = []
+    with watched(plan.cache is not None) as grounds:
+        for result in lint(target, how, options.verbose, options.quiet):
+            found.append(result)
+            yield result
+    if plan.cache is not None and grounds:
+        plan.cache.put(target, how, found, grounds[0])
+
+
+def needs_proof(plan: Plan, options: argparse.Namespace) -> bool:
+    """Is something wanted that the cache does not hold?"""
+    more = options.certificate or options.verbose or options.fix or options.diff
+    return bool(more) or plan.style == "html"
 
 
 def check_libcst() -> None:

@@ -63,6 +63,12 @@ class Config:
         given: dict[str, list[str]] = self.run.get("per-file-ignores", {})
         return {self.from_here(p): codes for p, codes in given.items()}
 
+    @property
+    def cache_dir(self) -> Path:
+        """Where verdicts are kept: next to the file, unless that says otherwise."""
+        given = self.run.get("cache-dir", ".fxdp_lint_cache")
+        return self.folder / (given if isinstance(given, str) else ".fxdp_lint_cache")
+
     def from_here(self, pattern: str) -> str:
         """A pattern as it matches from the current directory; a name matches anywhere."""
         mark, path = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)

@@ -15,7 +15,9 @@ from fxdp.lint.models.targets import models
 from fxdp.lint.models.wanted import Wanted
 from fxdp.lint.paths import shortened, shortened_in
 from fxdp.lint.proving import TimeUp, examined, limit
+from fxdp.lint.replaced import replaced, state
 from fxdp.lint.result import LeftOut, Result
+from fxdp.lint.witness import WITNESS, Grounds
 
 
 def lint(target: str, plan: Wanted, verbose: bool, quiet: bool) -> Iterator[Result | LeftOut]:
@@ -61,3 +63,20 @@ def progress(silent: bool) -> Iterator[Any]:
         return
     with console.status("fxdp-lint") as status:
         yield lambda name: status.update(Text(f"proving {plain(name)}"))
+
+
+@contextmanager
+def watched(wanted: bool) -> Iterator[list[Grounds]]:
+    """Find out what a verdict rests on; nothing is known before the end, or if a linted file
+    changed this process for those behind it."""
+    found: list[Grounds] = []
+    if not wanted:
+        yield found
+        return
+    WITNESS.begin()
+    before = state()
+    yield found
+    grounds = WITNESS.grounds()
+    WITNESS.tainted |= replaced(before)
+    if grounds is not None and not WITNESS.tainted:
+        found.append(grounds)

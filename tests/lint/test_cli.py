@@ -126,7 +126,7 @@ def lint(folder: Path, capsys: Any, monkeypatch: Any) -> Any:
     monkeypatch.chdir(folder)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        status = main(arguments)
+        status = main([*arguments, "--no-cache"])
         return status, *capsys.readouterr()
 
     return run
