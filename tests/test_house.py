@@ -76,11 +76,13 @@ COVERED = {
     "forms/test_conv": "kernels.crb kernels.grouped",
     "forms/test_conv_grid": "kernels.unfold",
     "forms/test_outer": "forms.batch kernels.clipped_sum",
+    "lint/test_cache": "lint.replaced lint.witness",
     "lint/test_cli": """
         lint.__main__ lint.checking
         lint.config lint.models.building lint.models.discovery lint.models.hugging
         lint.models.loading lint.models.losses lint.models.step lint.models.targets
-        lint.models.wanted lint.options lint.selection lint.trouble""",
+        lint.models.walking lint.models.wanted
+        lint.failures lint.linting lint.options lint.paths lint.selection lint.trouble""",
     "lint/test_exported": "lint.models.exported",
     "lint/test_formats": """
         lint.formats.machine lint.formats.sarif lint.formats.table lint.formats.text
@@ -89,6 +91,11 @@ COVERED = {
         lint.formats.html lint.formats.html_graph lint.formats.html_layout
         lint.formats.html_parts""",
     "lint/test_inputs": "lint.models.inputs",
+    "lint/test_fixing": "lint.rewriting",
+    "lint/test_starting": "diagnostics.version",
+    "lint/test_suggestions": """
+        lint.models.configs lint.models.guesses lint.models.seen lint.models.shapes
+        lint.models.suggesting""",
     "mechanism/test_clipping": "mechanism.clipping_rule",
     "mechanism/test_correlated": "mechanism.noise module.correlated_noise",
     "models/test_open_layouts": "proof.layouts",

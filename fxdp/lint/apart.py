@@ -62,6 +62,8 @@ def apart(path: str, verbose: bool) -> Iterator[None]:
     `sys.stdout`, `sys.stderr`          as before, and open, also where it closed them
     file descriptor 1                   as before; meanwhile it is that of stderr
     filters of warnings                 as before
+    the wish to keep bytecode           as before; meanwhile none is written: the files may be
+                                        edited and linted again within a second
     ==================================  ================================================
 
     Args:
@@ -69,6 +71,7 @@ def apart(path: str, verbose: bool) -> Iterator[None]:
         verbose: whether warnings are shown.
     """
     argv, original, folder = sys.argv, sys.orig_argv, os.getcwd()
+    bytecode = sys.dont_write_bytecode
     content = list(argv)
     torch_log = logging.getLogger("torch")
     before = torch_log.level
@@ -77,11 +80,13 @@ def apart(path: str, verbose: bool) -> Iterator[None]:
             warnings.simplefilter("ignore")
             torch_log.setLevel(logging.CRITICAL)
         sys.argv, sys.orig_argv = [path], [sys.executable, path]
+        sys.dont_write_bytecode = True
         try:
             yield
         finally:
             argv[:] = content
             sys.argv, sys.orig_argv = argv, original
+            sys.dont_write_bytecode = bytecode
             torch_log.setLevel(before)
             os.chdir(folder)
 

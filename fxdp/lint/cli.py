@@ -1,31 +1,35 @@
 """The command fxdp-lint: what it does, in order, and what its exit status says."""
 
 import argparse
+import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from fxdp.diagnostics.printed import plain
-from fxdp.lint.apart import apart, hush_at_exit
+from fxdp.lint.apart import hush_at_exit
+from fxdp.lint.cache import Cache
 from fxdp.lint.checking import check
 from fxdp.lint.config import Config, read
 from fxdp.lint.formats import text
 from fxdp.lint.formats.table import FORMATS, Format
-from fxdp.lint.models.building import Built
-from fxdp.lint.models.targets import LeftOut, expanded, models
+from fxdp.lint.models.walking import absence, expanded, split
 from fxdp.lint.models.wanted import Wanted
-from fxdp.lint.options import parser, wanted, words
-from fxdp.lint.proving import TimeUp, examined, limit, shortened, shortened_in
-from fxdp.lint.result import Result
-from fxdp.lint.selection import explain, selected, wanted_codes
+from fxdp.lint.options import parser, per_file, wanted, words
+from fxdp.lint.paths import shortened
+from fxdp.lint.result import LeftOut, Result
+from fxdp.lint.selection import Selection, explain
 from fxdp.lint.trouble import Trouble
+
+if TYPE_CHECKING:
+    from fxdp.lint.fixing import Edit
 
 CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -33,8 +37,13 @@ CLEAN, FOUND, FAILED, INTERRUPTED = 0, 1, 2, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = parser().parse_args(arguments)
+    return guarded(lambda: watched(options) if options.watch else run(options))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit status of a run, whatever it meets."""
     try:
-        return run(options)
+        return work()
     except Trouble as error:
         complain(str(error))
         return FAILED
@@ -44,6 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return FAILED
+
+
+def watched(options: argparse.Namespace) -> int:
+    """Run whenever a file changes; what the command line gets wrong is said once."""
+    plan = planned(options)
+    from fxdp.lint import linting, watching  # imports torch once, for all runs
+
+    assert linting
+    watching.watch(lambda: guarded(lambda: run(options)), [target for target, _ in plan.targets])
+    return CLEAN
 
 
 def complain(line: str) -> None:
@@ -57,79 +76,171 @@ def run(options: argparse.Namespace) -> int:
     if options.explain:
         explain(options.explain, console)
         return CLEAN
-    config = Config() if options.isolated else read(Path.cwd())
     if options.check:
-        return CLEAN if check(options, config) else FOUND
-    style = options.output_format or config.run.get("output-format", "text")
+        return (
+            CLEAN if check(options, Config() if options.isolated else read(Path.cwd())) else FOUND
+        )
+    since = time.time()
+    plan = planned(options)
+    if options.fix or options.diff:
+        check_libcst()
+    results = list(linted(plan, options))
+    if options.diff or options.fix:
+        found = edits(results)
+        if options.diff:
+            return shown(found, results, console)
+        if any([not written(edit, plan, since) for edit in found]):
+            return FAILED
+        if found and plan.unsafe:
+            results = list(linted(plan, options))
+    hush_at_exit()
+    report(results, FORMATS[plan.style], console, options)
+    if options.certificate:
+        write(Path(options.certificate), certificates(results))
+    return status(results, options.exit_zero)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does.
+
+    Attributes:
+        style: the name of the format.
+        unsafe: whether fixes are written that change what a model computes.
+        selection: which findings are reported.
+        cache: of verdicts; None for none.
+        targets: what is linted, and how each of them.
+    """
+
+    style: str
+    unsafe: bool
+    selection: Selection
+    cache: Cache | None
+    targets: tuple[tuple[str, Wanted], ...]
+
+
+def planned(options: argparse.Namespace) -> Plan:
+    """What the command line and pyproject.toml ask for; nothing is imported for it.
+
+    Raises:
+        Trouble: something that means nothing, or is not there.
+    """
+    config = Config() if options.isolated else read(Path.cwd())
+    style = options.output_format or config.run.get("output-format") or usual(options)
     if style not in tuple(FORMATS):  # a file of settings may hold what has no hash
         raise Trouble(f"output-format {style!r} is not one of {', '.join(FORMATS)}")
-    codes = wanted_codes(
+    selection = Selection.of(
         words(options.select) or config.run.get("select", []),
         words(options.ignore) or config.run.get("ignore", []),
+        per_file(options.per_file_ignores) or config.per_file_ignores,
     )
     targets: list[str] = options.targets or config.targets
     if not targets:
         raise Trouble("nothing to lint: name a file, PATH:OBJECT or a directory; see --help")
-    files = [file for target in targets for file in expanded(target)]
-    plans = [(file, wanted(options, config, file)) for file in files]
-    results: list[Result] = []
-    for target, plan in plans:
-        for result in lint(target, plan, options):
-            result = selected(from_here(result), codes)
+    exclude = words(options.exclude) or config.exclude
+    files = [file for target in targets for file in expanded(target, exclude)]
+    if not files:
+        complain("nothing to lint: every file is excluded")
+    unsafe = options.unsafe_fixes or config.run.get("unsafe-fixes", False) is True
+    plans = tuple((file, wanted(options, config, file)) for file in files)
+    folder = Path(options.cache_dir or config.cache_dir)
+    cache = None if options.no_cache else Cache.of(folder)
+    return Plan(style, unsafe, selection, cache, plans)
+
+
+def usual(options: argparse.Namespace) -> str:
+    """The format where none is named: `full` on a terminal, a line for a finding elsewhere."""
+    return "full" if sys.stdout.isatty() and not options.output_file else "text"
+
+
+def linted(plan: Plan, options: argparse.Namespace) -> Iterator[Result]:
+    """The results of all targets; what failed, and what was left out, is said at once."""
+    for target, how in plan.targets:
+        for result in results_of(target, how, plan, options):
+            if isinstance(result, LeftOut):
+                if not options.quiet:
+                    complain(f"{result.target}: left out, as {result.why}")
+                continue
             if result.status == "failed":
                 failure(result, options.verbose)
-            results.append(result)
+            yield plan.selection.of_result(result)
+
+
+def results_of(
+    target: str, how: Wanted, plan: Plan, options: argparse.Namespace
+) -> Iterator[Result | LeftOut]:
+    """The results of one target, those of an earlier run where nothing has changed."""
+    if why := absence(target):
+        yield Result(target, shortened(split(target)[0]), 1, "failed", trouble=why)
+        return
+    if plan.cache is not None and not needs_proof(plan, options):
+        kept = plan.cache.get(target, how)
+        if kept is not None:
+            yield from kept
+            return
+    from fxdp.lint.linting import lint, watched  # imports torch, which --help does without
+
+    found: list[Result | LeftOut] = []
+    with watched(plan.cache is not None) as grounds:
+        for result in lint(target, how, options.verbose, options.quiet):
+            found.append(result)
+            yield result
+    if plan.cache is not None and grounds:
+        plan.cache.put(target, how, found, grounds[0])
+
+
+def needs_proof(plan: Plan, options: argparse.Namespace) -> bool:
+    """Is something wanted that the cache does not hold?"""
+    more = options.certificate or options.verbose or options.fix or options.diff
+    return bool(more) or plan.style == "html"
+
+
+def check_libcst() -> None:
+    """Raises Trouble where libcst is not installed, which fixes need."""
+    if importlib.util.find_spec("libcst") is None:
+        raise Trouble("--fix and --diff need libcst: pip install 'fxdp[fix]'")
+
+
+def edits(results: list[Result]) -> "list[Edit]":
+    """What could be fixed."""
+    from fxdp.lint import fixing  # imports torch, and libcst, which is optional
+
+    return fixing.edits(results)
+
+
+def shown(found: "list[Edit]", results: list[Result], console: Console) -> int:
+    """The fixes as a patch; the exit status says whether there are any, as in ruff."""
     hush_at_exit()
-    report(results, FORMATS[style], console, options)
-    if options.certificate:
-        write(Path(options.certificate), certificates(results))
+    for edit in found:
+        for line in edit.diff().splitlines():
+            style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+            console.print(Text(line, style), soft_wrap=True)
+    number = sum(edit.changes for edit in found)
+    told = text.count(number, "norm") + f" in {text.count(len(found), 'file')}"
+    complain(f"would fix {told}; --fix --unsafe-fixes writes that" if found else "nothing to fix")
+    return FAILED if any(r.status == "failed" for r in results) else FOUND if found else CLEAN
+
+
+def written(edit: "Edit", plan: Plan, since: float) -> bool:
+    """Write a fix to its file, if that is wanted, and say so; False where it cannot be written."""
+    norms = f"{text.count(edit.changes, 'norm')} in {shortened(str(edit.file))}"
+    if not plan.unsafe:
+        complain(f"not fixed: {norms}; --unsafe-fixes lets a fix change what a model computes")
+        return True
+    try:
+        edit.write(since)
+    except Trouble as error:
+        complain(str(error))
+        return False
+    complain(f"fixed {norms}")
+    return True
+
+
+def status(results: list[Result], exit_zero: bool) -> int:
+    """The exit status of a run; findings alone may be forgiven."""
     if any(r.status == "failed" for r in results):
         return FAILED
-    return FOUND if any(r.findings for r in results) else CLEAN
-
-
-def from_here(result: Result) -> Result:
-    """A result whose paths are as the user would write them."""
-    path, trouble = shortened(result.path), shortened_in(result.trouble)
-    return replace(result, path=path, trouble=trouble)
-
-
-def lint(target: str, plan: Wanted, options: argparse.Namespace) -> Iterator[Result]:
-    """The results of all models that a target names, one after the other."""
-    with ExitStack() as stack, progress(options.quiet) as show:
-        found = models(target, plan, stack)
-        while True:
-            show(target)
-            try:
-                with apart(target.partition(":")[0], options.verbose), limit(plan.timeout):
-                    built = next(found, None)
-                    if built is None:
-                        return
-                    if isinstance(built, LeftOut):
-                        if not options.quiet:
-                            needs = f"it needs arguments ({', '.join(built.names)})"
-                            complain(f"{built.target}: left out, as {needs}")
-                        continue
-                    if isinstance(built, Built):
-                        show(built.target)
-                        target = built.target
-                        built = examined(built, plan)
-            except TimeUp:
-                yield Result(target, shortened(target.partition(":")[0]), 1, "failed",
-                             trouble=f"it took longer than {plan.timeout:g} s")  # fmt: skip
-                continue
-            yield built
-
-
-@contextmanager
-def progress(silent: bool) -> Iterator[Any]:
-    """A line on a terminal that says which model is at work."""
-    console = Console(stderr=True)
-    if silent or not console.is_terminal:
-        yield lambda name: None
-        return
-    with console.status("fxdp-lint") as status:
-        yield lambda name: status.update(Text(f"proving {plain(name)}"))
+    return FOUND if any(r.findings for r in results) and not exit_zero else CLEAN
 
 
 def failure(result: Result, verbose: bool) -> None:

@@ -2,7 +2,11 @@
 
     [tool.fxdp-lint]
     targets = ["models/net.py", "models/bert.py:make"]
+    exclude = ["tests"]
     ignore = ["FXD303"]
+
+    [tool.fxdp-lint.per-file-ignores]
+    "models/old/*.py" = ["FXD101"]
 
     [tool.fxdp-lint.models."models/net.py:Net"]
     input = ["f32[N,3,32,32]"]
@@ -20,8 +24,11 @@ from typing import Any
 from fxdp.lint.trouble import Trouble
 
 MODEL = {"input", "target", "loss", "train", "args", "kwargs", "config", "batch-dims", "timeout"}
-RUN = {"targets", "select", "ignore", "output-format", "models"}
-LISTS = {"targets", "select", "ignore", "input"}
+RUN = {
+    "targets", "exclude", "select", "ignore", "per-file-ignores", "output-format", "models",
+    "unsafe-fixes", "cache-dir",
+}  # fmt: skip
+LISTS = {"targets", "exclude", "select", "ignore", "input"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,28 @@ class Config:
         here = self.folder.resolve() == Path.cwd().resolve()
         given: list[str] = self.run.get("targets", [*self.models])
         return [t if here or not is_path(t) else str(self.folder / t) for t in given]
+
+    @property
+    def exclude(self) -> list[str]:
+        """What is left out of directories, from the current directory."""
+        return [self.from_here(p) for p in self.run.get("exclude", [])]
+
+    @property
+    def per_file_ignores(self) -> dict[str, list[str]]:
+        """Codes that are not reported of some files, by patterns from the current directory."""
+        given: dict[str, list[str]] = self.run.get("per-file-ignores", {})
+        return {self.from_here(p): codes for p, codes in given.items()}
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where verdicts are kept: next to the file, unless that says otherwise."""
+        given = self.run.get("cache-dir", ".fxdp_lint_cache")
+        return self.folder / (given if isinstance(given, str) else ".fxdp_lint_cache")
+
+    def from_here(self, pattern: str) -> str:
+        """A pattern as it matches from the current directory; a name matches anywhere."""
+        mark, path = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
+        return pattern if "/" not in path else f"{mark}{self.folder.resolve() / path}"
 
     def of(self, target: str) -> dict[str, Any]:
         """The settings of a target: those of all models, of its file, and its own."""
@@ -103,8 +132,15 @@ def checked(table: Any, file: Path) -> Config:
                 f"{where} has an unknown key {unknown[0]!r}: one of {', '.join(sorted(known))}"
             )
         for key in LISTS & set(keys):
-            value = keys[key]
-            if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            if not is_words(keys[key]):
                 raise Trouble(f"{where} {key} must be a list of strings")
+    files: Any = table.get("per-file-ignores", {})
+    if not isinstance(files, Mapping) or not all(is_words(codes) for codes in files.values()):
+        raise Trouble(f"{where} per-file-ignores must be lists of codes, by pattern")
     run = {k: v for k, v in table.items() if k != "models"}
     return Config(run, {k: dict(v) for k, v in models.items()}, file.parent)
+
+
+def is_words(value: Any) -> bool:
+    """Is this a list of strings?"""
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)

@@ -1,25 +1,25 @@
 """One model through the proof: a `Result`, whatever happens."""
 
 import contextlib
-import os
 import signal
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 
 from fxdp.compiler import attempt
 from fxdp.diagnostics import sources
 from fxdp.diagnostics.diagnostic import Diagnostic, StepFails
 from fxdp.graph.study import GradientSums
+from fxdp.lint.failures import details, first_line, place, said
 from fxdp.lint.models.building import Built
 from fxdp.lint.models.step import step
 from fxdp.lint.models.wanted import Wanted
+from fxdp.lint.paths import shortened, shortened_in
 from fxdp.lint.result import Finding, Result
-from fxdp.lint.trouble import Trouble, details, first_line, place, said
+from fxdp.lint.trouble import Trouble
 from fxdp.torch_internals import dynamo_config, reset_dynamo
 
 LARGEST = 300_000_000  # parameters of a model that is built once more, with data
@@ -136,14 +136,3 @@ def finding(d: Diagnostic, built: Built) -> Finding:
         code=d.code, message=f"{d.op}: {d.why}".rstrip("."), help=d.remedy, modules=d.modules,
         shapes=d.shapes, route=d.path, target=built.target, source=source,
     )  # fmt: skip
-
-
-def shortened(path: str) -> str:
-    """A path as the user would write it: relative, where it is below the current directory."""
-    relative = os.path.relpath(path) if Path(path).is_absolute() else path
-    return path if relative.startswith("..") else relative
-
-
-def shortened_in(text: str) -> str:
-    """A text with the current directory left out of its paths."""
-    return text.replace(f"{Path.cwd()}{os.sep}", "")

@@ -1,15 +1,19 @@
 """What a lint run found: one `Result` for each model, with its findings."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from fxdp.diagnostics.codes import Code
-from fxdp.diagnostics.diagnostic import Diagnostic
 from fxdp.diagnostics.printed import plain, plain_lines, plain_source
-from fxdp.graph.study import Study
-from fxdp.proof.certificate import Certificate
+
+if TYPE_CHECKING:  # a report is written without torch, too
+    from torch import nn
+
+    from fxdp.diagnostics.diagnostic import Diagnostic
+    from fxdp.graph.study import Study
+    from fxdp.proof.certificate import Certificate
 
 COMMANDS = ("::", "##[")  # what GitHub takes for a command where a line of a log begins so
 LARGEST = 2**31 - 2  # of a line or column, for whoever reads a report
@@ -111,3 +115,15 @@ class Result:
         for name in ("target", "path", "trouble", "assumed"):
             object.__setattr__(self, name, cleaned(getattr(self, name)))
         object.__setattr__(self, "details", plain_lines(self.details))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that was not linted, as nobody asked for it, and why; clean as a result is."""
+
+    target: str
+    why: str
+
+    def __post_init__(self) -> None:
+        for name in ("target", "why"):
+            object.__setattr__(self, name, cleaned(getattr(self, name)))

@@ -1,13 +1,15 @@
 """Which codes are wanted, and what each of them means."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from fxdp.diagnostics.codes import CODES, Code
-from fxdp.lint.result import Result
+from fxdp.lint.models.walking import is_excluded
+from fxdp.lint.result import Finding, Result
 from fxdp.lint.trouble import Trouble
 
 
@@ -56,9 +58,45 @@ def wanted_codes(select: Sequence[str], ignore: Sequence[str]) -> set[str]:
     return set(chosen)
 
 
-def selected(result: Result, codes: set[str]) -> Result:
-    """A result with the findings of some codes only."""
-    return replace(result, findings=tuple(f for f in result.findings if f.code.code in codes))
+@dataclass(frozen=True)
+class Selection:
+    """Which findings are reported.
+
+    Attributes:
+        codes: of all files.
+        ignored: patterns of files, and the codes that are not reported of those.
+    """
+
+    codes: frozenset[str]
+    ignored: tuple[tuple[str, frozenset[str]], ...] = ()
+
+    @classmethod
+    def of(
+        cls, select: Sequence[str], ignore: Sequence[str], per_file: Mapping[str, Sequence[str]]
+    ) -> "Selection":
+        """From words.
+
+        Raises:
+            Trouble: a word stands for no code.
+        """
+        ignored = [
+            (pattern, frozenset(c.code for word in words for c in matching(word)))
+            for pattern, words in per_file.items()
+        ]
+        return cls(frozenset(wanted_codes(select, ignore)), tuple(ignored))
+
+    def takes(self, f: Finding) -> bool:
+        """Is a finding reported? `!tests/*` stands for all files that are no tests."""
+        file = Path(f.path)
+        for pattern, codes in self.ignored:
+            plain = pattern.removeprefix("!")
+            if f.code.code in codes and is_excluded(file, [plain]) == (plain == pattern):
+                return False
+        return f.code.code in self.codes
+
+    def of_result(self, result: Result) -> Result:
+        """A result with those findings only."""
+        return replace(result, findings=tuple(f for f in result.findings if self.takes(f)))
 
 
 def explain(word: str, console: Console) -> None:

@@ -3,12 +3,12 @@
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from rich.console import RenderableType
 from rich.table import Table
 
+from fxdp.diagnostics.version import own_version
 from fxdp.graph.report import as_text
 from fxdp.graph.study import GradientSums, Joint, Program, Seen, Study
 from fxdp.rules import Table as Rules
@@ -227,11 +227,3 @@ def certify(
 def obligation(name: str, promise: str, evidence: str, by: tuple[str, ...] = ()) -> Obligation:
     """An obligation that is proven unless somebody answers for a part of it."""
     return Obligation(name, promise, not by, evidence, by)
-
-
-def own_version() -> str:
-    """fxdp's version, as installed."""
-    try:
-        return version("fxdp")
-    except PackageNotFoundError:
-        return "0"

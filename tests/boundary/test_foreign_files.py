@@ -25,6 +25,7 @@ from fxdp.diagnostics.printed import is_unprinted
 from fxdp.lint import cli, proving
 from fxdp.lint.config import Config
 from fxdp.lint.formats.table import FORMATS
+from fxdp.lint.linting import lint
 from fxdp.lint.options import parser, wanted
 from fxdp.lint.result import Finding, Result
 
@@ -68,7 +69,7 @@ def linted(target: str, *arguments: str) -> list[Result]:
     """As the command does it."""
     options = parser().parse_args([target, "--isolated", "--quiet", *arguments])
     plan = wanted(options, Config(), target)
-    return [cli.from_here(r) for r in cli.lint(target, plan, options)]
+    return [r for r in lint(target, plan, False, options.quiet) if isinstance(r, Result)]
 
 
 def reports(results: list[Result]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fxdp.graph.study import GradientSums
-from fxdp.lint import cli, proving
+from fxdp.lint import linting, proving
 from fxdp.lint.cli import main
 
 NET = """
@@ -126,7 +126,7 @@ def lint(folder: Path, capsys: Any, monkeypatch: Any) -> Any:
     monkeypatch.chdir(folder)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        status = main(arguments)
+        status = main([*arguments, "--no-cache"])
         return status, *capsys.readouterr()
 
     return run
@@ -148,11 +148,12 @@ def lint(folder: Path, capsys: Any, monkeypatch: Any) -> Any:
         (["empty.py"], "empty.py: it defines no nn.Module that can be linted"),
         (["net.py:Nope"], "net.py:Nope: there is no 'Nope' in it"),
         (["net.py:number"], "net.py:number: it is a int, and no nn.Module, class or factory"),
-        (["net.py:Sized"], "net.py:Sized: it needs arguments (classes): pass --args or --kwargs"),
+        (["net.py:Sized"], "net.py:Sized: it needs arguments (classes); type: fxdp-lint "
+                             "net.py:Sized --kwargs classes=10 --input 'f32[N,8]'"),
         (["net.py:Unbuildable"], "net.py:Unbuildable: it cannot be built: RuntimeError: never at "
                                  "net.py:63"),
-        (["net.py:Good"], 'net.py:Good: its inputs are not known: pass --input "f32[N,...]" for '
-                          "each of (x), or define example_inputs() in the file"),
+        (["net.py:Good"], "net.py:Good: its inputs are not known (x); type: fxdp-lint net.py:Good "
+                          "--input 'f32[N,8]'"),
         (["net.py:Good", "--input", "f33[N]"], "net.py:Good: input 'f33[N]' has an unknown dtype"),
         (["net.py:Good", *X, "--loss", "best"], "net.py:Good: --loss 'best' is unknown"),
         (["net.py:Wrong", *X], "net.py:Wrong: RuntimeError: a and b must have same reduction dim"),
@@ -260,6 +261,25 @@ def test_selection(lint: Any):
     assert lint("net.py:Normed", *X, "--select", "FXD101", "--ignore", "FXD1")[0] == 1
 
 
+def test_files_may_be_let_off(lint: Any, folder: Path):
+    """By patterns of the files that the faults are in; and all findings by --exit-zero."""
+    net = ("net.py:Normed", *X)
+    assert lint(*net, "--exit-zero")[0] == 0
+    assert lint("net.py:Good", "--exit-zero")[0] == 2
+    for pattern in ("net.py", "*.py", "./*.py", "!other.py", f"{folder}/net.py"):
+        assert lint(*net, "--per-file-ignores", f"{pattern}:FXD1")[:2] == (0, ""), pattern
+    for words in ("other.py:FXD1", "!net.py:FXD1", "net.py:FXD2,net.py:FXD3"):
+        assert lint(*net, "--per-file-ignores", words)[0] == 1, words
+    assert "is not like models/*.py:FXD303" in lint(*net, "--per-file-ignores", "net.py")[2]
+
+
+def test_a_terminal_gets_the_source(lint: Any, monkeypatch: Any):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    out = lint("net.py:Normed", *X)[1]
+    assert "return self.norm(x)" in out
+    assert "\x1b" in out
+
+
 def test_statistics(lint: Any):
     status, out, _ = lint("net.py:Normed", *X, "--statistics")
     assert (status, out) == (1, "    1  FXD101  mixes-samples\n")
@@ -324,7 +344,7 @@ def test_interrupted(lint: Any, monkeypatch: Any):
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "examined", interrupted)
+    monkeypatch.setattr(linting, "examined", interrupted)
     status, _, err = lint("net.py:Good", *X)
     assert (status, err.splitlines()[-1]) == (130, "fxdp-lint: interrupted")
 
@@ -358,6 +378,10 @@ def test_a_directory(lint: Any, folder: Path):
     )
     status, out, err = lint("package", *X)
     assert (status, out, err) == (0, "1 model proven.\n", "")
+    for pattern in ("net.py", "package", "pack*/net.py", f"{folder}/package/*"):
+        status, _, err = lint("package", *X, "--exclude", f"other.py,{pattern}")
+        assert (status, err) == (0, "fxdp-lint: nothing to lint: every file is excluded\n"), pattern
+    assert lint("package/net.py", *X, "--exclude", "net.py")[1] == out
     assert lint("package:Net")[2].startswith("fxdp-lint: package:Net: a directory has no objects")
 
 
@@ -372,6 +396,12 @@ def test_settings_of_pyproject(lint: Any, folder: Path):
         assert lint("--ignore", "FXD1")[0] == 0
         assert lint("net.py:Good")[0] == 0
         assert "its inputs are not known" in lint("net.py:Good", "--isolated")[2]
+        file.write_text("[tool.fxdp-lint]\nper-file-ignores = {'*t.py' = ['FXD101']}\n")
+        assert lint("net.py:Normed", *X)[0] == 0
+        file.write_text("[tool.fxdp-lint]\nexclude = ['*.py']\n")
+        assert lint(".")[0] == 0
+        file.write_text("[tool.fxdp-lint.per-file-ignores]\n'net.py' = 'FXD1'\n")
+        assert "per-file-ignores must be lists of codes" in lint("net.py:Good")[2]
         file.write_text("[tool.fxdp-lint]\nignored = []\n")
         status, _, err = lint("net.py:Good")
         assert status == 2

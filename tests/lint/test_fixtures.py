@@ -28,7 +28,7 @@ def test_findings(file: Path, capsys: Any, monkeypatch: Any):
     lines = enumerate(file.read_text().splitlines(), 1)
     expected = [(i, m[1]) for i, line in lines for m in MARKED.finditer(line)]
     assert bool(expected) == file.stem.endswith("_bad")
-    status = main([file.name, "--isolated"])
+    status = main([file.name, "--isolated", "--no-cache"])
     out, err = capsys.readouterr()
     assert err == ""
     told = re.findall(rf"^{file.name}:(\d+):\d+: (FXD\d+) .*$", out, re.MULTILINE)

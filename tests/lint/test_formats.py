@@ -43,7 +43,9 @@ def test_each_format_tells_of_each_finding(name: str):
 def test_text():
     assert text.as_string(RESULTS, full=False).splitlines() == [
         "a b.py:7:16: FXD401 op: 100% of it, mixed",
+        "    help: mend it",
         "a b.py:9:16: FXD101 op: 100% of it, mixed",
+        "    help: mend it",
         "Found 2 faults in 2 of 4 models; 1 model could not be linted.",
     ]
 

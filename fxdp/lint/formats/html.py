@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
+from fxdp.diagnostics.version import own_version, torch_version
 from fxdp.graph.study import Joint
 from fxdp.lint.formats.html_graph import Names, drawing
 from fxdp.lint.formats.html_parts import (
@@ -30,7 +30,6 @@ from fxdp.lint.formats.html_parts import (
     source,
 )
 from fxdp.lint.result import Result
-from fxdp.proof.certificate import own_version
 
 SCRIPTS = ("base.js", "graph.js", "modules.js", "source.js", "page.js")
 SOURCE_LIMIT = 600_000  # characters of source files in a page, apart from those with faults
@@ -64,7 +63,7 @@ def data(results: Sequence[Result]) -> dict[str, Any]:
         gm = joint.graph if joint is not None else None
         nodes += len(gm.graph.nodes) if gm is not None else 0
         models.append(model(r, gm if nodes <= NODE_LIMIT else None, files))
-    versions = {"fxdp": own_version(), "torch": torch.__version__}
+    versions = {"fxdp": own_version(), "torch": torch_version()}
     return {"models": models, "sources": sources(files.texts, shown), "versions": versions}
 
 

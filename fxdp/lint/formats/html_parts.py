@@ -10,7 +10,7 @@ from torch import nn
 
 from fxdp.diagnostics import sources
 from fxdp.diagnostics.printed import plain, plain_lines, plain_source
-from fxdp.lint.proving import shortened
+from fxdp.lint.paths import shortened
 from fxdp.lint.result import Finding
 from fxdp.proof.certificate import Certificate
 

@@ -4,16 +4,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
+from fxdp.diagnostics.version import own_version, torch_version
 from fxdp.lint.formats.text import sorted_findings
 from fxdp.lint.result import Finding, Result
-from fxdp.proof.certificate import own_version
 
 
 def as_json(results: Sequence[Result]) -> str:
     """One object: versions, and for each model what became of it."""
-    versions = {"fxdp": own_version(), "torch": torch.__version__}
+    versions = {"fxdp": own_version(), "torch": torch_version()}
     return json.dumps({**versions, "results": [result(r) for r in results]}, indent=2) + "\n"
 
 

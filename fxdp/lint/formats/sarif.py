@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 from fxdp.diagnostics.codes import CODES, Code
+from fxdp.diagnostics.version import own_version
 from fxdp.lint.formats.text import sorted_findings
 from fxdp.lint.result import Finding, Result
-from fxdp.proof.certificate import own_version
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

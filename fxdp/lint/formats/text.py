@@ -1,4 +1,4 @@
-"""Reports for people: a line for each finding, or the source with carets as rustc shows it."""
+"""Reports for people: a line for each finding, or its source with carets as rustc shows it."""
 
 import io
 from collections import Counter
@@ -13,10 +13,12 @@ LONGEST = 8  # ops of a route that are shown
 
 
 def render(results: Sequence[Result], console: Console, quiet: bool = False, *, full: bool) -> None:
-    """Write the findings; unless `quiet`, also what was assumed, and a summary."""
+    """Write the findings; unless `quiet`, also what helps, what was assumed, and a summary."""
     findings = sorted_findings(results)
     for f in findings:
         console.print(excerpt(f) if full else line(f), soft_wrap=True)
+        if f.help and not full and not quiet:
+            console.print(Text("    help: ", "bold").append(f.help, "not bold"), soft_wrap=True)
     if quiet:
         return
     for result in results:

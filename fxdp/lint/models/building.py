@@ -8,18 +8,20 @@ all ops there, and a proof about gradients that are not there says nothing.
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fxdp.lint.failures import place, said
+from fxdp.lint.models import configs
 from fxdp.lint.models.discovery import missing
 from fxdp.lint.models.hugging import construct, is_hugging
 from fxdp.lint.models.losses import Loss
-from fxdp.lint.models.wanted import Wanted
-from fxdp.lint.trouble import Trouble, place, said
+from fxdp.lint.models.wanted import Name, Wanted
+from fxdp.lint.trouble import Lacking, Trouble
 from fxdp.torch_internals import FakeTensor, FakeTensorMode, pytree
 
 Mode = FakeTensorMode | None  # None: with data
@@ -45,6 +47,7 @@ class Built:
         mode: of those tensors; None where the model has data.
         given: its arguments, where the file or the program has them.
         with_data: builds it once more, with data; None where it has data already.
+        assumed: what nobody said of its arguments, in sentences without a full stop.
     """
 
     target: str
@@ -54,6 +57,7 @@ class Built:
     mode: Mode = None
     given: Given | None = None
     with_data: "Callable[[], Built] | None" = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +70,7 @@ def make(thing: Any, wanted: Wanted, mode: Mode) -> nn.Module:
 
     Raises:
         Trouble: it cannot be built, or is not a model.
+        Lacking: it needs arguments.
     """
     if isinstance(thing, nn.Module):
         return thing
@@ -73,17 +78,62 @@ def make(thing: Any, wanted: Wanted, mode: Mode) -> nn.Module:
         raise Trouble(f"it is a {type(thing).__name__}, and no nn.Module, class or factory")
     if inspect.isclass(thing) and not issubclass(thing, nn.Module) and not is_hugging(thing):
         raise Trouble(f"the class {thing.__name__} is not an nn.Module")
-    args, kwargs = wanted.args, wanted.kwargs
-    if is_hugging(thing) and not args and not kwargs:
+    if is_hugging(thing) and not wanted.args and not wanted.kwargs:
         model: Any = call(lambda: construct(thing, wanted.config), mode)
     else:
-        kwargs = kwargs | wanted.config
-        if names := missing(thing, args, kwargs):
-            raise Trouble(f"it needs arguments ({', '.join(names)}): pass --args or --kwargs")
-        model = call(lambda: thing(*args, **kwargs), mode)
+        if names := missing(thing, wanted.args, wanted.kwargs, wanted.config):
+            raise Lacking(f"it needs arguments ({', '.join(names)})")
+        kwargs = keywords(thing, wanted)
+        model = call(lambda: thing(*wanted.args, **kwargs()), mode)
     if not isinstance(model, nn.Module):
         raise Trouble(f"it returned a {type(model).__name__}, which is not an nn.Module")
     return model
+
+
+def keywords(thing: Any, wanted: Wanted) -> Callable[[], dict[str, Any]]:
+    """What makes the keyword arguments of a constructor, configurations among them.
+
+    Raises:
+        Trouble: a name that is not in the file.
+    """
+    names = configs.namespace(thing)
+    given = {k: named(v, names) for k, v in wanted.kwargs.items()}
+    try:
+        bound: Any = inspect.signature(thing).bind_partial(*wanted.args, **given).arguments
+    except (TypeError, ValueError):
+        bound = given
+    kinds = configs.taken(thing, bound)
+    if not kinds:
+        return lambda: given | wanted.config
+    said = configs.settings_for(kinds, wanted.config)
+    needed = {k for k, p in configs.parameters(thing).items() if p.default is p.empty}
+    settings = {k: said.get(k, {}) for k in kinds if k in needed or said.get(k)}
+    return lambda: given | {k: configs.filled(kinds[k].kind, v) for k, v in settings.items()}
+
+
+def named(value: Any, names: Mapping[str, Any]) -> Any:
+    """A value, or what it names.
+
+    Raises:
+        Trouble: nothing is called so.
+    """
+    if not isinstance(value, Name):
+        return value
+    if value.name not in names:
+        raise Trouble(f"--kwargs: there is no {value.name!r} in the file")
+    return names[value.name]
+
+
+def assumed_of(thing: Any, wanted: Wanted) -> tuple[str, ...]:
+    """The configurations that nobody named, in sentences without a full stop."""
+    if isinstance(thing, nn.Module) or is_hugging(thing) or wanted.args:
+        return ()
+    kinds = configs.taken(thing, wanted.kwargs)
+    return tuple(
+        f"its {name} is a {kind.kind.__name__}, as no annotation says otherwise"
+        for name, kind in kinds.items()
+        if not kind.named
+    )
 
 
 def call(function: Callable[[], Any], mode: Mode) -> Any:

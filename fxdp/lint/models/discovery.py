@@ -1,73 +1,22 @@
-"""What there is to lint in a file: classes, factories and instances, and their examples."""
+"""What there is to lint in a file: classes, factories and instances, and what they need."""
 
 import ast
 import inspect
 import re
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from fxdp.diagnostics.sources import LARGEST
+from fxdp.diagnostics import sources
+from fxdp.lint.models import configs
+from fxdp.lint.models.walking import EXAMPLE, last_name
 
-EXAMPLE, INPUTS = "fxdp_example", "example_inputs"
-SKIPPED = {"site-packages", "node_modules", "__pycache__", "build", "dist"}
+INPUTS = "example_inputs"
 # What a function without a return type must be called to be taken for a factory: it is called.
 FACTORY = re.compile(r"^((make|build|create|get|new)_(\w+_)?(model|net|network)\w*|model|net)$")
-BASE = re.compile(r"^(\w*Module|\w*PreTrainedModel|LightningModule)$")
-
-
-def files(folder: Path) -> list[Path]:
-    """The Python files of a folder that define models, without running any; no pipes or devices,
-    nothing very large, and no links that lead out of the folder."""
-    found = (f for f in sorted(folder.rglob("*.py")) if wanted(f.relative_to(folder)))
-    return [f for f in found if is_inside(f, folder) and defines_models(f)]
-
-
-def is_inside(file: Path, folder: Path) -> bool:
-    """Is this a file of sensible size, that is in the folder and not only linked from there?"""
-    try:
-        if not file.is_file() or file.stat().st_size > LARGEST:
-            return False
-        return folder.resolve() in file.resolve().parents
-    except OSError:
-        return False
-
-
-def wanted(file: Path) -> bool:
-    """Is this a file of the project's own?"""
-    return not any(p in SKIPPED or p.startswith(".") for p in file.parts)
-
-
-def defines_models(file: Path) -> bool:
-    """Does a file define a subclass of nn.Module, or an example? A broken one might."""
-    text = file.read_bytes()
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return b"nn.Module" in text
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == EXAMPLE:
-            return True
-        if isinstance(node, ast.ClassDef) and any(
-            BASE.match(n) for n in map(last_name, node.bases)
-        ):
-            return True
-    return False
-
-
-def last_name(base: ast.expr) -> str:
-    """`Module`, of `torch.nn.Module`."""
-    match base:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-        case ast.Subscript(value=value):
-            return last_name(value)
-        case _:
-            return ""
 
 
 def models(module: ModuleType) -> Iterator[tuple[str, Any]]:
@@ -104,22 +53,92 @@ def is_factory(thing: Any, module: ModuleType) -> bool:
     return inspect.isclass(made) and issubclass(made, nn.Module)
 
 
-def missing(thing: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
-    """The parameters of a constructor that have no value yet."""
+def recipes(module: ModuleType) -> dict[str, list[str]]:
+    """The functions that make a model by what they are made of, by the class that they make.
+
+    `def resnet20(): return ResNet(BasicBlock, [3, 3, 3])`: assignments, branches, and a model of
+    the file returned. No others: a function is called to be linted.
+    """
+    tree = parsed(module)
+    functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
+    made: dict[str, str] = {}
+    for _ in range(3):  # a recipe may call another
+        for name, function in functions.items():
+            for called in returned(function):
+                kind = made.get(called, called)
+                if is_model_class(getattr(module, kind, None), module):
+                    made[name] = kind
+    found: dict[str, list[str]] = {}
+    for name in functions:
+        if name in made and not name.startswith("_") and name not in (EXAMPLE, INPUTS):
+            found.setdefault(made[name], []).append(name)
+    return found
+
+
+def parsed(module: ModuleType) -> ast.Module:
+    """The syntax of a module's file; nothing where it cannot be read."""
     try:
-        signature = inspect.signature(thing)
+        return ast.parse("".join(sources.lines(getattr(module, "__file__", None) or "")))
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def returned(function: ast.FunctionDef) -> list[str]:
+    """The names that a function calls to make what it returns; none if it does anything else."""
+    body = [s for s in function.body if not is_text(s)]
+    if not all(isinstance(s, ast.Assign | ast.AnnAssign | ast.If | ast.Return) for s in body):
+        return []
+    made = {
+        t.id: last_name(s.value.func)
+        for s in body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Call)
+        for t in s.targets if isinstance(t, ast.Name)
+    }  # fmt: skip
+    match body[-1:]:
+        case [ast.Return(value=ast.Call(func=func))]:
+            return [last_name(func)]
+        case [ast.Return(value=ast.Name(id=name))] if name in made:
+            return [made[name]]
+        case _:
+            return []
+
+
+def is_text(statement: ast.stmt) -> bool:
+    """Is this a docstring?"""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def parts(module: ModuleType) -> set[str]:
+    """The names that classes and functions of a file use, apart from a class its own."""
+    found = set[str]()
+    for node in parsed(module).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+            called = {n.func.id for n in ast.walk(node)
+                      if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
+            found |= (used if isinstance(node, ast.ClassDef) else used - called) - {node.name}
+    return found
+
+
+def missing(
+    thing: Any, args: tuple[Any, ...], kwargs: dict[str, Any], config: dict[str, Any] | None = None
+) -> tuple[str, ...]:
+    """The parameters of a constructor that have no value yet.
+
+    A configuration that is complete with its defaults and `config` has one; of another, the
+    settings are named that it lacks.
+    """
+    try:
+        given = inspect.signature(thing).bind_partial(*args, **kwargs).arguments
     except (TypeError, ValueError):
-        return ()
-    try:
-        given = signature.bind_partial(*args, **kwargs).arguments
-    except TypeError:
         return ()  # the call itself will say it better
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return tuple(
-        name
-        for name, p in signature.parameters.items()
-        if p.default is p.empty and p.kind not in several and name not in given
-    )
+    kinds = configs.taken(thing, given)
+    said = configs.settings_for(kinds, config or {})
+    found: list[str] = []
+    for name, p in configs.parameters(thing).items():
+        if p.default is not p.empty or name in given:
+            continue
+        found += configs.lacking(kinds[name].kind, said.get(name, {})) if name in kinds else [name]
+    return tuple(found)
 
 
 def defined(thing: Any) -> tuple[str, int] | None:

@@ -21,7 +21,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from fxdp.diagnostics.sources import FOREIGN
-from fxdp.lint.trouble import Trouble, said
+from fxdp.lint.failures import said
+from fxdp.lint.trouble import Trouble
 from fxdp.torch_internals import PT2ArchiveReader, load_pt2
 
 # What a graph may call, and what in there does more than compute.

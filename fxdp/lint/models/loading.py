@@ -10,7 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fxdp.lint.trouble import Trouble, place, said
+from fxdp.lint.failures import place, said
+from fxdp.lint.trouble import Trouble
 
 NUMBERS = itertools.count()
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fxdp.lint.models import wanted
+
 Loss = Callable[[Any, Tensor], Tensor]
 
 
@@ -48,10 +50,9 @@ def bce(out: Any, y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores(out), y)
 
 
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": cross_entropy, "nll": nll, "mse": mse, "l1": l1, "smooth_l1": smooth_l1,
-    "huber": huber, "bce": bce,
-}  # fmt: skip
+LOSSES: dict[str, Loss] = dict(
+    zip(wanted.LOSSES, (cross_entropy, nll, mse, l1, smooth_l1, huber, bce), strict=True)
+)
 OF_CLASSES = {"cross_entropy", "nll"}  # whose targets are whole numbers
 
 

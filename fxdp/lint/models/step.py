@@ -1,7 +1,6 @@
 """The arguments and the loss of one step of a model: as given, or as assumed and said."""
 
 import contextlib
-import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxdp.capture.inputs import TARGET, BatchDims, argument_names
 from fxdp.lint.models import hugging
 from fxdp.lint.models.building import Built, Given, moved
 from fxdp.lint.models.inputs import ROWS, make, parse, sample_axis, written
 from fxdp.lint.models.loading import beside, find, load_file, load_module, package_of
-from fxdp.lint.models.losses import LOSSES, OF_CLASSES, Loss, own_loss, scores, target_for
+from fxdp.lint.models.losses import LOSSES, OF_CLASSES, Loss, own_loss, target_for
+from fxdp.lint.models.seen import Seen
+from fxdp.lint.models.shapes import needed
+from fxdp.lint.models.suggesting import command, inputs
 from fxdp.lint.models.wanted import Wanted
-from fxdp.lint.trouble import Trouble
-from fxdp.torch_internals import FakeTensor, FakeTensorMode, pytree
+from fxdp.lint.trouble import Lacking, Trouble
+from fxdp.torch_internals import pytree
 
 NONE = "none"
 
@@ -59,6 +61,7 @@ def completed(built: Built, wanted: Wanted) -> Step:
         Trouble: what it takes is not known, or does not go together.
     """
     given, dims, assumed = arguments(built, wanted)
+    assumed = (*built.assumed, *assumed)
     args, kwargs = given.args, dict(given.kwargs)
     if wanted.batch_dims is not None:
         dims = wanted.batch_dims
@@ -113,11 +116,9 @@ def arguments(built: Built, wanted: Wanted) -> tuple[Given, BatchDims, tuple[str
     if (usual := hugging.usual(built.model, built.device)) is not None:
         told = ", ".join(f"{k}={written(v)}" for k, v in usual.items())
         return Given((), dict(usual)), 0, (f"the inputs are {told}",)
-    takes = ", ".join(inspect.signature(built.model.forward).parameters)
-    raise Trouble(
-        f'its inputs are not known: pass --input "f32[N,...]" for each of ({takes}), or define '
-        "example_inputs() in the file"
-    )
+    takes = ", ".join(p.name for p in needed(built.model))
+    typed = command(built.target, wanted, inputs(built))
+    raise Lacking(f"its inputs are not known ({takes}); {typed}")
 
 
 def with_axis(dims: BatchDims, axis: int | None) -> BatchDims:
@@ -154,33 +155,6 @@ def loss_function(name: str) -> Loss:
         loss: Any = find(module, thing)
         make: Any = loss if inspect.isclass(loss) else lambda: loss
     return make()
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a model returned when it was run without data, to know its shape."""
-
-    out: Any
-
-    @classmethod
-    def of(cls, model: nn.Module, args: Any, kwargs: Any) -> "Seen | None":
-        """None where it does not run so: the proof will say why. A copy runs, so that nothing
-        is kept in the model; fake tensors, which cannot be copied, are shared with it."""
-        held = [x for m in model.modules() for x in pytree.tree_leaves(vars(m))]
-        memo = {id(x): x for x in held if isinstance(x, FakeTensor | FakeTensorMode)}
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                return cls(copy.deepcopy(model, memo)(*args, **kwargs))
-        except Exception:
-            return None
-
-    def scores(self) -> Tensor | None:
-        """What a loss can be taken of: floating, with an axis other than the samples'."""
-        try:
-            out = scores(self.out)
-        except TypeError:
-            return None
-        return out if out.is_floating_point() and out.dim() > 1 else None
 
 
 def tensors(step: Step) -> Iterator[Tensor]:

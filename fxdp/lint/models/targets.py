@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,23 +10,26 @@ from typing import Any
 import torch
 
 from fxdp.diagnostics.location import is_library
+from fxdp.lint.failures import details
 from fxdp.lint.models import discovery
-from fxdp.lint.models.building import Built, Given, Mode, anywhere, call, inputs_of, make
+from fxdp.lint.models.building import (
+    Built,
+    Given,
+    Mode,
+    anywhere,
+    assumed_of,
+    call,
+    inputs_of,
+    make,
+)
 from fxdp.lint.models.exported import load, module_of
 from fxdp.lint.models.hugging import is_hugging
 from fxdp.lint.models.loading import beside, find, load_file, load_module, package_of
+from fxdp.lint.models.suggesting import next_command
+from fxdp.lint.models.walking import EXAMPLE, absence, split
 from fxdp.lint.models.wanted import Wanted
-from fxdp.lint.result import Result
-from fxdp.lint.trouble import Trouble, details
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A class that was not linted, as nobody asked for it and it needs arguments."""
-
-    target: str
-    names: tuple[str, ...]
-
+from fxdp.lint.result import LeftOut, Result
+from fxdp.lint.trouble import Lacking, Trouble
 
 Found = Built | Result | LeftOut  # a model, or why there is no model
 
@@ -37,52 +39,18 @@ def models(target: str, wanted: Wanted, stack: ExitStack) -> Iterator[Found]:
     path, _, name = split(target)
     file = Path(path)
     try:
+        if why := absence(target):
+            raise Trouble(why)
         if path.endswith(".pt2"):
-            yield exported(existing(file), target)
-        elif path.endswith(".py") or file.exists():
-            file = existing(file)
-            if file.suffix != ".py":
-                raise Trouble("not a Python file, a .pt2 program or a directory")
+            yield exported(file, target)
+        elif path.endswith(".py"):
             stack.enter_context(beside(package_of(file.resolve())[0]))
             yield from of_module(load_file(file.resolve()), path, name, wanted)
-        elif "/" in path or not path.replace(".", "").isidentifier():
-            raise Trouble("no such file or directory")
-        elif not name:
-            raise Trouble(f"no such file; of a module name the model too: {path}:Model")
         else:
             stack.enter_context(beside(Path.cwd()))
             yield from of_module(load_module(path), path, name, wanted)
     except Trouble as error:
         yield failure(target, path, 1, error)
-
-
-def expanded(target: str) -> list[str]:
-    """A directory's files that define models; any other target as it is.
-
-    Raises:
-        Trouble: a directory without such files.
-    """
-    path, _, name = split(target)
-    if not Path(path).is_dir():
-        return [target]
-    if name:
-        raise Trouble(f"{target}: a directory has no objects: name the file")
-    if not (files := discovery.files(Path(path))):
-        raise Trouble(f"{target}: no Python file in it defines an nn.Module")
-    return [str(file) for file in files]
-
-
-def split(target: str) -> tuple[str, str, str]:
-    """`PATH:OBJECT` in parts."""
-    path, colon, name = target.rpartition(":")
-    return (path, colon, name) if colon and "/" not in name else (target, "", "")
-
-
-def existing(file: Path) -> Path:
-    """A file that is there."""
-    if not file.is_file():
-        raise Trouble("no such file")
-    return file
 
 
 def failure(target: str, path: str, line: int, error: BaseException) -> Result:
@@ -92,7 +60,7 @@ def failure(target: str, path: str, line: int, error: BaseException) -> Result:
 
 def of_module(module: ModuleType, path: str, name: str, wanted: Wanted) -> Iterator[Found]:
     """The named model of a module, or all that it defines."""
-    if name == discovery.EXAMPLE:
+    if name == EXAMPLE:
         yield from examples(module, path)
     elif name:
         thing = find(module, name)
@@ -112,13 +80,21 @@ def everything(module: ModuleType, path: str, wanted: Wanted) -> Iterator[Found]
     found: list[Found] = list(examples(module, path))
     known = {type(b.model) for b in found if isinstance(b, Built)}
     lacking: list[tuple[str, Any]] = []
-    for name, thing in discovery.models(module):
-        if discovery.missing(thing, wanted.args, wanted.kwargs) and not is_model(thing):
+    things = list(discovery.models(module))
+    used, alike = discovery.parts(module), list[LeftOut]()
+    for kind, names in discovery.recipes(module).items():
+        first, *others = [n for n in names if not needs(getattr(module, n), wanted)] or [""]
+        if first and getattr(module, kind) not in known and first not in dict(things):
+            things.append((first, getattr(module, first)))
+            alike += [LeftOut(f"{path}:{n}", f"{first} makes a {kind}, too") for n in others]
+    for name, thing in things:
+        if not is_model(thing) and needs(thing, wanted):
             lacking.append((name, thing))
         elif thing not in known:
             found.append(one(module, thing, path, name, wanted))
     if not found and lacking:
-        yield from (one(module, thing, path, name, wanted) for name, thing in lacking)
+        whole = [(name, thing) for name, thing in lacking if name not in used] or lacking
+        yield from (one(module, thing, path, name, wanted) for name, thing in whole)
         return
     if not found:
         raise Trouble("it defines no nn.Module that can be linted")
@@ -126,11 +102,18 @@ def everything(module: ModuleType, path: str, wanted: Wanted) -> Iterator[Found]
     for built in found:
         if not (isinstance(built, Built) and is_part(built, whole)):
             yield built
-    used = {type(m) for b in whole for m in b.model.modules()}
+    yield from alike
+    made = {type(m) for b in whole for m in b.model.modules()}
     for name, thing in lacking:
-        if thing not in used:
-            names = discovery.missing(thing, wanted.args, wanted.kwargs)
-            yield LeftOut(f"{path}:{name}", names)
+        if thing not in made and name not in used:
+            why = f"it needs arguments ({', '.join(needs(thing, wanted))})"
+            typed = next_command(thing, f"{path}:{name}", wanted)
+            yield LeftOut(f"{path}:{name}", f"{why}; {typed}")
+
+
+def needs(thing: Any, wanted: Wanted) -> tuple[str, ...]:
+    """What a constructor has no value for."""
+    return discovery.missing(thing, wanted.args, wanted.kwargs, wanted.config)
 
 
 def is_model(thing: Any) -> bool:
@@ -156,10 +139,14 @@ def one(module: ModuleType, thing: Any, path: str, name: str, wanted: Wanted) ->
         model = make(thing, wanted, mode)
         again = (lambda: build(None)) if mode else None
         at = own_place(model) or (file, line)
-        return Built(target, *at, model, mode, described(module, model, wanted, mode), again)
+        given = described(module, model, wanted, mode)
+        return Built(target, *at, model, mode, given, again, assumed_of(thing, wanted))
 
     try:
         return build(None) if isinstance(thing, torch.nn.Module) else anywhere(build)
+    except Lacking as error:
+        typed = next_command(thing, target, wanted)
+        return failure(target, file, line, Lacking(f"{error}; {typed}"))
     except Trouble as error:
         return failure(target, file, line, error)
 
@@ -185,18 +172,18 @@ def described(module: ModuleType, model: Any, wanted: Wanted, mode: Mode) -> Giv
 
 def examples(module: ModuleType, path: str) -> Iterator[Found]:
     """What the file's `fxdp_example()` returns: `model, inputs`, or `model, inputs, loss_fn`."""
-    function = getattr(module, discovery.EXAMPLE, None)
+    function = getattr(module, EXAMPLE, None)
     if not inspect.isfunction(function):
         return
-    target = f"{path}:{discovery.EXAMPLE}"
+    target = f"{path}:{EXAMPLE}"
     file, line = own_place(function) or (path, 1)
 
     def build(mode: Mode) -> Built:
         made = call(function, mode)
         if not isinstance(made, tuple) or len(made) not in (2, 3):
-            raise Trouble(f"{discovery.EXAMPLE}() returns no (model, inputs) or (.., loss_fn)")
+            raise Trouble(f"{EXAMPLE}() returns no (model, inputs) or (.., loss_fn)")
         if not isinstance(made[0], torch.nn.Module):
-            raise Trouble(f"{discovery.EXAMPLE}() returns a {type(made[0]).__name__} for a model")
+            raise Trouble(f"{EXAMPLE}() returns a {type(made[0]).__name__} for a model")
         again = (lambda: build(None)) if mode else None
         at = own_place(made[0]) or (file, line)
         return Built(target, *at, made[0], mode, inputs_of(made[1], *made[2:]), again)

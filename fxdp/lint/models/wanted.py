@@ -1,14 +1,21 @@
 """How a model is to be linted: what the command line and pyproject.toml say of it."""
 
+from __future__ import annotations
+
 import ast
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fxdp.capture.inputs import BatchDims
 from fxdp.lint.trouble import Trouble
+
+if TYPE_CHECKING:
+    from fxdp.capture.inputs import BatchDims
+
+
+LOSSES = ("cross_entropy", "nll", "mse", "l1", "smooth_l1", "huber", "bce")  # by name
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Wanted:
         config: settings of a configuration class.
         batch_dims: the axes of the samples where `N` does not say; None to go by N.
         timeout: seconds for a model; 0 for no limit.
+        said: the options that the user typed of these, to be typed once more.
     """
 
     inputs: tuple[str, ...] = ()
@@ -36,6 +44,17 @@ class Wanted:
     config: dict[str, Any] = field(default_factory=lambda: {})
     batch_dims: BatchDims | None = None
     timeout: float = 0.0
+    said: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Name:
+    """Something of the linted file, by its name: `--kwargs "block=BasicBlock"`."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return self.name
 
 
 def literal(option: str, text: Any) -> Any:
@@ -65,13 +84,18 @@ def keywords(text: Any) -> dict[str, Any]:
             call = ast.parse(f"dict({text})", mode="eval").body
             assert isinstance(call, ast.Call)
             assert not call.args
-            return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+            return {str(k.arg): valued(k.value) for k in call.keywords}
         except (ValueError, SyntaxError, AssertionError):
             raise Trouble(f"--kwargs {text!r} is not like width=64, depth=2") from None
     value = literal("--kwargs", text)
     if not isinstance(value, dict):
         raise Trouble(f"--kwargs {text!r} is not a mapping of names to values")
     return {str(k): v for k, v in value.items()}
+
+
+def valued(node: ast.expr) -> Any:
+    """A literal, or the name of something in the linted file."""
+    return Name(node.id) if isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
 def configuration(text: Any) -> dict[str, Any]:
