@@ -9,13 +9,14 @@ from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.diagnostics.printed import plain
 from fxdp.lint.apart import apart, hush_at_exit
 from fxdp.lint.config import Config
+from fxdp.lint.failures import first_line, said
 from fxdp.lint.models.building import Built
 from fxdp.lint.models.step import step
 from fxdp.lint.models.targets import models
 from fxdp.lint.models.wanted import Wanted
 from fxdp.lint.options import wanted
 from fxdp.lint.proving import TimeUp, limit, shortened_in
-from fxdp.lint.trouble import Trouble, first_line, said
+from fxdp.lint.trouble import Trouble
 from fxdp.proof.certificate import Certificate
 from fxdp.torch_internals import dynamo_config, reset_dynamo
 

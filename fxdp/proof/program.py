@@ -16,7 +16,17 @@ from torch.fx import GraphModule, Node
 
 from fxdp.graph.nodes import mark
 from fxdp.graph.study import Program, Written, study
-from fxdp.placement import Iota, Partial, Placement, Replicate, Shard
+from fxdp.placement import (
+    Iota,
+    Owner,
+    Partial,
+    Placement,
+    Pointer,
+    Replicate,
+    Segment,
+    Shard,
+    Starts,
+)
 from fxdp.shapes import expr, shape_of
 from fxdp.torch_internals import OpOverload, pytree
 
@@ -114,6 +124,14 @@ def said(at: Placement | tuple[Placement | None, ...] | None, sizes: Sizes) -> s
             return "Partial public" if public else "Partial"
         case Iota(dim, inner, step):
             return f"Iota {dim} {short(inner, sizes)} {short(step, sizes)}"
+        case Segment(dim, rows, inner):
+            return f"Segment {dim} {short(rows, sizes)} {short(inner, sizes)}"
+        case Owner(dim, rows):
+            return f"Owner {dim} {short(rows, sizes)}"
+        case Pointer(dim, rows, to):
+            return f"Pointer {dim} {short(rows, sizes)} {short(to, sizes)}"
+        case Starts(rows):
+            return f"Starts {short(rows, sizes)}"
         case None:
             return "None"
         case _:
