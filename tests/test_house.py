@@ -92,7 +92,7 @@ COVERED = {
     "models/test_attention": "ops.attention ops.softmax",
     "models/test_functions": "ops.compose",
     "models/test_layers": "ops.bag ops.convolution",
-    "models/test_ragged": "forms.segmented proof.ragged",
+    "models/test_ragged": "proof.ragged",
     "models/test_strategies": "graph.report kernels.loops",
     "models/test_huggingface": "module.output",
     "module/test_account": "module.accounting",
