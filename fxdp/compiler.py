@@ -77,7 +77,8 @@ def compile(  # noqa: A001 - torch.compile's name
         What is proven:
 
         batch_dims: the axis of the samples, for all arguments or by argument name (the loss's is
-            "target"); None for an argument that all samples share.
+            "target"); None for an argument that all samples share; `fxdp.Ragged` for one that holds
+            rows, of each sample as many as it has: their number is taken as public.
         loss_reduction: "mean" or "sum" for a model that returns an output [N, ...] of which you
             make a loss yourself, outside of the graph. That this loss is the mean or the sum of
             one loss for each row is then assumed, and the certificate says so.

@@ -102,7 +102,7 @@ COVERED = {
     "models/test_attention": "ops.attention ops.softmax",
     "models/test_functions": "ops.compose",
     "models/test_layers": "ops.bag ops.convolution",
-    "models/test_ragged": "forms.segmented ops.ragged proof.ragged",
+    "models/test_ragged": "proof.ragged",
     "models/test_strategies": "graph.report kernels.loops",
     "models/test_huggingface": "module.output",
     "models/test_speech": "capture.hugging",

@@ -1,5 +1,5 @@
-"""Says what to write in the place of ragged arguments: rows of all samples in one tensor, which
-samples have different numbers of, with a second tensor that says whose they are.
+"""Says what to write in the place of ragged arguments that are not declared: rows of all samples in
+one tensor, which samples have different numbers of, with a second tensor that says whose they are.
 
 Where the arguments do not fit together, names that such second tensors go by decide what the
 error advises, and nothing else.
@@ -25,11 +25,17 @@ PACKED = (
     "pass the padded batch [N, T, ...] and the lengths [N], and call pack_padded_sequence(x, "
     "lengths, batch_first=True, enforce_sorted=False) in forward"
 )
-# Names of what says whose the rows are, in lower case, and the padded way.
+# With what rows of samples are declared, for fxdp to follow them.
+ROWS = {
+    "offsets": 'batch_dims={"ids": fxdp.Ragged(offsets="offsets")} declares whose they are',
+    "index": 'batch_dims={"x": fxdp.Ragged(index="batch"), '
+    '"edge_index": fxdp.Ragged(points_to="x", dim=1)} declares whose they are',
+}
+# Names of what says whose the rows are, in lower case, and what helps.
 KNOWN = {
-    **dict.fromkeys(("offsets", "bag_offsets", "row_offsets"), BAGS),
-    **dict.fromkeys(("edge_index", "edge_attr", "edge_weight"), DENSE),
-    **dict.fromkeys(("batch", "batch_index", "ptr"), DENSE),
+    **dict.fromkeys(("offsets", "bag_offsets", "row_offsets"), f"{ROWS['offsets']}; or {BAGS}"),
+    **dict.fromkeys(("edge_index", "edge_attr", "edge_weight"), f"{ROWS['index']}; or {DENSE}"),
+    **dict.fromkeys(("batch", "batch_index", "ptr"), f"{ROWS['index']}; or {DENSE}"),
     **dict.fromkeys(("cu_seqlens", "cu_seq_lens", "seq_offsets", "segment_ids"), PADDED),
 }  # fmt: skip
 
@@ -62,6 +68,9 @@ def refuse_ragged(name: str, value: Any) -> None:
     elif isinstance(value, Tensor) and value.is_nested:
         why = f"a nested tensor: torch.nested.to_padded_tensor makes a padded one; {PADDED}"
     elif type(value).__module__.startswith("torch_geometric."):
-        why = f"a {type(value).__name__}, in which the nodes of all graphs are one axis: {DENSE}"
+        why = (
+            f"a {type(value).__name__}, in which the nodes of all graphs are one axis: pass its "
+            f"tensors, and {ROWS['index']}; or {DENSE}"
+        )
     if why is not None:
         raise TypeError(f"argument {name!r} is {why}")

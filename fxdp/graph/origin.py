@@ -12,10 +12,16 @@ from fxdp.diagnostics.diagnostic import Diagnostic
 from fxdp.diagnostics.location import Location, locate
 from fxdp.graph import marks
 
+ADD = (
+    "add up rows within a sample: pad them to [N, T, ...] with a mask, and take a sum over T "
+    "(torch_geometric.utils.to_dense_batch makes both of a batch of graphs); or declare whose rows "
+    "they are in batch_dims, by fxdp.Ragged"
+)
 # Remedies for ops that people meet often: the first whose word is in the op's name.
 REMEDIES = {
     "embedding_bag": "pass ids [N, T] without offsets, short bags filled up with padding_idx, and "
-    "weights of single ids in per_sample_weights [N, T]; and leave scale_grad_by_freq out",
+    "weights of single ids in per_sample_weights [N, T]; or declare the ids in batch_dims, by "
+    'fxdp.Ragged(offsets="offsets"); and leave scale_grad_by_freq out',
     "embedding_renorm": "leave max_norm out, and constrain the weights after the step",
     "embedding_dense_backward": "leave scale_grad_by_freq out",
     "batch_norm": "replace the batch norm by torch.nn.GroupNorm, which normalises each sample",
@@ -34,12 +40,11 @@ REMEDIES = {
     "mm": "multiply samples by parameters or by themselves, not by other samples",
     "arange": "count positions in a sample, not samples",
     "view": "keep the batch axis whole: x.flatten(1), or x.transpose(0, 1) to move it",
-    "index_add": "add up rows within a sample: pad them to [N, T, ...] with a mask, and take a sum "
-    "over T (torch_geometric.utils.to_dense_batch makes both of a batch of graphs)",
+    "index_add": ADD,
     "index_select": "pick rows within a sample: pad them to [N, T, ...], and gather along T (edges "
-    "as an adjacency [N, T, T]: torch_geometric.utils.to_dense_adj)",
-    "scatter": "add up rows within a sample: pad them to [N, T, ...] with a mask, and take a sum "
-    "over T (torch_geometric.utils.to_dense_batch makes both of a batch of graphs)",
+    "as an adjacency [N, T, T]: torch_geometric.utils.to_dense_adj); or declare whose rows they "
+    "are in batch_dims, by fxdp.Ragged",
+    "scatter": ADD,
     "index": "keep all samples, and give the ones to leave out a loss of 0, or sample_mask",
 }
 # The codes to which they belong: what is wrong there is the op.

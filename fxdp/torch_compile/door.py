@@ -19,6 +19,7 @@ from fxdp.backend.fence import Fence, InThisThread
 from fxdp.backend.options import OPTIONS, Scales, checked_options
 from fxdp.backend.settings import Record
 from fxdp.capture.errors import capture_errors
+from fxdp.capture.segments import Ragged
 from fxdp.diagnostics.errors import NotCompiled, StepError
 from fxdp.distributed.guard import refuse_step
 from fxdp.graph.study import Study
@@ -90,6 +91,10 @@ class Door(Reports):
             )
         speed: Any = {name: given.pop(name) for name in OPTIONS if name in given}
         self.batch_dims = given.pop("batch_dims", 0)
+        if isinstance(self.batch_dims, Mapping):
+            named: Mapping[str, Any] = self.batch_dims
+            if ragged := sorted(k for k, v in named.items() if isinstance(v, Ragged)):
+                raise ValueError(f"batch_dims: ragged arguments ({ragged}) need fxdp.compile")
         self._account = as_accounting(given.pop("accounting", None)).account()
         self.scales, self.settings = checked_options(**given, options=speed)
         if self.settings.clipping.moves_bound:

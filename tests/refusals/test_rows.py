@@ -248,3 +248,10 @@ def test_declarations_that_say_nothing(dims: Any, kind: type[Exception], words: 
 def test_a_declaration_names_one_argument(given: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="exactly one of index, offsets, points_to and like"):
         fxdp.Ragged(**given)
+
+
+def test_rows_are_declared_to_fxdp_compile_alone() -> None:
+    options = {k: v for k, v in G.items() if k != "backend"} | {"batch_dims": GRAPHS}
+    model = Rows(lambda o, h, e, w, b, y: pool(h, b, y))
+    with pytest.raises(ValueError, match=r"\['edges', 'weights', 'x'\]\) need fxdp.compile"):
+        torch.compile(model, backend="fxdp", fullgraph=True, options=options)(**ARGUMENTS)
