@@ -90,18 +90,33 @@ def speed(options: Options | None) -> Any:
     return given
 
 
+def checked_scale(name: str, value: Any) -> float:
+    """One of the numbers that a release depends on.
+
+    Raises:
+        TypeError, ValueError: it is no number, or not of its range.
+    """
+    number = require_number(name, value)
+    match name:
+        case "max_grad_norm":
+            require(number > 0, name, value, "above 0")
+        case "noise_multiplier":
+            require(0 <= number < math.inf, name, value, "at least 0, and finite")
+        case "expected_batch_size":
+            require(0 < number < math.inf, name, value, "above 0, and finite")
+        case _:
+            raise ValueError(f"{name} is none of the numbers that a release depends on")
+    return float(number)
+
+
 def checked_scales(
     max_grad_norm: float, noise_multiplier: float, expected_batch_size: float
 ) -> Scales:
     """The numbers that a release depends on."""
-    bound = require_number("max_grad_norm", max_grad_norm)
-    require(bound > 0, "max_grad_norm", max_grad_norm, "above 0")
-    sigma = require_number("noise_multiplier", noise_multiplier)
-    require(0 <= sigma < math.inf, "noise_multiplier", noise_multiplier, "at least 0, and finite")
-    expected = require_number("expected_batch_size", expected_batch_size)
-    named = ("expected_batch_size", expected_batch_size)
-    require(0 < expected < math.inf, *named, "above 0, and finite")
+    bound = checked_scale("max_grad_norm", max_grad_norm)
+    sigma = checked_scale("noise_multiplier", noise_multiplier)
+    expected = checked_scale("expected_batch_size", expected_batch_size)
     finite = bound < math.inf or sigma == 0
     wanted = "finite where noise_multiplier is above 0"
     require(finite, "max_grad_norm", max_grad_norm, wanted)
-    return float(bound), float(sigma), float(expected)
+    return bound, sigma, expected

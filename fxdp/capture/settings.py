@@ -69,8 +69,9 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
 
     With `dynamic`, sizes that change between steps become symbols.
 
-    Sizes that happen to be equal stay different symbols; recurrent layers are traced, and gradients
-    that a model takes itself; and what a model writes to a log does not break its graph.
+    Sizes that happen to be equal stay different symbols; hooks on modules count, whenever they are
+    set; recurrent layers are traced, and gradients that a model takes itself; and what a model
+    writes to a log does not break its graph.
     """
     with (
         SHAPES.patch(use_duck_shape=False),
@@ -80,6 +81,8 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
                 **GRADIENTS,
                 "automatic_dynamic_shapes": dynamic,
                 "recompile_limit": MOST_GRAPHS,
+                # A hook that is set or removed after the first step is captured with the next.
+                "skip_nnmodule_hook_guards": False,
                 # It remembers shapes by symbols: to make an entry takes longer than to do without.
                 "fake_tensor_cache_enabled": False,
                 "ignore_logging_functions": IgnoredFunctions(logging_functions()),

@@ -89,6 +89,12 @@ class PrivateLoader(DataLoader[Any]):
             mark(batch, self.batches.advance(next(steps)))
             yield batch
 
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({type(self.dataset).__name__}, {self.batches!r}, "
+            f"num_workers={self.num_workers})"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state: key and position, in plain types."""
         return self.batches.state_dict()

@@ -59,6 +59,7 @@ class PrivateSampler(Sampler[list[int]], ABC):
 
     Raises:
         ValueError: an argument is out of its range, or both `generator` and `secure` are given.
+        TypeError: the generator is none.
     """
 
     fixed_size: ClassVar[bool] = False
@@ -68,6 +69,11 @@ class PrivateSampler(Sampler[list[int]], ABC):
     ) -> None:
         self.num_samples = require_whole("num_samples", num_samples, 1)
         self.steps = require_whole("steps", steps, 0)
+        if not isinstance(generator, torch.Generator | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"generator must be a torch.Generator, not {generator!r}: "
+                "torch.Generator().manual_seed(...) makes one of a seed"
+            )
         if secure and generator is not None:
             raise ValueError("generator must be None where secure=True: a seed can be known")
         self.position = 0
@@ -95,6 +101,13 @@ class PrivateSampler(Sampler[list[int]], ABC):
 
     def __len__(self) -> int:
         return self.steps
+
+    def __repr__(self) -> str:
+        """How it draws, and where it stands; never the key."""
+        return (
+            f"{type(self).__name__}({self.sampling!r}, num_samples={self.num_samples}, "
+            f"steps={self.steps}, position={self.position})"
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.remaining():

@@ -28,6 +28,7 @@ from fxdp.module.leftovers import Leftovers
 from fxdp.module.lot import Lot
 from fxdp.module.output import joined, without_gradients
 from fxdp.module.reports import Reports
+from fxdp.module.scale import Scale
 from fxdp.module.stepper import Stepper
 from fxdp.module.tally import Tally
 from fxdp.ops import RULES
@@ -63,7 +64,8 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
         ===========================  ============================================
 
     Attributes:
-        max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps.
+        max_grad_norm, noise_multiplier, expected_batch_size: may be set between steps; a wrong
+            value raises at once.
         microbatch_size: samples per piece; None for the whole batch.
         releases: how many private gradients were released, as the ledger counts them.
         unprotected: how many `fxdp.unprotected` are around it, in this thread.
@@ -74,6 +76,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
     _inspector: Inspector
     _lock: Any
     unprotected = InThisThread()
+    max_grad_norm, noise_multiplier, expected_batch_size = Scale(), Scale(), Scale()
 
     def __init__(
         self,

@@ -41,6 +41,15 @@ NEEDED = ("max_grad_norm", "noise_multiplier", "expected_batch_size")
 KEYWORDS = (*NEEDED, "clipping", "noise", "accounting", "batch_dims", "rules", "backend", "mesh")
 CALLED = threading.local()  # .door: whose step is being called in this thread
 
+# What torch.compile has no place for, and what to do in its stead.
+INSTEAD = {
+    "loss_fn": "The model returns its loss here: compute it in forward, or use "
+    "fxdp.compile(model, loss_fn, ...)",
+    "loss_reduction": "A loss that is made outside of the graph needs fxdp.compile",
+    "microbatch_size": "Batches in pieces need fxdp.compile",
+    "options": "What is in options there stands here by itself",
+}
+
 
 class Door(Reports):
     """A step of torch.compile's: what it may do, and what it has done; `step.privacy`.
@@ -82,7 +91,8 @@ class Door(Reports):
         given = dict(options or {})
         if unknown := sorted(set(given) - {*KEYWORDS, *OPTIONS}):
             known = ", ".join((*KEYWORDS, *OPTIONS))
-            raise ValueError(f"options has {unknown}, but fxdp knows {known}")
+            helps = " ".join(INSTEAD[name] for name in unknown if name in INSTEAD)
+            raise ValueError(f"options has {unknown}, but fxdp knows {known}. {helps}".rstrip(". "))
         if missing := [name for name in NEEDED if name not in given]:
             raise ValueError(f"options lacks {', '.join(missing)}")
         if given.get("checkpoint") == "except_last":

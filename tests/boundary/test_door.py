@@ -215,6 +215,7 @@ def test_two_losses_of_one_step() -> None:
     ("options", "words"),
     [
         ({"microbatch_size": 4}, "options has"),
+        ({"loss_fn": F.cross_entropy}, "compute it in forward"),
         ({"checkpoint": "except_last"}, "in pieces"),
         ({"clipping": "adaptive"}, "needs fxdp.compile"),
         ({"guard_filter_fn": lambda guards: [False for _ in guards]}, "guard_filter_fn"),

@@ -378,3 +378,18 @@ def test_words_are_64_bits_wide() -> None:
         # Each bit is set in some word and unset in some other: 64 cells of 2**-999.
         assert np.bitwise_or.reduce(first) == 2**64 - 1
         assert np.bitwise_and.reduce(first) == 0
+
+
+@pytest.mark.parametrize("generator", [3, "seed", object()])
+def test_a_generator_of_another_type_is_refused(generator: Any) -> None:
+    with pytest.raises(TypeError, match="generator must be a torch.Generator, not"):
+        PoissonSampler(8, 0.5, 4, generator)
+
+
+def test_a_sampler_and_a_loader_say_how_they_draw_and_never_the_key() -> None:
+    loader = private_loader(torch.arange(8), sample_rate=0.5, steps=4)  # pyright: ignore
+    next(iter(loader))
+    sampler = "PoissonSampler(Poisson(rate=0.5), num_samples=8, steps=4, position=1)"
+    assert repr(loader.batches) == sampler
+    assert repr(loader) == f"PrivateLoader(Tensor, {sampler}, num_workers=0)"
+    assert loader.state_dict()["key"] not in repr(loader)
