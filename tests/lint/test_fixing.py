@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from fxdp.diagnostics.codes import CODES
 from fxdp.lint import cli, fixing
 from fxdp.lint.cli import main
+from fxdp.lint.result import Finding, Result
 from fxdp.lint.rewriting import rewritten
 
 HEAD = "import torch\nfrom torch import nn\n"
@@ -103,6 +105,18 @@ def test_a_file_elsewhere_is_left_alone(net: Path, capsys: Any) -> None:
         assert main([target, *X, "--fix", "--unsafe-fixes"]) == 1
         assert "fixed" not in capsys.readouterr().err
     assert away.read_text() == Path("site-packages/net2.py").read_text() == NET
+
+
+def test_a_saved_program_names_no_file_to_write(net: Path, capsys: Any) -> None:
+    """Whatever its modules are, and where its traces point."""
+    names: dict[str, Any] = {"__name__": "net"}
+    exec(compile(net.read_text(), str(net.resolve()), "exec"), names)
+    mixes = Finding(
+        "net.py", 14, 1, 2, CODES["mixes-samples"], "op: why", "", ("body.0.norm",), (), (), "", ""
+    )
+    for target, files in (("net.py:Net", {net.resolve()}), ("p.pt2", set[Path]())):
+        result = Result(target, "net.py", 1, "refused", (mixes,), model=names["Net"]())
+        assert set(fixing.faulty([result])) == files
 
 
 def test_a_write_that_fails(net: Path, monkeypatch: Any) -> None:

@@ -170,6 +170,8 @@ def test_a_class_that_takes_a_class(lint: Any) -> None:
     assert typed(err) == ["net.py:Net", "--kwargs", "block=Block, layers=[2, 2, 2, 2]",
                           "--input", "f32[N,3,32,32]"]  # fmt: skip
     assert lint(BLOCKS, *typed(err)) == (0, "")
+    assert lint(BLOCKS.partition("def net8")[0], "net.py", "--kwargs", "block=Block, layers=[1]",
+                "--input", "f32[N,3,8,8]") == (0, "")  # fmt: skip
     _, err = lint(BLOCKS, "net.py:Net", "--kwargs", "block=Brick, layers=[1]")
     assert "--kwargs: there is no 'Brick' in the file" in err
 

@@ -119,6 +119,17 @@ def parts(module: ModuleType) -> set[str]:
     return found
 
 
+def takes(thing: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Does a constructor take such arguments, whatever else it needs?"""
+    try:
+        inspect.signature(thing).bind_partial(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
 def missing(
     thing: Any, args: tuple[Any, ...], kwargs: dict[str, Any], config: dict[str, Any] | None = None
 ) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from fxdp.lint.models.hugging import is_hugging
 from fxdp.lint.models.loading import beside, find, load_file, load_module, package_of
 from fxdp.lint.models.suggesting import next_command
 from fxdp.lint.models.walking import EXAMPLE, absence, split
-from fxdp.lint.models.wanted import Wanted
+from fxdp.lint.models.wanted import Name, Wanted
 from fxdp.lint.result import LeftOut, Result
 from fxdp.lint.trouble import Lacking, Trouble
 
@@ -82,12 +82,19 @@ def everything(module: ModuleType, path: str, wanted: Wanted) -> Iterator[Found]
     lacking: list[tuple[str, Any]] = []
     things = list(discovery.models(module))
     used, alike = discovery.parts(module), list[LeftOut]()
+    used |= {v.name for v in wanted.kwargs.values() if isinstance(v, Name)}
     for kind, names in discovery.recipes(module).items():
         first, *others = [n for n in names if not needs(getattr(module, n), wanted)] or [""]
         if first and getattr(module, kind) not in known and first not in dict(things):
             things.append((first, getattr(module, first)))
             alike += [LeftOut(f"{path}:{n}", f"{first} makes a {kind}, too") for n in others]
     for name, thing in things:
+        if (
+            name in used
+            and not is_model(thing)
+            and not discovery.takes(thing, wanted.args, wanted.kwargs)
+        ):
+            continue  # what is given is for the whole that it is a part of
         if not is_model(thing) and needs(thing, wanted):
             lacking.append((name, thing))
         elif thing not in known:

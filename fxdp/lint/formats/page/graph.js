@@ -100,8 +100,9 @@ class Graph {
     if (Math.min(wide, high) > 0.6) return this.fit();
     this.view.k = clamp(wide, 0.6, 1);
     this.view.x = (wide > 0.6 ? (left + right) / 2 : 0) + MAP.w / 2 / this.view.k;
-    const start = Math.min(...this.py.filter((_, i) => this.px[i] < 0)) - 4 * PITCH.y;
-    this.view.y = Math.max(this.box.top, start) + (this.h / 2 - 60) / this.view.k;
+    // The first op of the forward pass stands below the tools, and what is above it is left out.
+    const start = Math.min(...this.py.filter((_, i) => this.px[i] < 0)) - PITCH.y;
+    this.view.y = Math.max(this.box.top, start) + (this.h / 2 - 76) / this.view.k;
     return this.later();
   }
 
