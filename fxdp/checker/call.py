@@ -84,7 +84,8 @@ class Call:
 
     @property
     def is_random(self) -> bool:
-        return torch.Tag.nondeterministic_seeded in self.target.tags
+        drops = self.named.get("dropout_p", self.named.get("p"))
+        return torch.Tag.nondeterministic_seeded in self.target.tags and drops != 0
 
     def key(self) -> tuple[Any, ...]:
         """What a check of this call depends on."""

@@ -110,7 +110,7 @@ def linear(call: Call, claim: Partial) -> bool:
     if call.name == "aten.mul":
         return one
     if call.name == "aten.div":
-        return one and sums[0] is tensors[0] and named.get("rounding_mode") is None
+        return one and sums[0] is call.args[0] and named.get("rounding_mode") is None
     if call.name in ("aten.add", "aten.sub") and all(isinstance(v, Operand) for v in call.args[:2]):
         own = all(x.claim in (Partial(), Replicate(zero=True)) for x in tensors)
         return claim == Partial(public=not own)

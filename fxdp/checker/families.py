@@ -32,11 +32,15 @@ ALONG = {
     "aten._log_softmax_backward_data", "aten.gather", "aten.scatter", "aten.scatter_add",
     "aten.flip",
 }  # fmt: skip
+ATTENTION = {
+    "aten._scaled_dot_product_flash_attention_for_cpu",
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward",
+}
 
 
 def same(x: Operand, at: Shard) -> bool:
     """Has an operand its samples on this axis, in this order?"""
-    return isinstance(x.claim, Shard) and x.claim.dim == at.dim and equal(x.claim.inner, at.inner)
+    return isinstance(x.claim, Shard) and same_place(x.claim, at)
 
 
 def shared(*operands: Any) -> bool:
@@ -174,6 +178,24 @@ def normalised(call: Call, claims: Claims) -> bool:
     )
 
 
+def attended(call: Call, claims: Claims) -> bool:
+    """Fused attention, and its gradients, among the positions of one sample and head."""
+    at = next((c for c in claims if isinstance(c, Shard)), None)
+    if call.name not in ATTENTION or at is None or at.dim > 1 or call.counts:
+        return False
+    sizes = [x.shape[at.dim] for x in call.tensors if isinstance(x.claim, Shard)]
+    fits = all(
+        same(x, at) or shared(x) and (x.rank == 2 or x.rank == 4 and x.shape[at.dim] == 1)
+        for x in call.tensors
+    )
+    told = all(c is None or isinstance(c, Shard) and same_place(c, at) for c in claims)
+    return fits and told and all(equal(s, sizes[0]) for s in sizes)
+
+
+def same_place(a: Shard, b: Shard) -> bool:
+    return a.dim == b.dim and equal(a.inner, b.inner)
+
+
 RULES: tuple[Callable[[Call, Claims], bool], ...] = (
-    multiplied, reduced, along, looked_up, convolved, normalised,
+    multiplied, reduced, along, looked_up, convolved, normalised, attended,
 )  # fmt: skip

@@ -16,11 +16,11 @@ import sympy
 from torch.fx import GraphModule, Node
 
 from fxdp.checker import elements, families
-from fxdp.checker.call import Call, called, results, shape
+from fxdp.checker.call import Call, called, is_torchs, results, shape
 from fxdp.checker.claims import Claim, Claims, Partial, Replicate, Shape, Shard, equal, fits, outer
 from fxdp.checker.trial import Untried, tried
 from fxdp.graph import marks
-from fxdp.torch_internals import OpOverload, pytree
+from fxdp.torch_internals import HigherOrderOperator, OpOverload, pytree
 
 COMBINATIONS = 64  # of what is known of the operands of one node
 SIZES = {"aten.sym_size", "aten.sym_numel", "aten.sym_stride", "aten.sym_storage_offset"}
@@ -86,9 +86,12 @@ class Walk:
         name = str(target).rpartition(".")[0] if isinstance(target, OpOverload) else ""
         if name in SIZES:
             return ""
-        if not name and getattr(target, "__module__", "").partition(".")[0] not in ARITHMETIC:
-            return "a number of unknown origin"
-        if name and not name.startswith(("aten.", "prims.")):
+        module = str(getattr(target, "__module__", "")).partition(".")[0]
+        if isinstance(target, OpOverload):
+            known = is_torchs(target)
+        else:
+            known = module in ARITHMETIC and not isinstance(target, HigherOrderOperator)
+        if not known:
             return "a number of unknown origin"
         for i in node.all_input_nodes:
             held = [c for claims in self.known.get(i, []) for c in claims]
@@ -209,9 +212,9 @@ def candidates(
 
 def samples(walk: Walk, node: Node, claim: Claim | None) -> str | None:
     """The mark on an argument says which axis holds the samples."""
-    x, dim = node.args  # type: ignore[misc]
-    sizes = shape(x.meta["val"]) or ()  # type: ignore[union-attr]
-    right = claim == Shard(dim, sympy.Integer(1)) and equal(sizes[dim], walk.n)  # type: ignore[arg-type,index]
+    operands: tuple[Any, ...] = node.args
+    x, dim = operands
+    right = claim == Shard(dim, sympy.Integer(1)) and (claim,) in walk.known[x]
     return None if right else f"the caller said that axis {dim} holds the samples"
 
 

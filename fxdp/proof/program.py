@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch.fx import GraphModule, Node
 
+from fxdp.graph import marks
 from fxdp.graph.nodes import mark
 from fxdp.graph.study import Program, Written, study
 from fxdp.placement import (
@@ -52,8 +53,9 @@ class Sizes:
 
 def written(gm: GraphModule) -> tuple[list[Written], Sizes]:
     """One line for each node of a captured graph, without placements; and the names of sizes."""
-    n = expr(mark(gm).mask.meta["val"].shape[0])
-    sizes = Sizes({s: sympy.Symbol("N") for s in [n] if isinstance(s, sympy.Symbol)})
+    released = gm.graph.find_nodes(op="call_function", target=marks.release.default)
+    counts = [expr(mark(gm).mask.meta["val"].shape[0]) for _ in released[:1]]
+    sizes = Sizes({n: sympy.Symbol("N") for n in counts if isinstance(n, sympy.Symbol)})
     numbers = {node: i for i, node in enumerate(gm.graph.nodes)}
 
     def word(x: Any) -> str:

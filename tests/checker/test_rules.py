@@ -82,6 +82,17 @@ CASES: dict[str, tuple[Any, ...]] = {
         False, [0], 1, [True, True, False],
     ),
     "layer norm": (aten.native_layer_norm.default, X, [4], T(4), T(4), 1e-5),
+    "attention": (
+        aten._scaled_dot_product_flash_attention_for_cpu.default, *[T(N, 2, 3, 4)] * 3, 0.0,
+    ),
+    "attention, of heads": (
+        aten._scaled_dot_product_flash_attention_for_cpu.default, T(2, 2 * N, 3, 4),
+        *[T(2, 2 * N, 3, 4)] * 2, 0.0,
+    ),
+    "attention, backward": (
+        aten._scaled_dot_product_flash_attention_for_cpu_backward.default, *[T(N, 2, 3, 4)] * 5,
+        T(N, 2, 3), 0.0, False,
+    ),
     "zeros": (aten.zeros_like.default, X),
     "full": (aten.full.default, [N, 2], 2.5),
 }  # fmt: skip
