@@ -325,7 +325,10 @@ def test_the_door_of_torch_compile_refuses_wrappers(order: str) -> None:
             assert ddp is None or order == "before"
         step(X, Y).backward()
 
-    with pytest.raises(Exception, match=r"train in one process; or, with mesh=None"):
+    why = r"train in one process; or, with mesh=None"
+    if order == "inside" and torch.__version__ < "2.12":  # which does not compile such a wrapper
+        why = "its result was not made by fxdp's step; nothing was released"
+    with pytest.raises(Exception, match=why):
         run()
     assert all(p.grad is None for p in model.parameters())
 

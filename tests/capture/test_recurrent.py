@@ -61,6 +61,7 @@ def test_first_states_get_gradients() -> None:
         torch.testing.assert_close(gradients(), want)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="torch's own loop adds an axis to the state")
 def test_projections_are_left_to_torch() -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 5, proj_size=2).double()
