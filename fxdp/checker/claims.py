@@ -66,6 +66,7 @@ WORDS: dict[str, Claim | None] = {
     "Partial public": Partial(public=True),
     "None": None,
 }
+ROWS = ("Segment ", "Owner ", "Pointer ", "Starts ")  # of values that hold rows of samples
 HOLDS = re.compile(r"(Shard|Iota) (\d+) (\S+)(?: (\S+))?")
 
 
@@ -87,6 +88,8 @@ def one(text: str, symbols: dict[str, sympy.Symbol]) -> Claim | None:
         return WORDS[text]
     found = HOLDS.fullmatch(text)
     if found is None or (found[1] == "Iota") != (found[4] is not None):
+        if text.startswith(ROWS):
+            raise ValueError("the checker has no rules for rows of samples (fxdp.Ragged)")
         raise ValueError(f"{text!r} is no placement")
     dim, inner = int(found[2]), size(found[3], symbols)
     return Shard(dim, inner) if found[4] is None else Iota(dim, inner, size(found[4], symbols))

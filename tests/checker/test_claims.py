@@ -27,6 +27,12 @@ def test_what_is_no_claim(text: str) -> None:
         read(text, SYMBOLS)
 
 
+@pytest.mark.parametrize("text", ["Segment 0 s1 1", "Owner 0 s1", "Pointer 1 s1 s1", "Starts s1"])
+def test_rows_of_samples_have_no_rules(text: str) -> None:
+    with pytest.raises(ValueError, match="no rules for rows of samples"):
+        read(text, SYMBOLS)
+
+
 def test_where_samples_fit() -> None:
     assert fits(Shard(1, S), (ONE * 3, 2 * N * S), N)
     assert not fits(Shard(1, S + 1), (ONE * 3, 2 * N * S), N)
