@@ -53,6 +53,8 @@ def reads_shape_alone(name: str, args: Sequence[Any], place: int) -> bool:
     if name == "aten.convolution_backward":
         # The gradient of the input is made without it, and that of the kernel likewise.
         return place in (1, 2) and not args[10][2 - place]
+    if name == "aten.bernoulli" and len(args) > 1:
+        return place == 0  # the chance is the other one
     return place == 0 and (name in FILLS or name in ("aten.fill", "aten.copy"))
 
 

@@ -89,7 +89,7 @@ class Case:
 
 X = torch.randn(N, 4)
 CASES = {
-    "mlp": Case(lambda: nn.Sequential(*mlp(), nn.Dropout(0.1)), (X, Y)),
+    "mlp": Case(lambda: nn.Sequential(*mlp(), nn.Dropout(0.1), nn.AlphaDropout(0.1)), (X, Y)),
     "cnn": Case(
         lambda: nn.Sequential(
             nn.Conv2d(3, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.MaxPool2d(2),
