@@ -46,7 +46,7 @@ class Other(nn.Module):
         self.norm = nn.BatchNorm2d(n)
 '''
 )
-X = ("--input", "f32[N,3,8,8]", "--isolated")
+X = ("--input", "f32[N,3,8,8]", "--isolated", "--no-cache")
 
 
 @pytest.fixture
