@@ -73,11 +73,16 @@ def seeded(tangent: Tensor, loss: Tensor, mask: Tensor, reduction: str = "") -> 
     return (tangent.isnan() | ~tangent.isnan()).to(loss.dtype).expand_as(loss)
 
 
+INPUTS = tuple(
+    mark.default for mark in (marks.samples, marks.ragged, marks.owned, marks.shown)
+)  # which stand for their first operand
+
+
 def drop_marks(gm: GraphModule) -> None:
     """Replace the marks on inputs by the inputs, and the gradient of the loss by ones."""
     graph = gm.graph
     for node in list(graph.nodes):
-        if node.target in (marks.samples.default, marks.ragged.default, marks.shown.default):
+        if node.target in INPUTS:
             node.replace_all_uses_with(as_marked(node))
         elif node.target is marks.seed.default:
             node.replace_all_uses_with(emit(node, seeded, *node.args))

@@ -31,6 +31,7 @@ class Step(nn.Module):
         self, scales: tuple[Tensor, ...], mask: Tensor, leaves: tuple[Any, ...],
         dims: tuple[Any, ...], spec: Any, owners: tuple[Tensor, ...],
     ) -> tuple[Tensor, Any]:  # fmt: skip
+        mask = marks.owned(mask, list(owners)) if owners else mask
         marked: list[Any] = []
         for leaf, dim in zip(leaves, dims, strict=True):
             if isinstance(dim, tuple):

@@ -1,7 +1,7 @@
 """Marker ops in a captured step: the axis of an input that holds the samples (`samples`) or rows of
-theirs (`ragged`), the point
-where the loss leaves the model, with everything that the release needs (`release`), and what else
-the caller gets to see (`shown`). `seed` is the gradient of `release`.
+theirs (`ragged`), whose all rows are (`owned`), the point where the loss leaves the model, with
+everything that the release needs (`release`), and what else the caller gets to see (`shown`).
+`seed` is the gradient of `release`.
 
 They compute nothing, and no compiled graph has them: `localize` and `lower` replace them. So where
 one is called with numbers, torch runs the captured program itself, and not what fxdp made of it:
@@ -43,6 +43,21 @@ def _ragged(x: Tensor, owner: Tensor, target: Tensor, dim: int, kind: str) -> Te
 @_ragged.register_fake
 def _(x: Tensor, owner: Tensor, target: Tensor, dim: int, kind: str) -> Tensor:
     return torch.empty_like(x)
+
+
+@torch.library.custom_op("fxdp::owned", mutates_args=())
+def _owned(mask: Tensor, owners: list[Tensor]) -> Tensor:
+    """mask, which the release has: so a graph knows of rows of which it reads the number alone.
+
+    Args:
+        owners: int64 [R] each, the samples of the rows of every ragged axis.
+    """
+    raise NotCompiled
+
+
+@_owned.register_fake
+def _(mask: Tensor, owners: list[Tensor]) -> Tensor:
+    return torch.empty_like(mask)
 
 
 @torch.library.custom_op("fxdp::shown", mutates_args=())
@@ -119,6 +134,7 @@ _release.register_autograd(_release_backward, setup_context=_keep_release)
 # As they stand in graphs.
 samples = torch.ops.fxdp.samples
 ragged = torch.ops.fxdp.ragged
+owned = torch.ops.fxdp.owned
 shown = torch.ops.fxdp.shown
 release = torch.ops.fxdp.release
 seed = torch.ops.fxdp.seed

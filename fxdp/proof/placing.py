@@ -190,6 +190,9 @@ def operand(node: Node) -> Value | sympy.Expr:
     return expr(value)
 
 
+WHOSE = (marks.ragged.default, marks.owned.default)  # they say whose rows are
+
+
 def place_input(node: Node, n: sympy.Symbol, axes: Owners) -> Placement | None:
     """Inputs are shared by all samples, unless a mark says which axis holds those."""
     value = node.meta.get("val")
@@ -198,7 +201,7 @@ def place_input(node: Node, n: sympy.Symbol, axes: Owners) -> Placement | None:
     shape = shape_of(value.shape)
     for rows in axes:
         if held := sample_axes(shape, rows):
-            if all(user.target is marks.ragged.default for user in node.users):
+            if all(user.target in WHOSE for user in node.users):
                 return Segment(held[0], rows)
             raise Mixed(
                 "an input has an axis as long as rows are many, and nothing says whose it holds",
@@ -206,9 +209,7 @@ def place_input(node: Node, n: sympy.Symbol, axes: Owners) -> Placement | None:
             )
     if not sample_axes(shape_of(value.shape), n):
         return Replicate()
-    declared = (
-        marks.samples.default, marks.ragged.default, marks.release.default, marks.seed.default
-    )  # fmt: skip
+    declared = (marks.samples.default, *WHOSE, marks.release.default, marks.seed.default)
     if all(user.target in declared for user in node.users):
         return Shard(sample_axes(shape_of(value.shape), n)[0])
     raise Mixed(
@@ -271,6 +272,7 @@ MARK_RULES: dict[Any, Callable[[Node, sympy.Symbol], Placement]] = {
     marks.ragged.default: place_ragged,
     marks.release.default: place_release,
     marks.seed.default: place_seed,
+    marks.owned.default: lambda node, n: arguments(node)[0].meta["placement"],
     marks.shown.default: lambda node, n: arguments(node)[0].meta["placement"],
 }
 

@@ -48,7 +48,8 @@ def ragged_axes(gm: GraphModule, n: sympy.Symbol) -> dict[sympy.Symbol, Node]:
         BatchMixingError: a number of rows is fixed, or is that of other rows or of the samples.
     """
     found: dict[sympy.Symbol, Node] = {}
-    for node in gm.graph.find_nodes(op="call_function", target=marks.ragged.default):
+    says = (marks.ragged.default, marks.owned.default)
+    for node in (n for mark in says for n in gm.graph.find_nodes(op="call_function", target=mark)):
         for owner in node.all_input_nodes[1:]:
             rows = expr(owner.meta["val"].shape[0])
             known = isinstance(rows, sympy.Symbol) and rows != n

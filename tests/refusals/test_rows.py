@@ -255,3 +255,94 @@ def test_rows_are_declared_to_fxdp_compile_alone() -> None:
     model = Rows(lambda o, h, e, w, b, y: pool(h, b, y))
     with pytest.raises(ValueError, match=r"\['edges', 'weights', 'x'\]\) need fxdp.compile"):
         torch.compile(model, backend="fxdp", fullgraph=True, options=options)(**ARGUMENTS)
+
+
+class Counted(nn.Module):
+    """Reads of its edges how many there are, and nothing else."""
+
+    def __init__(self, use: Callable[["Counted", Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.use = nn.Linear(4, 4), use
+
+    def forward(
+        self, x: Tensor, edges: Tensor, weights: Tensor, batch: Tensor, y: Tensor
+    ) -> Tensor:
+        return self.use(self, F.cross_entropy(pool(self.fc(x), batch, y), y), edges)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda own, loss, edges: loss + own.fc.weight.pow(2).sum() * edges.shape[1],
+        lambda own, loss, edges: loss / edges.numel(),
+        lambda own, loss, edges: loss * (2.0 if edges.shape[1] > 12 else 1.0),
+    ],
+    ids=["public term", "divided", "branch"],
+)
+def test_a_number_of_rows_whose_values_nobody_reads(
+    use: Callable[[Counted, Tensor, Tensor], Tensor],
+) -> None:
+    """It is no public number: it moved by what one sample has, and with it everybody's gradient."""
+    torch._dynamo.reset()
+    private = fxdp.compile(Counted(use), batch_dims=GRAPHS, **G)
+    with pytest.raises(fxdp.ProofError):
+        private(**ARGUMENTS)
+    assert private.releases == 0
+    assert all(p.grad is None for p in private.parameters())
+
+
+def alone(i: int) -> dict[str, Tensor]:
+    """Sample i of the arguments, as a batch of its own."""
+    own = (i == BATCH).nonzero().flatten()
+    place = {int(row): k for k, row in enumerate(own)}
+    edges = [[place[int(r)] for r in pair] for pair in EDGES.T if int(pair[0]) in place]
+    return {
+        "x": X[own], "edges": torch.tensor(edges, dtype=torch.long).view(-1, 2).T,
+        "weights": WEIGHTS[: len(edges)], "batch": torch.zeros(len(own), dtype=torch.long),
+        "y": Y[i : i + 1],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda own, loss, edges: loss * torch.ones(edges.shape[1]).sum(),
+        lambda own, loss, edges: loss + own.fc.bias.expand(edges.shape[1], 4).sum(),
+    ],
+    ids=["ones", "expanded"],
+)
+def test_rows_that_are_added_up_are_each_sample_s_own(
+    use: Callable[[Counted, Tensor, Tensor], Tensor],
+) -> None:
+    torch._dynamo.reset()
+    model = Counted(use)
+    each = []
+    for i in range(4):
+        grads = torch.autograd.grad(model(**alone(i)), list(model.parameters()))
+        each.append(torch.cat([g.flatten() for g in grads]))
+    norms = torch.stack(each).norm(dim=1)
+    bound = float(norms.max()) / 2
+    want = sum(g * min(1.0, bound / max(float(g.norm()), 1e-9)) for g in each) / 4
+    private = fxdp.compile(model, batch_dims=GRAPHS, **G | {"max_grad_norm": bound})
+    private(**ARGUMENTS).backward()
+    got = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(private.last_norms, norms)
+    torch.testing.assert_close(got, want)
+
+
+def test_a_number_of_ids_whose_values_nobody_reads() -> None:
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+            return self.fc(x) * ids.shape[0]
+
+    torch._dynamo.reset()
+    private = fxdp.compile(
+        Bags(), F.cross_entropy, batch_dims={"ids": fxdp.Ragged(offsets="offsets")}, **G
+    )
+    with pytest.raises(fxdp.ProofError):
+        private(torch.randn(2, 4), torch.arange(5), torch.tensor([0, 2]), torch.tensor([0, 1]))
+    assert private.releases == 0
