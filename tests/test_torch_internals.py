@@ -31,7 +31,7 @@ FILES = [
 ]
 ADD = torch.ops.aten.add.Tensor
 # Of a namedtuple, and of classes of transformers.
-NOT_TORCH = {"_fields", "_model_mapping", "_can_record_outputs"}
+NOT_TORCH = {"_fields", "_model_mapping", "_can_record_outputs", "_exit"}
 
 
 def takes(function: Any, *names: str) -> bool:

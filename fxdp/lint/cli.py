@@ -16,7 +16,6 @@ from rich.text import Text
 from fxdp.diagnostics.printed import plain
 from fxdp.lint.apart import hush_at_exit
 from fxdp.lint.cache import Cache
-from fxdp.lint.checking import check
 from fxdp.lint.config import Config, read
 from fxdp.lint.formats import text
 from fxdp.lint.formats.table import FORMATS, Format
@@ -77,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
         explain(options.explain, console)
         return CLEAN
     if options.check:
+        from fxdp.lint.checking import check  # imports torch
+
         return (
             CLEAN if check(options, Config() if options.isolated else read(Path.cwd())) else FOUND
         )
