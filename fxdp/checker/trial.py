@@ -12,7 +12,8 @@ alone, in double precision on the CPU, and the results must be to each other as 
 
 Numbers are drawn in three ways: normal ones, small whole ones (ties, equal pairs), and large ones.
 A trial is a test and no proof: an op that mixes samples for rare values alone may pass. Ops that
-draw random numbers, write to operands, or belong to somebody else are not tried.
+draw random numbers, write to operands, or belong to somebody else are not tried. Nor are windows
+along the axis of the samples, and distances: how far they reach, a few samples do not show.
 """
 
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ from fxdp.torch_internals import pytree
 BATCHES = (2, 3, 5)
 STYLES = ("normal", "whole", "large")
 LARGEST = 2**22  # elements of all operands and results together
+# Arguments with a number for each of the last axes, along which windows move; and those that say
+# how far from each other what meets may be.
+WINDOWS = ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
+DISTANCES = ("shifts", "diagonal", "offset", "storage_offset", "step")
+FARTHEST = 64  # that is tried
 IGNORED = ("ignore_index", "padding_idx")  # arguments that say which index counts for nothing
 Run = tuple[Any, list[Any]]  # of the batch, and of each sample
 
@@ -50,14 +56,49 @@ def tried(call: Call, claims: Claims, hints: dict[Any, int]) -> str | None:
         raise Untried("it draws random numbers")
     if any(isinstance(c, Replicate) for c in claims):
         return "it is made of samples, or of their number"
-    trials = [one(call, claims, hints | {call.n: n}, style) for n in BATCHES for style in STYLES]
+    refuse_windows(call, claims)
+    batches = (*BATCHES, *farther(call))
+    trials = [one(call, claims, hints | {call.n: n}, style) for n in batches for style in STYLES]
     return next((why for why in trials if why is not None), None)
+
+
+def refuse_windows(call: Call, claims: Claims) -> None:
+    """Refuse to try windows along an axis that holds samples.
+
+    Raises:
+        Untried: the op has some.
+    """
+    lists = [call.named.get(name) for name in WINDOWS]
+    axes = max(
+        (len(x) if isinstance(x, list | tuple) else 1 for x in lists if x is not None), default=0
+    )
+    operands = [(x.claim, x.rank) for x in call.tensors]
+    results = [(c, len(s)) for c, s in zip(claims, call.shapes, strict=True) if s is not None]
+    for claim, rank in (*operands, *results):
+        if axes and isinstance(claim, Shard | Iota) and claim.dim >= rank - axes:
+            raise Untried("it has windows along the axis of the samples")
+
+
+def farther(call: Call) -> tuple[int, ...]:
+    """A number of samples that is beyond every number in the call, where that is more than usual.
+
+    Raises:
+        Untried: a distance is so large that no trial would show what it does.
+    """
+    for name in DISTANCES:
+        for x in pytree.tree_leaves(call.named.get(name)):
+            near = isinstance(x, int | sympy.Integer) and abs(int(x)) <= FARTHEST
+            if x is not None and not near:
+                raise Untried(f"it reaches as far as its {name} says, {x}")
+    numbers = [abs(int(x)) for x in call.numbers if isinstance(x, int | sympy.Integer)]
+    most = max((x for x in numbers if x <= FARTHEST), default=0)
+    return (2 * most + 1,) if most >= BATCHES[-1] else ()
 
 
 def one(call: Call, claims: Claims, sizes: dict[Any, int], style: str) -> str | None:
     """One number of samples, and one way to draw."""
     if not_small(call, sizes):
-        if sizes[call.n] > BATCHES[0]:
+        if sizes[call.n] in BATCHES[1:]:
             return None
         raise Untried("its tensors are too large to try it")
     first, second = (Drawn(call, claims, sizes, style, seed).run() for seed in (1, 2))

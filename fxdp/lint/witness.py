@@ -4,13 +4,14 @@ Python reports what it opens and starts to audit hooks. A model that does what n
 shows (it starts a process, asks the network, writes a file) has a verdict that is not kept at all.
 """
 
+import ast
 import hashlib
 import importlib.util
 import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,19 @@ DEVICES = ("/dev/", "/proc/", "/sys/")
 # What sources may ask that leaves no trace: is there such a file, what time is it.
 UNSEEN = re.compile(
     r"\b(exists|is_file|is_dir|isfile|isdir|glob|iglob|access|l?stat|getmtime|random\.\w+\(\)|"
+    r"from_file|from_pretrained|__import__|exec|eval|"
     r"(?:np|numpy)\.random|import random|time\(|now\(|today\(|uuid\d|urandom|gethostname|getpid)\b"
 )
+# Whoever else is imported may open files in a language that Python's hooks do not see.
+KNOWN = (sys.stdlib_module_names - {"ctypes", "mmap", "dbm", "importlib", "multiprocessing"}) | {
+    "torch",
+    "torchvision",
+    "transformers",
+    "timm",
+    "numpy",
+    "einops",
+    "fxdp",
+}
 SUFFIXES = (".py", ".pyc", ".so", ".pyd")
 Stamp = tuple[int, int, int] | None  # of a file: its size, time and number; None if there is none
 
@@ -189,9 +201,31 @@ def is_doubtful(file: str, source: str) -> bool:
     if not source.endswith(".py"):
         return False
     try:
-        return UNSEEN.search(Path(source).read_text("utf-8", "replace")) is not None
+        text = Path(source).read_text("utf-8", "replace")
     except OSError:
         return False
+    try:
+        names = set(modules_in(text))
+    except (SyntaxError, ValueError, RecursionError):
+        return True
+    return UNSEEN.search(text) is not None or any(map(is_foreign, names - KNOWN))
+
+
+def modules_in(text: str) -> Iterator[str]:
+    """The modules that a source imports, by the first part of their names."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+def is_foreign(name: str) -> bool:
+    """Is a module none of the user's own, which are read like the file that imports them?"""
+    if name in sys.stdlib_module_names:
+        return True  # one of those that may open files so
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return isinstance(file, str) and os.path.abspath(file).startswith(installed())
 
 
 WITNESS = Witness()

@@ -129,7 +129,14 @@ class Certificate:
             assumptions = [Assumption(**a) for a in data["assumptions"]]
             fallbacks, graph, versions = data["fallbacks"], data["graph"], data["versions"]
             values = [Value(**v | {"placements": tuple(v["placements"])}) for v in data["values"]]
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            words: list[object] = [
+                *(w for o in obligations for w in (o.name, o.promise, o.evidence, *o.by))
+            ]
+            words += [graph, *fallbacks, *(w for a in assumptions for w in (a.what, a.by))]
+            words += [w for v in values for w in v.placements]
+            if not all(isinstance(w, str) for w in words):
+                raise TypeError("a number, a list or an object is where words are expected")
+        except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"this is not a certificate of fxdp: {error}") from None
         parts = (tuple(obligations), tuple(assumptions), tuple(fallbacks), graph, versions)
         return cls(*parts, tuple(values))

@@ -182,6 +182,24 @@ class TestAChangedRule:
         assert "not what it is for that sample alone" in verdict.why
         assert "test_check.py:" in verdict.why
 
+    @pytest.mark.parametrize("reach", [1, 10])
+    @pytest.mark.parametrize("turned", [False, True], ids=["conv1d", "conv_transpose1d"])
+    def test_of_windows_that_reach_farther_than_a_trial(self, reach: int, turned: bool) -> None:
+        """Of few samples a window with holes sees padding alone."""
+
+        class Windows(nn.Sequential):
+            def forward(self, x: Tensor) -> Tensor:
+                conv = F.conv_transpose1d if turned else F.conv1d
+                own = torch.ones(1, 1, 3, dtype=x.dtype)
+                h = conv(x.T[:, None], own, padding=reach, dilation=reach)
+                return super().forward(h[:, 0].T)
+
+        rules = fxdp.RULES | {aten.convolution.default: fxdp.Rule(lambda *_, **__: Shard(2))}
+        found = attempt(Windows(*mlp()), X, Y, loss_fn=F.cross_entropy, rules=rules)
+        assert found.certificate is not None, "the proof believes it"
+        verdict = judged(found.certificate, found)
+        assert "convolution (aten.convolution.default): claimed Shard 2 1" in verdict.why
+
     @pytest.mark.parametrize(
         ("model", "op", "claim", "why"),
         [

@@ -14,7 +14,7 @@ from fxdp.lint.cache import Cache
 from fxdp.lint.cli import main
 from fxdp.lint.models.loading import beside, load_file
 from fxdp.lint.result import Result
-from fxdp.lint.witness import Witness
+from fxdp.lint.witness import Witness, is_doubtful
 
 NET = """
 import torch
@@ -246,3 +246,18 @@ def test_where_nothing_can_be_written(quick: Runs, monkeypatch: Any) -> None:
     assert Cache.of(Path("elsewhere")) is None
     assert quick("net.py", "--cache-dir", "elsewhere")[::2] == (0, True)
     assert not Path("elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["import ctypes", "import os, mmap as m", "from cryptography import x509",
+     "import torch; torch.from_file", "from torch import (", "__import__('x')"],
+)  # fmt: skip
+def test_what_no_hook_may_see_is_not_kept(line: str, tmp_path: Path) -> None:
+    """Code in another language opens files unseen: what is read so may change, and nobody knows."""
+    __import__("cryptography")  # which is installed, and imported by whoever names it
+    file = tmp_path / "net.py"
+    file.write_text(f"import math\nfrom torch import nn\n{line}\n")
+    assert is_doubtful(str(file), str(file))
+    file.write_text("import math\nfrom torch import nn\nfrom . import parts\n")
+    assert not is_doubtful(str(file), str(file))

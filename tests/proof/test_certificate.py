@@ -214,10 +214,27 @@ class TestGuarantees:
             assert fxdp.Certificate.from_json(certificate.to_json()) == certificate
             assert json.loads(certificate.to_json())["fxdp_certificate"] == 2
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"fxdp_certificate": 1}', "null"])
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[]", "{}", '{"fxdp_certificate": 1}', "null", "[" * 100_000, '{"a":' * 100_000],
+        ids=range(7),
+    )
     def test_what_is_no_certificate(self, text: str):
         with pytest.raises(ValueError, match="certificate"):
             fxdp.Certificate.from_json(text)
+
+    @pytest.mark.parametrize(
+        ("part", "field"),
+        [("obligations", "name"), ("assumptions", "what"), ("values", "placements")],
+    )
+    @pytest.mark.parametrize("wrong", [1, ["x"], [1], {}])
+    def test_words_must_be_words(self, part: str, field: str, wrong: object):
+        data = json.loads(proven().to_json())
+        data[part][0][field] = wrong
+        if (field, wrong) in (("placements", ["x"]), ("placements", {})):
+            return  # no placement that there is, which the checker finds
+        with pytest.raises(ValueError, match="no certificate|not a certificate"):
+            fxdp.Certificate.from_json(json.dumps(data))
 
 
 class TestWhatItDoesNotSay:
