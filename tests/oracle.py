@@ -160,6 +160,7 @@ def compare(
     for name, grad in got.items():
         agree(grad, want[name], f"gradient of {name}")
     agree(private.per_sample_norms(*args, **kwargs), sizes, "norms")
+    assert private._stepper.record.compilations == 1, "a second call was captured anew"
     if each and strategy in ("auto", "instantiate"):
         found = private.per_sample_grads(*args, **kwargs)
         assert found.keys() == rows.keys()

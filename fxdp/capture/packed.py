@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fxdp.capture.patches import stand_ins
+from fxdp.capture.patches import calls_with, stand_ins
 from fxdp.capture.recurrent import Layer, gru_layer, in_layers, lstm_layer, rnn_layer
 
 NO_DATA = "a packed sequence has its steps where other samples have theirs"
@@ -122,55 +122,39 @@ LAYERS: dict[str, Layer] = {
 }  # fmt: skip
 
 
-def through(layer: nn.RNNBase, sequence: Packed, first: Any) -> tuple[Packed, Any]:
-    """A recurrent layer of torch's on a packed sequence.
+def through(self: nn.RNNBase, input: Packed, hx: Any = None) -> tuple[Packed, Any]:
+    """`forward` of a recurrent layer of torch's, on a packed sequence.
 
     Raises:
         NotImplementedError: it is an LSTM that projects its states.
     """
-    if layer.proj_size:
+    if self.proj_size:
         raise NotImplementedError(NO_PROJECTION)
-    x, several = sequence.steps, layer.mode == "LSTM"
+    first: Any = hx
+    x, several = input.steps, self.mode == "LSTM"
     if first is None:
-        count = layer.num_layers * (2 if layer.bidirectional else 1)
-        zeros = x.new_zeros(count, x.shape[1], layer.hidden_size)
+        count = self.num_layers * (2 if self.bidirectional else 1)
+        zeros = x.new_zeros(count, x.shape[1], self.hidden_size)
         first = (zeros, zeros) if several else zeros
-    run = to_their_ends(LAYERS[layer.mode], sequence)
-    params = [w for own in layer.all_weights for w in own]
-    drawn = layer.dropout if layer.training else 0.0
+    run = to_their_ends(LAYERS[self.mode], input)
+    params = [w for own in self.all_weights for w in own]
+    drawn = self.dropout if self.training else 0.0
     out, ends = in_layers(
-        run, x, first if several else [first], params, layer.bias, layer.num_layers, drawn,
-        layer.bidirectional,
+        run, x, first if several else [first], params, self.bias, self.num_layers, drawn,
+        self.bidirectional,
     )  # fmt: skip
-    return Packed(out, sequence.lengths, sequence.ends), tuple(ends) if several else ends[0]
+    return Packed(out, input.lengths, input.ends), tuple(ends) if several else ends[0]
 
 
-def forward_of(kind: type[nn.RNNBase]) -> Callable[..., Any]:
-    """The forward of a layer, which takes what stands for packed sequences, too."""
-    own = kind.forward
-
-    def forward(self: nn.RNNBase, input: Any, hx: Any = None) -> Any:
-        return through(self, input, hx) if isinstance(input, Packed) else own(self, input, hx)
-
-    return forward
-
-
-KINDS: tuple[type[nn.RNNBase], ...] = (nn.LSTM, nn.GRU, nn.RNN)
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     pack_padded_sequence: packed,
     pad_packed_sequence: padded,
 }
+FORWARDS = {kind.forward: through for kind in (nn.LSTM, nn.GRU, nn.RNN)}
 
 
 @contextlib.contextmanager
 def packed_sequences() -> Iterator[None]:
     """While a model is captured: follow packed sequences through recurrent layers."""
-    own = {kind: kind.forward for kind in KINDS}
-    with stand_ins(FUNCTIONS):
-        try:
-            for kind in KINDS:
-                kind.forward = forward_of(kind)  # type: ignore[method-assign]
-            yield
-        finally:
-            for kind, forward in own.items():
-                kind.forward = forward  # type: ignore[method-assign]
+    with stand_ins(FUNCTIONS), calls_with(Packed, FORWARDS):
+        yield

@@ -17,9 +17,9 @@ Python are captured       `x.requires_grad = True`, break the       asks, and ta
 (`fxdp.capture.bytecode`) graph, and change nothing of a step       `requires_grad_()`
 kernels of ops            their Python asks about sizes, and would    a mode around the forward
                           fix N (`fxdp.capture.polyfills`)
-functions (`stand_ins`)   so do two of `torch.nn.functional`; Dynamo  a packed sequence of padded
-and the forward of RNN    does not trace `pack_padded_sequence`, and  rows
-layers                    what it makes has no axis of samples
+functions (`stand_ins`),  so do two of `torch.nn.functional`; Dynamo  a packed sequence of padded
+calls of RNN layers       does not trace `pack_padded_sequence`, and  rows
+(`calls_with`)            what it makes has no axis of samples
                           (`fxdp.capture.packed`)
 `torch._dynamo.optimize`  torch.compile has no hook where it hands    such a hook
                           out a step (`fxdp.torch_compile.backend`)
@@ -159,3 +159,29 @@ def stand_ins(functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> Ite
     finally:
         for key in added:
             del known[key]
+
+
+@contextlib.contextmanager
+def calls_with(
+    kind: type, functions: Mapping[Callable[..., Any], Callable[..., Any]]
+) -> Iterator[None]:
+    """While a model is captured: trace a call of one of these functions that is given a `kind` as
+    one of the function that stands in for it. The functions, and so torch's guards on them, stay
+    as they are.
+
+    Args:
+        kind: whose instances are made while a model is captured, and at no other time.
+        functions: those of torch, and what stands in for each.
+    """
+    own: Any = UserFunctionVariable.call_function
+
+    def call(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        given = any(getattr(v, "value_type", None) is kind for v in (*args, *kwargs.values()))
+        other = functions.get(self.fn) if given else None
+        return own(self if other is None else UserFunctionVariable(other), tx, args, kwargs)
+
+    UserFunctionVariable.call_function = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        UserFunctionVariable.call_function = own  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fxdp.capture.packed import packed, packed_sequences, padded, through
+from fxdp.torch_internals import UserFunctionVariable
 from tests.sizes import compare_at
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -126,10 +127,12 @@ def test_a_step_agrees_with_a_loop_over_the_samples(kind: type[nn.RNNBase], firs
 
 
 def test_nothing_of_torch_stays_replaced() -> None:
-    own = [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)]
+    kinds = (nn.LSTM, nn.GRU, nn.RNN)
+    own, call = [kind.forward for kind in kinds], UserFunctionVariable.call_function
     with packed_sequences():
-        assert nn.LSTM.forward is not own[0]
-    assert [kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)] == own
+        assert [kind.forward for kind in kinds] == own, "torch's guards on them would fail"
+        assert UserFunctionVariable.call_function is not call
+    assert UserFunctionVariable.call_function is call
     layer = nn.LSTM(F, 4)
     out = torch.compile(lambda s: layer(pack_padded_sequence(s, [3, 1]))[0].data, backend="eager")
     assert out(torch.randn(3, 2, F)).shape == (4, 4)

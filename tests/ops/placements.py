@@ -154,6 +154,8 @@ class Tally:
 
 WORLD: list[tuple[FakeTensorMode, Any]] = []
 FAKES: dict[Any, torch.Tensor] = {}
+# What an op gives for arguments of some shapes, whatever their placements; None if it is refused.
+RESULTS: dict[Any, Any] = {}
 # Impossible combinations are many, and torch logs each of them.
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
@@ -164,6 +166,7 @@ def world() -> tuple[FakeTensorMode, Any]:
         env = ShapeEnv()
         symbol = env.create_symbol(HINT, source=ConstantSource("n"), dynamic_dim=DimDynamic.DYNAMIC)
         FAKES.clear()
+        RESULTS.clear()
         mode = FakeTensorMode(shape_env=env)
         mode.cache_enabled = False  # a result from the cache asks no questions
         WORLD[:] = [(mode, env.create_symintnode(symbol, hint=HINT))]
@@ -273,32 +276,39 @@ def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
             node.meta["placement"] = x.placement
         return node
 
-    args, kwargs = pytree.tree_map_only((Home, sympy.Expr), hole, (args, kwargs), is_leaf=is_leaf)
+    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_leaf)
+    args, kwargs = pytree.tree_unflatten(
+        [hole(x) if isinstance(x, Home | sympy.Expr) else x for x in leaves], spec
+    )
     node = graph.call_function(op, args, kwargs)
-    try:
-        with mode:
-            fakes = pytree.tree_map_only(Node, lambda a: a.meta["val"], (node.args, node.kwargs))
-            node.meta["val"] = op(*fakes[0], **fakes[1])
-    except Exception:
+    key = (op, spec, *(as_key(x) for x in leaves))
+    if key not in RESULTS:
+        value = result(op, node, mode)
+        if has_guards(
+            n
+        ):  # another program for other batch sizes: `fxdp.proof.guards` refuses those
+            WORLD.clear()
+            return Tally(impossible=1)
+        RESULTS[key] = value
+    if (value := RESULTS[key]) is None:
         return Tally(impossible=1)
+    node.meta["val"] = value
     symbol = n.node.expr
-    if has_guards(n):  # another program for other batch sizes: `fxdp.proof.guards` refuses those
-        WORLD.clear()
-        return Tally(impossible=1)
     spell(node)
     tally = Tally()
     homes_ = [x for x in inputs.values() if isinstance(x, Home)]
     held = any(isinstance(h.placement, Shard) for h in homes_)
     uses_total = len(homes_) < len(inputs) or any(isinstance(h.placement, Partial) for h in homes_)
+    tried: list[tuple[Any, list[str | None] | None]] = []
     for backward in (False, True) if uses_total else (False,):
         try:
             placed = place(node, symbol, table, backward)
         except Mixed:
             tally.refused += 1
             continue
-        try:
-            found = [Trial(node, inputs, placed, size, table).trouble() for size in BATCHES]
-        except ImpossibleError:
+        if not tried or tried[-1][0] != placed:
+            tried.append((placed, troubles(node, inputs, placed, table)))
+        if (found := tried[-1][1]) is None:
             tally.impossible += 1
             continue
         tally.claimed += 1
@@ -312,6 +322,35 @@ def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
                 )
                 break
     return tally
+
+
+def as_key(x: Any) -> Any:
+    """What an op's result on fake tensors may depend on."""
+    if isinstance(x, Home):
+        return "tensor", x.shape, x.tensor.dtype
+    return type(x), x if isinstance(x, sympy.Expr) else repr(x)
+
+
+def result(op: Any, node: Node, mode: FakeTensorMode) -> Any:
+    """An op's result on fake tensors, or None if it refuses them."""
+    try:
+        with mode:
+            args, kwargs = pytree.tree_map_only(
+                Node, lambda a: a.meta["val"], (node.args, node.kwargs)
+            )
+            return op(*args, **kwargs)
+    except Exception:
+        return None
+
+
+def troubles(
+    node: Node, inputs: dict[Node, Any], placed: Any, table: Table
+) -> list[str | None] | None:
+    """What is not true about a claim, at each batch size; None if torch refuses such tensors."""
+    try:
+        return [Trial(node, inputs, placed, size, table).trouble() for size in BATCHES]
+    except ImpossibleError:
+        return None
 
 
 def concrete(x: Any, n: Any) -> Any:
@@ -363,7 +402,7 @@ class Trial:
                 data[node] = (concrete(x, self.n), [concrete(x, 1)] * self.n)
         self.data = data
         seen = {k: self.seen(k, *v) for k, v in data.items()}
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed writes down who called it
         try:
             whole = self.call(seen)
         except (RuntimeError, IndexError) as error:
