@@ -7,97 +7,12 @@ sizes of other axes often equal the batch's. Most lines leave the samples alone,
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-LARGEST = 3000  # elements of one value
+from tools.soundness.made import Made
+
 ROWS = 9  # of the tables that are looked up
-
-
-@dataclass
-class Made:
-    """A program, and the data of two batches.
-
-    Attributes:
-        lines: the source, without the head.
-        names: of the arguments, in order: inputs with samples, then parameters.
-        dims: the axis of the samples of each argument; None for parameters.
-        worlds: the values of every name, for each batch.
-        sizes: of the batches.
-        loss: the last name.
-    """
-
-    dice: random.Random
-    sizes: tuple[int, int]
-    lines: list[str] = field(default_factory=lambda: [])
-    names: list[str] = field(default_factory=lambda: [])
-    dims: list[int | None] = field(default_factory=lambda: [])
-    worlds: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}))
-    live: list[str] = field(default_factory=lambda: [])
-    loss: str = ""
-
-    def source(self, shown: list[str]) -> str:
-        body = [*self.lines, f"return [{', '.join([self.loss, *shown])}]"]
-        return "\n    ".join([f"def program({', '.join(self.names)}):", *body]) + "\n"
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.worlds[0][name].shape)
-
-    def fixed(self, name: str) -> list[int]:
-        """The axes of the same size in both batches."""
-        sizes = zip(self.shape(name), self.worlds[1][name].shape, strict=True)
-        return [d for d, (a, b) in enumerate(sizes) if a == b]
-
-    def axis(self, name: str) -> int:
-        """An axis; mostly not that of the samples."""
-        fixed = self.fixed(name)
-        rank = len(self.shape(name))
-        return self.dice.choice(fixed if fixed and self.dice.random() < 0.88 else range(rank))
-
-    def size(self, name: str, axis: int) -> str:
-        """The size of an axis as a program would write it."""
-        if axis in self.fixed(name) and self.dice.random() < 0.7:
-            return str(self.shape(name)[axis])
-        return f"{name}.shape[{axis}]"
-
-    def parameter(self, *shape: int) -> str:
-        name = f"p{len(self.worlds[0])}"
-        dice = torch.Generator().manual_seed(len(self.worlds[0]))
-        value = torch.randn(shape, generator=dice, dtype=torch.float64) * 0.7
-        value.requires_grad_()
-        self.argument(name, None, value, value)
-        return name
-
-    def argument(self, name: str, dim: int | None, *values: Tensor) -> None:
-        self.names.append(name)
-        self.dims.append(dim)
-        for world, value in zip(self.worlds, values, strict=True):
-            world[name] = value
-
-    def add(self, text: str) -> bool:
-        """A new line, if it runs on both batches."""
-        name = f"v{len(self.lines)}"
-        values: list[Any] = []
-        for world in self.worlds:
-            try:
-                value = eval(text, {"torch": torch, "F": F}, world)
-            except Exception:
-                return False
-            good = isinstance(value, Tensor) and 0 < value.numel() <= LARGEST
-            if not good or not bool(torch.isfinite(value).all()):
-                return False
-            values.append(value)
-        if values[0].dim() != values[1].dim() or values[0].abs().max() > 1e4:
-            return False
-        for world, value in zip(self.worlds, values, strict=True):
-            world[name] = value
-        self.lines.append(f"{name} = {text}")
-        self.live.append(name)
-        return True
 
 
 def pointwise(m: Made, v: str) -> str:
@@ -248,6 +163,41 @@ def positions(m: Made, v: str) -> str:
     )  # fmt: skip
 
 
+def nearest(m: Made, v: str) -> str:
+    """Distances, codes, tables that are looked up by place, and solves."""
+    shape = m.shape(v)
+    last, square = shape[-1], shape[-2] if len(shape) > 1 else shape[-1]
+    codes, flat, matrix = m.parameter(4, last), m.parameter(ROWS), m.parameter(square, square)
+    code = f"{codes}[torch.cdist({v}, {codes}).argmin(-1)]"
+    apart = f"({matrix} + 4 * torch.eye({square}, dtype={v}.dtype))"
+    return m.dice.choice(
+        (
+            f"torch.cdist({v}, {codes})", f"torch.cdist({v}, {v})", f"torch.take({flat}, ids)",
+            f"{v} * torch.take({flat}, ids).unsqueeze(-1)", code, f"{v} + ({code} - {v}).detach()",
+            f"({code} - {v}).square()", f"torch.linalg.solve({apart}, {v})",
+            f"torch.linalg.solve_triangular({apart}.tril(), {v}, upper=False)",
+            f"torch.linalg.solve({v} @ {v}.mT + 3 * torch.eye({square}), {v})",
+        )
+    )  # fmt: skip
+
+
+def within(m: Made, v: str) -> str:
+    """Gradients, tangents and maps that a model takes itself."""
+    a, p = m.axis(v), m.parameter(m.shape(v)[-1])
+    return m.dice.choice(
+        (
+            f"torch.func.grad(lambda z, p={p}: (z.tanh() * p).sum())({v})",
+            f"torch.func.grad(lambda z, p={p}: F.softmax(z * p, {a}).square().sum())({v})",
+            f"torch.func.grad(lambda z: z.mean().square())({v})",
+            f"torch.func.jvp(torch.sin, ({v},), ({v} * {p},))[1]",
+            f"torch.func.jvp(lambda z: z.softmax({a}), ({v},), (torch.ones_like({v}),))[1]",
+            f"torch.func.vjp(lambda z, p={p}: z * p, {v})[1]({v})[0]",
+            f"torch.func.vmap(lambda z: z * z.sum(), in_dims={a}, out_dims={a})({v})",
+            f"torch.func.vmap(lambda z, p={p}: z + p.sum(), in_dims={a})({v})",
+        )
+    )  # fmt: skip
+
+
 def counts(m: Made, v: str) -> str:
     a = m.axis(v)
     return m.dice.choice(
@@ -262,7 +212,7 @@ def counts(m: Made, v: str) -> str:
 MENU: tuple[tuple[Callable[[Made, str], str], int], ...] = (
     (pointwise, 5), (linear, 5), (from_left, 1), (with_parameter, 3), (with_another, 2),
     (contraction, 2), (reduction, 1), (normal, 2), (along, 2), (view, 4), (pieces, 3),
-    (positions, 2), (counts, 1),
+    (positions, 2), (counts, 1), (nearest, 1), (within, 1),
 )  # fmt: skip
 
 
@@ -276,10 +226,17 @@ def losses(m: Made, v: str) -> str:
         f"{v}.sum() / {v}.square().sum().add(1)", f"{v}.mean() + {p}.square().sum()",
         f"F.smooth_l1_loss({v}, torch.zeros_like({v}))", f"{v}.sum() / (ids > 1).sum().add(1)",
         f"{v}.square().sum().sqrt()", f"{v}.exp().mean().log()",
-        f"F.mse_loss({v}, torch.ones_like({v}), reduction='sum')",
+        f"F.mse_loss({v}, torch.ones_like({v}), reduction='sum')", f"{v}.mean(-1).mean()",
+        f"{v}.flatten(0, -2).mean(-1).mean()",
+        f"(-{p}.sum()).exp() * {v}.mean() + {p}.sum()",
     )  # fmt: skip
-    if rest and m.shape(v)[1] > 5 and len(rest) == 1:
-        total += (f"F.cross_entropy({v}, ids)",) * 4
+    if len(rest) == 1 and m.shape(v)[1] > 1:  # the ids are 0 and 1
+        classes = m.parameter(m.shape(v)[1])
+        total += (
+            f"F.cross_entropy({v}, ids)", f"F.cross_entropy({v}, ids, ignore_index=1)",
+            f"F.cross_entropy({v}, ids, {classes}.exp().detach())",
+            f"F.cross_entropy({v}, ids, {classes}.exp().detach(), label_smoothing=0.1)",
+        )  # fmt: skip
     own = (each, f"{each}.square()", f"({each}).tanh()", f"({each}).mean()", f"({each}).sum()")
     return m.dice.choice(total if m.dice.random() < 0.5 else own)
 
