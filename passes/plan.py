@@ -20,7 +20,7 @@ from fxdp.graph.records import Choice, Gradient
 from fxdp.graph.study import Choices, GradientSums, at_hand, hinted, study
 from fxdp.graph.sums import fake_form, is_partial, sum_at, value
 from fxdp.shapes import expr
-from fxdp.torch_internals import OpOverload
+from fxdp.torch_internals import OpOverload, pytree
 
 # Costs this many times the least are believed; below, the machine is asked.
 DOUBT = 8.0
@@ -158,7 +158,7 @@ def kept(choice: Choice) -> int:
 
 def together(gm: GraphModule, gradient: Gradient, forms: list[Any]) -> tuple[Kind, list[Any]]:
     """What the sums of a gradient are together, and the forms to be measured."""
-    if not all(is_isometry(gm, n) for n in gradient.linear):
+    if not (all(is_isometry(gm, n) for n in gradient.linear) and by_one_way(gradient)):
         return "general", forms
     if len(forms) == 1:
         return "one", forms
@@ -186,14 +186,31 @@ def total_extra(forms: list[Any], strategy: Strategy) -> sympy.Expr:
     return total
 
 
+def by_one_way(gradient: Gradient) -> bool:
+    """Does each sum reach the gradient once?
+
+    One that is added to itself, turned or as it is, has another norm than the gradient: w + w.T.
+    """
+    for source in gradient.sums:
+        ways = {source: 1}
+        for node in gradient.linear:
+            operands = pytree.tree_leaves((node.args, dict(node.kwargs)))
+            ways[node] = sum(ways.get(a, 0) for a in operands if isinstance(a, Node))
+        if ways[gradient.node] != 1:
+            return False
+    return True
+
+
 def is_isometry(gm: GraphModule, node: Node) -> bool:
     """Does a linear node only move elements, or add sums that stand alike?"""
     rule = study(gm).table.get(node.target)  # type: ignore[arg-type]
     if rule is None:
         return False
     partial = [i for i in node.all_input_nodes if is_partial(i)]
-    adds = rule.adds and all(value(i).shape == value(node).shape for i in partial)
-    return adds or (rule.isometry and len(partial) == 1)
+    alike = all(value(i).shape == value(node).shape for i in partial)
+    if rule.adds and alike and node.kwargs.get("alpha", 1) == 1:
+        return True
+    return rule.isometry and len(partial) == 1
 
 
 def same_layout(gradient: Gradient) -> bool:

@@ -222,6 +222,15 @@ def on_each(gm: GraphModule, known: dict[Node, Any], node: Node, args: Any, kwar
     return rule.each(*args, **kwargs)
 
 
+def stays(node: Node, alive: list[Node]) -> bool:
+    """Is an addition what one of its two terms is, where the other is zero?
+
+    Not where it has the term several times over, or another shape.
+    """
+    scaled = node.kwargs.get("alpha", 1) != 1 and alive[0] is not node.args[0]
+    return len(alive) == 1 and not scaled and value(alive[0]).shape == value(node).shape
+
+
 def image(
     gm: GraphModule,
     gradient: Gradient,
@@ -259,7 +268,7 @@ def image(
         alive = [i for i, v in terms.items() if v is not None]
         if not alive:
             known[node] = None
-        elif rule.adds and len(alive) == 1:
+        elif rule.adds and len(alive) < len(terms) and stays(node, alive):
             known[node] = terms[alive[0]]
         elif len(alive) == len(terms):
             swap = {i: known.get(i, i) for i in node.all_input_nodes}

@@ -25,14 +25,27 @@ def pointwise(m: Made, v: str) -> str:
     return m.dice.choice(plain).format(v)
 
 
+def weight(m: Made, *shape: int) -> str:
+    """A parameter, or what is made of one by several ways."""
+    p = m.parameter(*shape)
+    if m.dice.random() < 0.7:
+        return p
+    ways = [f"({p} + {p})", f"({p} - {p}.flip(0))", f"({p} + {p}.roll(1, 0) * 0.5)"]
+    ways += [f"({p} + {p}.reshape(-1).flip(0).reshape({shape}))", f"torch.add({p}, {p}[:1])"]
+    if len(shape) == 2 and shape[0] == shape[1]:
+        ways += [f"({p} + {p}.mT)", f"({p} - {p}.mT)", f"({p} @ {p})"] * 2
+    used = [n for n in m.names if n.startswith("p") and m.shape(n) == shape]
+    return m.dice.choice([*ways, f"({p} + {m.dice.choice(used)})"])
+
+
 def linear(m: Made, v: str) -> str:
     out, last = m.dice.choice((2, 3, m.sizes[0])), m.shape(v)[-1]
-    bias = f", {m.parameter(out)}" if m.dice.random() < 0.5 else ""
-    return f"F.linear({v}, {m.parameter(out, last)}{bias})"
+    bias = f", {weight(m, out)}" if m.dice.random() < 0.5 else ""
+    return f"F.linear({v}, {weight(m, out, last)}{bias})"
 
 
 def from_left(m: Made, v: str) -> str:
-    return f"{m.parameter(m.dice.choice((2, 3)), m.shape(v)[-2])} @ {v}"
+    return f"{weight(m, m.dice.choice((2, 3)), m.shape(v)[-2])} @ {v}"
 
 
 def with_parameter(m: Made, v: str) -> str:
@@ -40,7 +53,7 @@ def with_parameter(m: Made, v: str) -> str:
         s if d in m.fixed(v) and m.dice.random() < 0.7 else 1 for d, s in enumerate(m.shape(v))
     ]
     shape = shape[m.dice.randrange(len(shape)) :]
-    return f"{v} {m.dice.choice('+*-')} {m.parameter(*shape)}"
+    return f"{v} {m.dice.choice('+*-')} {weight(m, *shape)}"
 
 
 def with_another(m: Made, v: str) -> str:

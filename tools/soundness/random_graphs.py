@@ -1,15 +1,18 @@
-"""Random programs through the passes of the proof.
+"""Random programs through the passes of the proof, and of clipping.
 
 Each program gets fxdp's marks and the passes tidy, prove, localize and explain. What is accepted
 must agree with plain runs on each sample alone: the losses, the placements of values in between,
 and every parameter's gradient for each sample. Then one sample is replaced, and no other
-sample's gradient may move. What is refused is looked at by brute force: do samples really mix?
+sample's gradient may move. After the passes from plan to clip, the norms must be those of the
+samples' gradients, and the clipped sums theirs with each cut to the bound. What is refused is
+looked at by brute force: do samples really mix?
 """
 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,19 +25,28 @@ from fxdp.backend.halves import safe_views
 from fxdp.diagnostics.diagnostic import ProofError
 from fxdp.graph.nodes import outputs
 from fxdp.graph.records import Gradient
-from fxdp.graph.study import GradientSums, Joint, Seen, study
+from fxdp.graph.study import ClippedSums, Factors, GradientSums, Joint, Seen, study
 from fxdp.graph.sums import image, is_total, sum_at
+from fxdp.mechanism.clipping import Flat
 from fxdp.ops import RULES
+from fxdp.passes.clip import clip
 from fxdp.passes.explain import explain
 from fxdp.passes.localize import localize
+from fxdp.passes.measure import measure
+from fxdp.passes.plan import plan
 from fxdp.passes.prove import prove
+from fxdp.passes.share import share
 from fxdp.passes.tidy import tidy
+from fxdp.passes.weigh import weigh
 from fxdp.placement import Partial, Shard
 from fxdp.proof.facts import batch_symbolic
 from fxdp.rules import Table
 from tools.soundness.local_runs import Whole, alone, held, run_whole, same, size_of, trouble
 from tools.soundness.menu import Made, make
 from tools.soundness.programs import NotCapturedError, Program, captured
+
+STRATEGIES = ("auto", "ghost", "instantiate")
+weigh_flat = partial(weigh, clipping=Flat())
 
 
 @dataclass
@@ -119,6 +131,13 @@ def check(seed: int, tally: Tally, table: Table = RULES) -> None:
             if found:
                 tally.false.append(f"seed {seed}, N={made.sizes[world]}: {found}\n{source}")
                 return
+        strategy = made.dice.choice(STRATEGIES)
+        try:
+            found = clipping_trouble(gm, program, data(made, 0), strategy, tally)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+        if found:
+            tally.false.append(f"seed {seed}, clipped by {strategy}: {found}\n{source}")
 
 
 def proven(program: Program, table: Table) -> GraphModule:
@@ -136,6 +155,43 @@ def proven(program: Program, table: Table) -> GraphModule:
     if (fixed := batch_symbolic(gm)) is not None:  # which the pipeline looks at, too
         raise NotCapturedError(fixed)
     return safe_views(gm)
+
+
+def clipping_trouble(
+    gm: GraphModule, program: Program, tensors: list[Tensor], strategy: Any, tally: Tally
+) -> str:
+    """What is wrong about the norms and the clipped sums of an accepted program; nothing if all is
+    well. The bound is 1."""
+    here = study(gm)
+    loss = here.of(Joint).mark.loss.meta["val"]
+    with torch.backends.opt_einsum.flags(enabled=False), loss.fake_mode:
+        for step in (partial(plan, strategy=strategy), measure, weigh_flat, share, clip):
+            gm = step(gm)
+    gm.recompile()
+    n = size_of(tensors, program.dims)
+    run = run_whole(safe_views(gm), program, tensors)
+    try:
+        plain = [local_gradients(program, tensors, i)[1] for i in range(n)]
+    except (RuntimeError, IndexError, ValueError):
+        return ""  # counted among the batches that were not tried
+    order = {g: parameter_index(gm, program, g) for g in here.of(GradientSums).all}
+    own = [c for c in here.of(ClippedSums).all if c.total is not None]
+    # What holds no samples is in a local gradient too, and is not clipped.
+    rest = {c: run.env[c.public] if c.public is not None else 0.0 for c in own}
+    rows = {c: torch.stack([g[order[c.gradient]] - rest[c] for g in plain]) for c in own}
+    if not rows:
+        return ""
+    squares = [x.square().reshape(n, -1).sum(1) for x in rows.values()]
+    norms = torch.stack(squares).sum(0).sqrt()
+    tally.checked += n
+    if not same(run.env[here.of(Factors).norms].double(), norms):
+        return "the norms are not those of the gradients"
+    factor = (1 / norms).clamp(max=1)
+    for c, x in rows.items():
+        want = torch.einsum("n,n...->...", factor, x)
+        if not same(run.env[c.total], want.expand_as(run.env[c.total])):
+            return f"the clipped sum of {c.gradient.parameter} is not that of its samples"
+    return ""
 
 
 def mixes(made: Made) -> bool:
