@@ -37,7 +37,9 @@ from torch._C import _set_fp32_precision_setter as set_fp32_precision
 # The saved_tensors_hooks that are set.
 from torch._C._autograd import _top_saved_tensors_default_hooks as top_saved_tensors_hooks
 
-# Is a transform of torch.func at work, and on this tensor?
+# Which transforms of torch.func are at work, and on this tensor?
+from torch._C._functorch import TransformType as TransformType
+from torch._C._functorch import get_interpreter_stack as get_interpreter_stack
 from torch._C._functorch import is_batchedtensor as is_batchedtensor
 from torch._C._functorch import (
     is_legacy_batchedtensor as is_legacy_batchedtensor,
@@ -113,6 +115,9 @@ from torch._dynamo.variables.base import VariableTracker as VariableTracker
 from torch._dynamo.variables.builder import VariableBuilder as VariableBuilder
 from torch._dynamo.variables.functions import UserFunctionVariable as UserFunctionVariable
 from torch._dynamo.variables.tensor import TensorVariable as TensorVariable
+from torch._dynamo.variables.torch import (
+    TorchInGraphFunctionVariable as TorchInGraphFunctionVariable,
+)
 
 # Its list of random ops, in which some are missing, is made whole for a while.
 from torch._functorch import compile_utils as compile_utils
@@ -153,6 +158,12 @@ from torch._ops import OpOverloadPacket as OpOverloadPacket
 # Tensors without numbers.
 from torch._subclasses import FakeTensor as FakeTensor
 from torch._subclasses import FakeTensorMode as FakeTensorMode
+
+# What ops make of them where that is not what the op itself would.
+from torch._subclasses.fake_impls import op_implementations_dict as op_implementations
+
+# How deep in forward mode we are.
+from torch.autograd import forward_ad as forward_ad
 
 # Reads saved programs; torch's public reader trusts the file.
 from torch.export.pt2_archive._package import PT2ArchiveReader as PT2ArchiveReader
@@ -216,7 +227,7 @@ ATTRIBUTES = {
     "_dynamo_source": "of a placeholder: where Dynamo found what it stands for",
     "_erased": "of an fx node: it is no longer in its graph",
     "_id_dispatch": "of Dynamo's builder: what it makes of certain objects, by their id",
-    "_is_zerotensor": "of a tensor: zeros without memory, as forward mode makes them",
+    "_current_level": "of forward_ad: how deep in forward mode we are, -1 outside",
     "_modules": "of a module: its submodules, which a private module shares",
     "_non_persistent_buffers_set": "of a module: the buffers that no state_dict holds",
     "_opname": "of an op: what it is called without namespace and overload",

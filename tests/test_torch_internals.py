@@ -7,6 +7,7 @@ import dis
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,32 @@ def told_of_vmap() -> bool:
     return seen == [True] and not T.peek_interpreter_stack()
 
 
+def told_of_tangents() -> bool:
+    """Does torch say that a function runs in forward mode?"""
+    seen: list[Any] = []
+
+    def look(x: torch.Tensor) -> torch.Tensor:
+        seen.extend(level.key() for level in T.get_interpreter_stack())
+        return x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch loads its own derivatives by torch.jit.script
+        torch.func.jvp(look, (torch.ones(2),), (torch.ones(2),))
+    return seen == [T.TransformType.Jvp]
+
+
+def zeros_are_made() -> bool:
+    """Is an op on fake tensors what this table says?"""
+    op = torch.ops.aten._efficientzerotensor.default
+    made = symbolic(3)
+    T.op_implementations[op] = lambda mode, func, *args, **options: made
+    try:
+        with made.fake_mode:
+            return op([2]) is made
+    finally:
+        del T.op_implementations[op]
+
+
 def hooks_are_seen() -> bool:
     with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, torch.Tensor.clone):
         seen: Any = T.top_saved_tensors_hooks(False)
@@ -228,6 +255,10 @@ NAMES: dict[str, Callable[[], bool]] = {
     "lookup_backend": lambda: callable(T.lookup_backend("eager")),
     "optimize": wraps_captures,
     "peek_interpreter_stack": told_of_vmap,
+    "get_interpreter_stack": told_of_tangents,
+    "forward_ad": lambda: T.forward_ad._current_level == -1,
+    "TransformType": told_of_tangents,
+    "op_implementations": zeros_are_made,
     "prims": lambda: T.prims.sin is torch.ops.prims.sin.default,
     "set_fp32_precision": lambda: callable(T.set_fp32_precision),
     "top_saved_tensors_hooks": hooks_are_seen,
@@ -255,6 +286,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "SymT": is_a_rare_float,
     "GuardBuilder": lambda: has(T.GuardBuilder, "ID_MATCH"),
     "UserFunctionVariable": lambda: takes(T.UserFunctionVariable, "fn"),
+    "TorchInGraphFunctionVariable": lambda: takes(T.TorchInGraphFunctionVariable, "value"),
     "VariableBuilder": lambda: has(T.VariableBuilder, "install_guards"),
     "TensorVariable": lambda: issubclass(T.TensorVariable, T.VariableTracker),
     "TensorifyScalarRestartAnalysis": lambda: takes(
@@ -380,12 +412,12 @@ ATTRIBUTES: dict[str, Callable[[], bool]] = {
     "_id_dispatch": lambda: isinstance(T.VariableBuilder._id_dispatch(), dict),
     "_buffers": lambda: isinstance(nn.Linear(1, 1)._buffers, dict),
     "_cdata": lambda: isinstance(torch.ones(1).untyped_storage()._cdata, int),
+    "_current_level": lambda: T.forward_ad._current_level == -1,
     "_dispatch_cache": lambda: isinstance(ADD._dispatch_cache, dict),
     "_dynamo_dynamic_indices": marks,
     "_dynamo_source": sources,
     "_erased": lambda: first_node()._erased is False,
     "_opname": lambda: ADD._opname == "add",
-    "_is_zerotensor": lambda: not torch.ones(1)._is_zerotensor(),
     "_modules": lambda: isinstance(nn.Linear(1, 1)._modules, dict),
     "_non_persistent_buffers_set": lambda: nn.Linear(1, 1)._non_persistent_buffers_set == set(),
     "_param_name_to_source": lambda: has(seen_by_dynamo()[0], "_param_name_to_source"),

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from fxdp.capture.patches import calls_with, stand_ins
+from fxdp.capture.patches import calls, stand_ins
 from fxdp.capture.recurrent import Layer, gru_layer, in_layers, lstm_layer, rnn_layer
+from fxdp.torch_internals import UserFunctionVariable
 
 NO_DATA = "a packed sequence has its steps where other samples have theirs"
 NO_LENGTH = "pad_packed_sequence pads to the longest sample, which decides how far all others go"
@@ -150,11 +151,21 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     pack_padded_sequence: packed,
     pad_packed_sequence: padded,
 }
-FORWARDS = {kind.forward: through for kind in (nn.LSTM, nn.GRU, nn.RNN)}
+FORWARDS = {kind.forward for kind in (nn.LSTM, nn.GRU, nn.RNN)}
+
+
+def of_packed(function: Any, args: Sequence[Any]) -> Callable[..., Any] | None:
+    """What takes the place of a function that is called with what stands for a packed sequence.
+
+    Args:
+        args: Dynamo's variables.
+    """
+    given = any(getattr(v, "value_type", None) is Packed for v in args)
+    return through if given and function in FORWARDS else None
 
 
 @contextlib.contextmanager
 def packed_sequences() -> Iterator[None]:
     """While a model is captured: follow packed sequences through recurrent layers."""
-    with stand_ins(FUNCTIONS), calls_with(Packed, FORWARDS):
+    with stand_ins(FUNCTIONS), calls(UserFunctionVariable, lambda own: own.fn, of_packed):
         yield

@@ -19,8 +19,11 @@ kernels of ops            their Python asks about sizes, and would    a mode aro
                           fix N (`fxdp.capture.polyfills`)
 functions (`stand_ins`),  so do two of `torch.nn.functional`; Dynamo  a packed sequence of padded
 calls of RNN layers       does not trace `pack_padded_sequence`, and  rows
-(`calls_with`)            what it makes has no axis of samples
+(`calls`)                 what it makes has no axis of samples
                           (`fxdp.capture.packed`)
+calls of norms, dropout,  within `torch.func` and forward-mode AD     derivatives there that take
+and linear layers;        their C++ asks for all sizes                symbols for sizes
+zeros without memory      (`fxdp.capture.transforms`)
 `torch._dynamo.optimize`  torch.compile has no hook where it hands    such a hook
                           out a step (`fxdp.torch_compile.backend`)
 a loss of transformers    it writes the labels of all samples one   a padded loss there
@@ -37,7 +40,7 @@ there. What else is set while a step is captured are torch's settings (`fxdp.cap
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -161,27 +164,31 @@ def stand_ins(functions: Mapping[Callable[..., Any], Callable[..., Any]]) -> Ite
             del known[key]
 
 
+Chosen = Callable[[Any, Sequence[Any]], Callable[..., Any] | None]
+
+
 @contextlib.contextmanager
-def calls_with(
-    kind: type, functions: Mapping[Callable[..., Any], Callable[..., Any]]
-) -> Iterator[None]:
-    """While a model is captured: trace a call of one of these functions that is given a `kind` as
-    one of the function that stands in for it. The functions, and so torch's guards on them, stay
-    as they are.
+def calls(variable: type, called: Callable[[Any], Any], choose: Chosen) -> Iterator[None]:
+    """While a model is captured: trace calls of some functions as those of others. The functions,
+    and so torch's guards on them, stay as they are.
 
     Args:
-        kind: whose instances are made while a model is captured, and at no other time.
-        functions: those of torch, and what stands in for each.
+        variable: Dynamo's class for functions of a kind.
+        called: the function that one of those stands for.
+        choose: of a function and what it is given, as Dynamo's variables: what is traced in its
+            place, or None.
     """
-    own: Any = UserFunctionVariable.call_function
+    kind: Any = variable
+    own = kind.call_function
 
     def call(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        given = any(getattr(v, "value_type", None) is kind for v in (*args, *kwargs.values()))
-        other = functions.get(self.fn) if given else None
-        return own(self if other is None else UserFunctionVariable(other), tx, args, kwargs)
+        other = choose(called(self), (*args, *kwargs.values()))
+        if other is None:
+            return own(self, tx, args, kwargs)
+        return UserFunctionVariable(other).call_function(tx, args, kwargs)  # type: ignore[arg-type]
 
-    UserFunctionVariable.call_function = call  # type: ignore[method-assign]
+    kind.call_function = call
     try:
         yield
     finally:
-        UserFunctionVariable.call_function = own  # type: ignore[method-assign]
+        kind.call_function = own

@@ -131,29 +131,11 @@ def ctc_loss_of_lists(
     return ctc_loss(log_probs, targets, steps, labels, blank, reduction, zero_infinity)
 
 
-def with_zeros(op: OpOverload) -> Callable[..., Tensor]:
-    """A sum of operands of which torch knows that one is zero, a tangent that nobody gave: as torch
-    has it, but without asking for the sizes."""
-
-    def run(x: Tensor, y: Tensor, **how: Any) -> Tensor:
-        return op(*(torch.zeros_like(t) if t._is_zerotensor() else t for t in (x, y)), **how)
-
-    return run
+def sgn(x: Tensor) -> Tensor:
+    """torch's own derivative, which is zero for reals, asks for all sizes."""
+    return x / x.abs().masked_fill(x == 0, 1) if x.is_complex() else torch.sign(x)
 
 
-def zero_times(x: Tensor, y: Tensor) -> Tensor:
-    """A product with such a zero, which is zero whatever the other operand is."""
-    return torch.zeros_like(x) * torch.zeros_like(y)
-
-
-def zero_over(x: Tensor, y: Tensor) -> Tensor:
-    """A quotient of such a zero."""
-    if not x._is_zerotensor():
-        return x / torch.zeros_like(y)
-    return torch.zeros_like(x) / (torch.zeros_like(y) if y._is_zerotensor() else torch.ones_like(y))
-
-
-ZERO = DispatchKey.ZeroTensor
 KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.take_along_dim.default, COMPOSITE): take_along_dim,
     (aten.adaptive_avg_pool2d.default, COMPOSITE): adaptive_avg_pool2d,
@@ -166,10 +148,7 @@ KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.embedding_backward.default, COMPOSITE): embedding_backward,
     (aten.linalg_matrix_exp.default, AUTOGRAD): matrix_exp,
     (aten._linalg_check_errors.default, AUTOGRAD): check_errors,
-    (aten.add.Tensor, ZERO): with_zeros(aten.add.Tensor),
-    (aten.sub.Tensor, ZERO): with_zeros(aten.sub.Tensor),
-    (aten.mul.Tensor, ZERO): zero_times,
-    (aten.div.Tensor, ZERO): zero_over,
+    (aten.sgn.default, AUTOGRAD): sgn,
 } | {(op, key): run for op, run in RECURRENT.items() for key in (COMPOSITE, AUTOGRAD)}
 
 

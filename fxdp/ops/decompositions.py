@@ -123,6 +123,11 @@ def full_like(x: Tensor, value: Any, *, dtype: torch.dtype | None = None, **_: A
     return aten.full(x.shape, value, dtype=dtype or x.dtype, device=x.device)
 
 
+def zeros(size: list[int], **options: Any) -> Tensor:
+    """Zeros without memory, as forward mode has them for a tangent that nobody gave."""
+    return aten.zeros(size, **options)
+
+
 def trilinear(
     a: Tensor, b: Tensor, c: Tensor, expand1: list[int], expand2: list[int], expand3: list[int],
     sum_dims: list[int], unroll_dim: int = 1,
@@ -248,6 +253,7 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten._embedding_bag_backward.default: embedding_bag_backward,
     aten.full_like.default: full_like,
     aten._trilinear.default: trilinear,
+    aten._efficientzerotensor.default: zeros,
 }
 
 # Outside torch's core set, but with a decomposition there.
