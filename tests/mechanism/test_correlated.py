@@ -4,6 +4,7 @@ Statistical tests have fixed seeds; each states how often a correct noise would 
 """
 
 import copy
+import functools
 import gc
 import math
 from pathlib import Path
@@ -31,9 +32,9 @@ UNIT = SIGMA * BOUND / EXPECTED
 TURNS = CyclicPoisson(0.5, 4)
 
 
-def net(width: int = 5) -> nn.Module:
+def net(width: int = 9) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)).double()
+    return nn.Linear(4, width).double()
 
 
 def private_of(
@@ -170,8 +171,8 @@ class TestNoise:
         "options", [{}, {"microbatch_size": 4}, {"secure": True}, {"backend": "inductor"}]
     )
     def test_covariance_over_steps(self, options: dict[str, object]) -> None:
-        """(B^T B)^-1, from 2411 coordinates: 36 cells at a z of 5, a false alarm in 5e4 seeds."""
-        private = private_of(3, net(300), **options)
+        """(B^T B)^-1, from 2400 coordinates: 36 cells at a z of 5, a false alarm in 5e4 seeds."""
+        private = private_of(3, net(482), **options)
         torch.manual_seed(7)
         with torch.random.fork_rng():
             y = torch.stack([step(private, NOBODY) for _ in range(8)])[:, :2400] / UNIT
@@ -189,7 +190,7 @@ class TestNoise:
         """And as much as the formula says: 2400 coordinates, within 15 % (5 standard errors)."""
         errors: list[float] = []
         for bands in (1, 4):
-            private = private_of(bands, net(300))
+            private = private_of(bands, net(482))
             torch.manual_seed(8)
             y = torch.stack([step(private, NOBODY) for _ in range(16)])[:, :2400] / UNIT
             errors.append(float(y.sum(0).square().mean()))
@@ -285,7 +286,7 @@ class TestPast:
         private.per_sample_norms(X, Y)
         assert (self.past(private), private.releases) == (1, 1)
         y.append(step(private, NOBODY))
-        z = whitened(torch.stack(y) / UNIT)[1]  # B y is one draw: 43 numbers, of level 1
+        z = whitened(torch.stack(y) / UNIT)[1]  # B y is one draw: 45 numbers, of level 1
         assert 0.6 < z.std() < 1.5  # 4.5 standard errors
         assert private._account.noise is not None
         last = private._account.noise.past[0]
@@ -328,7 +329,7 @@ class TestPast:
         assert (private.releases, self.past(private)) == (3, 2)
         noise = private._account.noise
         assert noise is not None
-        assert [len(past) for past in noise.past] == [3, 3]
+        assert [len(past) for past in noise.past] == [1, 1]
         name = list(dict(private.named_parameters()))[-1]
         torch.testing.assert_close(noise.past[0][name], y[2] / UNIT)
 
@@ -438,12 +439,15 @@ class TestState:
                     break
         return private.state_dict(), private.privacy_state_dict()
 
+    @staticmethod
+    @functools.cache
+    def whole() -> tuple[dict, dict]:
+        return TestState().run(Path(), None)
+
     @pytest.mark.parametrize("stop", [1, 2, 5])
     def test_resumed_is_uninterrupted(self, tmp_path: Path, stop: int) -> None:
         """Bit for bit: the model, the ledger, and the noise of before."""
-        (model, privacy), (resumed, later) = (
-            self.run(tmp_path / "run.pt", s) for s in (None, stop)
-        )
+        (model, privacy), (resumed, later) = self.whole(), self.run(tmp_path / "run.pt", stop)
         assert privacy["ledger"] == later["ledger"]
         assert all(torch.equal(model[k], resumed[k]) for k in model)
         pasts = zip(privacy["noise"]["past"], later["noise"]["past"], strict=True)
@@ -474,7 +478,7 @@ class TestState:
             ({"noise": {"past": [3]}}, "past is not a parameter"),
             ({"noise": {"past": [{"a": torch.ones(1)}]}}, "a is not a parameter"),
             (
-                {"noise": {"past": [{"0.bias": torch.ones(1)}]}},
+                {"noise": {"past": [{"bias": torch.ones(1)}]}},
                 "or not as large",
             ),
             ({"version": 1}, "version 2"),

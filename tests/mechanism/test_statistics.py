@@ -6,6 +6,7 @@ the samples' gradients. Seeds are fixed, so that a test that passes goes on pass
 seeds a test would raise a false alarm at the rate that it states.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -66,13 +67,28 @@ class Subject:
         return torch.randint(40, (size, 7), generator=draw), y
 
     def private(self, model: nn.Module, **options: Any) -> fxdp.PrivateModule:
-        given: dict[str, Any] = {"loss_fn": F.cross_entropy, "max_grad_norm": 1.0}
+        given: dict[str, Any] = {"loss_fn": F.cross_entropy, "noise_multiplier": 0.0}
         return fxdp.compile(
             model,
+            max_grad_norm=1.0,
             expected_batch_size=L,
             backend=self.backend,
             **grouped({"plan": "model"} | given | options),
         )
+
+
+@functools.cache
+def clipped(subject: Subject) -> tuple[nn.Module, fxdp.PrivateModule]:
+    """A step without noise, for tests that set the bound and leave the parameters alone."""
+    model = subject.model()
+    return model, subject.private(model)
+
+
+@functools.cache
+def noisy(subject: Subject) -> tuple[nn.Module, fxdp.PrivateModule]:
+    """A step of noise alone, whatever the parameters are."""
+    model = subject.model()
+    return model, subject.private(model, loss_fn=no_gradient, noise_multiplier=1.0)
 
 
 SUBJECTS = [Subject("images", "eager"), Subject("words", "eager"), Subject("images", "inductor")]
@@ -102,8 +118,8 @@ def test_noise_level(subject: Subject) -> None:
 
     Opacus's bound on the squared distance. False alarms: below 1e-6 a level.
     """
-    model, bound = subject.model(), 0.7
-    private = subject.private(model, loss_fn=no_gradient, noise_multiplier=1.0, max_grad_norm=bound)
+    (model, private), bound = noisy(subject), 0.7
+    private.max_grad_norm = bound
     count = sum(p.numel() for p in model.parameters())
     freedom = count * len(SIZES)
     assert stats.chi2.cdf(0.85 * freedom, freedom) + stats.chi2.sf(1.15 * freedom, freedom) < 1e-6
@@ -129,11 +145,12 @@ def test_flat_clipping(subject: Subject) -> None:
 
     No chance is involved.
     """
-    model = subject.model()
+    model, private = clipped(subject)
     x, y = subject.batch(1)
     _, (alone,) = per_sample(model, F.cross_entropy, (x, y), {}, 1)
-    bound = 0.5 * float(alone)
-    subject.private(model, noise_multiplier=0.0, max_grad_norm=bound)(x, y).backward()
+    private.max_grad_norm = bound = 0.5 * float(alone)
+    model.zero_grad()
+    private(x, y).backward()
     assert L * norm(gradients(model)) == pytest.approx(bound, rel=1e-5)
 
 
@@ -151,8 +168,8 @@ def test_per_layer_clipping(subject: Subject) -> None:
     bound = float(torch.tensor(list(own.values())).median()) * 1.01
     assert min(own.values()) < bound < max(own.values())
     layers = PerGroup({name: 1.0 for name, _ in model.named_parameters()})
-    overall = bound * math.sqrt(len(own))
-    private = subject.private(model, noise_multiplier=0.0, max_grad_norm=overall, clipping=layers)
+    private = subject.private(model, clipping=layers)
+    private.max_grad_norm = bound * math.sqrt(len(own))
     private(x, y).backward()
     for (name, wanted), g in zip(own.items(), gradients(model), strict=True):
         assert L * norm([g]) == pytest.approx(min(wanted, bound), rel=1e-4, abs=1e-7), name
@@ -165,10 +182,11 @@ def test_aggregation(subject: Subject) -> None:
     Against plain autograd, a sample at a time, and fxdp's own per-sample gradients. No chance is
     involved.
     """
-    model = subject.model()
+    model, private = clipped(subject)
     x, y = subject.batch(8)
     each, _ = per_sample(model, F.cross_entropy, (x, y), {}, 8)
-    private = subject.private(model, noise_multiplier=0.0, max_grad_norm=99999.0)
+    private.max_grad_norm = 99999.0
+    model.zero_grad()
     private(x, y).backward()
     found = private.per_sample_grads(x, y)
     assert found.keys() == each.keys() == dict(model.named_parameters()).keys()
@@ -184,8 +202,8 @@ def test_noise_changes_every_time(subject: Subject) -> None:
     False alarms: below 1e-6 for each subject, by Fisher's transformation of the correlation of
     two noises of n numbers, whose standard deviation is 1 / sqrt(n - 3).
     """
-    model = subject.model()
-    private = subject.private(model, loss_fn=no_gradient, noise_multiplier=1.0)
+    model, private = noisy(subject)
+    private.noise_multiplier, private.max_grad_norm = 1.0, 1.0
     drawn: list[list[Tensor]] = []
     for seed in (1, None, 1):
         if seed is not None:
