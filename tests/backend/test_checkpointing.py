@@ -20,8 +20,7 @@ class Feed(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Linear(6, 16), nn.GELU(), nn.Dropout(0.4), nn.Linear(16, 16), nn.Dropout(0.5),
-            nn.Tanh(), nn.Linear(16, 3),
+            nn.Linear(6, 8), nn.GELU(), nn.Dropout(0.4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3)
         )  # fmt: skip
 
     def train(self, mode: bool = True) -> "Feed":
@@ -67,7 +66,7 @@ class Picture(nn.Sequential):
 MODELS: dict[str, tuple[type[nn.Module], Tensor]] = {
     "feed": (Feed, torch.randn(N, 6, generator=torch.manual_seed(0))),
     "attention": (Attention, torch.arange(N * 5).reshape(N, 5) % 9),
-    "recurrent": (Recurrent, torch.randn(N, 4, 6, generator=torch.manual_seed(1))),
+    "recurrent": (Recurrent, torch.randn(N, 2, 6, generator=torch.manual_seed(1))),
     "picture": (Picture, torch.randn(N, 2, 8, 8, generator=torch.manual_seed(2))),
 }
 Y = torch.arange(N) % 3
@@ -122,8 +121,7 @@ def test_pieces_of_any_size(size: int | None) -> None:
     assert same(got, want)
 
 
-@pytest.mark.parametrize("how", HOW[1:])
-def test_a_batch_in_calls(how: str) -> None:
+def test_a_batch_in_calls() -> None:
     """`accumulate` has its calls' own pieces, and the one that the noise comes with."""
 
     def step(checkpoint: str) -> list[Tensor]:
@@ -135,7 +133,8 @@ def test_a_batch_in_calls(how: str) -> None:
                 model(x[part], Y[part]).backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
-    assert same(step(how), step("never"))
+    never = step("never")
+    assert all(same(step(how), never) for how in HOW[1:])
 
 
 def test_a_loss_of_the_user_s_own() -> None:
@@ -164,7 +163,7 @@ def test_nothing_is_kept() -> None:
     """Between the halves of a step; for the last piece of `except_last` all is, as without."""
 
     def kept(how: str) -> tuple[int, int]:
-        layers = (nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))
+        layers = (nn.Linear(6, 64), nn.Tanh(), nn.Linear(64, 3))
         model = fxdp.compile(
             nn.Sequential(*layers),
             loss_fn=F.cross_entropy,
