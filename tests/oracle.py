@@ -184,15 +184,17 @@ class Branches(nn.Module):
 
 
 class Applied(nn.Module):
-    """Functions of a linear layer's output, each with a layer of its own; a loss [N]."""
+    """Functions of one linear layer's output, whose gradient is wrong if any of theirs is; a loss
+    [N]."""
 
     def __init__(self, width: int, **functions: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({name: nn.Linear(width, width) for name in functions})
+        self.layer = nn.Linear(width, width)
         self.functions = functions
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(score(f(self.layers[name](x))) for name, f in self.functions.items())
+        h = self.layer(x)
+        return sum(score(f(h)) for f in self.functions.values())
 
 
 def score(out: Tensor) -> Tensor:

@@ -12,14 +12,15 @@ from tests.findings import Net
 from tests.oracle import compare
 
 N, T, D = 6, 5, 4
-CASES: list[Any] = []
+CASES: dict[tuple[int, ...], list[tuple[Any, dict[str, Any]]]] = {}
 
 
 def good(*shapes: tuple[int, ...], **layers: Any) -> Any:
-    """Collect a body of `Net` together with the shapes of its input to try."""
+    """Collect a body of `Net` for the shapes of its input to try."""
 
     def collect(body: Any) -> Any:
-        CASES.extend(pytest.param(body, s, layers, id=f"{body.__name__}-{s[0]}") for s in shapes)
+        for shape in shapes:
+            CASES.setdefault(shape, []).append((body, layers))
         return body
 
     return collect
@@ -120,11 +121,25 @@ def at_least_one_sample(net, x):
     return net.fc(x) if len(x) > 0 else x
 
 
-@pytest.mark.parametrize(("body", "shape", "layers"), CASES)
-def test_samples_stay_apart(body: Any, shape: tuple[int, ...], layers: dict[str, Any]):
+class Nets(nn.Module):
+    """Nets on one input, by names that say whose gradient is wrong; the sum of their losses."""
+
+    def __init__(self, nets: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleDict(nets)
+
+    def forward(self, x):
+        return sum(net(x) for net in self.nets.values())
+
+
+@pytest.mark.parametrize("shape", CASES, ids=str)
+def test_samples_stay_apart(shape: tuple[int, ...]):
     torch.manual_seed(0)
-    model = Net(body, **{k: make() for k, make in layers.items()})
-    compare(model, torch.randn(shape), each=False)
+    nets = {
+        f"{body.__name__}_{i}": Net(body, **{k: make() for k, make in layers.items()})
+        for i, (body, layers) in enumerate(CASES[shape])
+    }
+    compare(Nets(nets), torch.randn(shape), each=False)
 
 
 class Scores(nn.Module):
@@ -156,10 +171,12 @@ def of_the_mean(out, y):
     return F.cross_entropy(out, y).log()  # what it is for a sample alone: the log of its own loss
 
 
-@pytest.mark.parametrize(
-    "loss_fn", [F.cross_entropy, weighted, smoothed, gathered, matched, of_the_mean]
-)
-def test_losses(loss_fn: Any):
+def test_losses():
+    losses = (F.cross_entropy, weighted, smoothed, gathered, matched, of_the_mean)
+
+    def loss_fn(out, y):
+        return sum((i + 1) * loss(out, y) for i, loss in enumerate(losses))
+
     torch.manual_seed(0)
     y = torch.tensor([0, 2, 0, 2, 2, 0])  # no target 1: alone, its loss would be 0 / 0
     compare(Scores(), torch.randn(N, D), y, loss_fn=loss_fn, each=False)

@@ -17,19 +17,17 @@ Use = Callable[["Book", Tensor], Tensor]
 
 
 class Book(nn.Module):
-    """A loss [N] of encoded rows and a table of codes."""
+    """A loss [N] of encoded rows and tables of codes."""
 
     def __init__(self, uses: dict[str, Use], codes: int = K) -> None:
         super().__init__()
         self.uses = uses
-        self.layers = nn.ModuleList(nn.Linear(D, D) for _ in uses)
+        self.layer = nn.Linear(D, D)
         self.tables = nn.ParameterList(torch.randn(codes, D) for _ in uses)
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(
-            score(use(table, layer(x)))
-            for use, table, layer in zip(self.uses.values(), self.tables, self.layers, strict=True)
-        )
+        h = self.layer(x)
+        return sum(score(use(e, h)) for use, e in zip(self.uses.values(), self.tables, strict=True))
 
 
 def nearest(e: Tensor, h: Tensor) -> Tensor:

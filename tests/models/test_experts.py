@@ -80,11 +80,20 @@ def balanced(net: Experts, x: Tensor) -> Tensor:
     return soft(net, x) + (used * share.mean(1)).sum(1)[:, None, None]
 
 
-@pytest.mark.parametrize(
-    "route", [soft, best_two, own_weight, sorted_within, capacity, experts_choose, balanced]
-)
-def test_routed_within_a_sample(route: Route):
-    compare_at((7, T, D, 2, 1), Experts(route), lambda n: (torch.randn(n, T, D),))
+class Mixtures(nn.Module):
+    """Each route with experts of its own."""
+
+    def __init__(self, *routes: Route) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({route.__name__: Experts(route) for route in routes})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(part(x) for part in self.parts.values())
+
+
+def test_routed_within_a_sample():
+    routes = (soft, best_two, own_weight, sorted_within, capacity, experts_choose, balanced)
+    compare_at((7, T, D, 2, 1), Mixtures(*routes), lambda n: (torch.randn(n, T, D),))
 
 
 def gathered_over_the_batch(net: Experts, x: Tensor) -> Tensor:

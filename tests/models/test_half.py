@@ -73,6 +73,10 @@ def test_parameters(dtype: torch.dtype, net: type[nn.Module], backend: str) -> N
     assert {p.grad.dtype for p in model.parameters()} == {dtype}
     close({k: p.grad for k, p in model.named_parameters()}, want, 4 * ROUNDING[dtype])
     torch.testing.assert_close(private.last_norms, norms(each), rtol=4 * ROUNDING[dtype], atol=0.0)
+    # Also where a gradient would be rounded on its way: rounding must not come before noise.
+    nodes = [n for n in private.graph_module.graph.nodes if n.target in NOISE]
+    assert len(nodes) == len(list(model.parameters()))
+    assert {n.args[0].meta["val"].dtype for n in nodes} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -100,16 +104,6 @@ def test_autocast(net: type[nn.Module], backend: str, backward_inside: bool) -> 
     torch.testing.assert_close(private.last_norms, sizes, rtol=share, atol=0.0)
     values = [n.meta.get("val") for n in private.graph_module.graph.nodes]
     assert torch.bfloat16 in {v.dtype for v in values if isinstance(v, Tensor)}
-
-
-def test_noise_is_added_to_sums_in_float32() -> None:
-    """Also where a gradient would be rounded on its way: rounding must not come before noise."""
-    model, (x, y) = Net().bfloat16(), batch()
-    private = private_of(model)
-    private(x.bfloat16(), y).backward()
-    nodes = [n for n in private.graph_module.graph.nodes if n.target in NOISE]
-    assert len(nodes) == len(list(model.parameters()))
-    assert {n.args[0].meta["val"].dtype for n in nodes} == {torch.float32}
 
 
 class Wide(nn.Module):

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("double")
 N, T, V = 4, 6, 19
 
-TINY = {"vocab_size": V, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
+TINY = {"vocab_size": V, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 16, "max_position_embeddings": 16}  # fmt: skip
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -44,15 +44,20 @@ def bert() -> nn.Module:
 
 
 def albert() -> nn.Module:
+    """Its layers share their parameters."""
     config = transformers.AlbertConfig(
-        **TINY, **STILL, num_labels=3, embedding_size=4, classifier_dropout_prob=0.0
+        **TINY | {"num_hidden_layers": 2},
+        **STILL,
+        num_labels=3,
+        embedding_size=4,
+        classifier_dropout_prob=0.0,
     )
     return transformers.AlbertForSequenceClassification(config)
 
 
 def gpt2() -> nn.Module:
     config = transformers.GPT2Config(
-        vocab_size=V, n_embd=8, n_layer=2, n_head=2, n_positions=16, resid_pdrop=0.0,
+        vocab_size=V, n_embd=8, n_layer=1, n_head=2, n_positions=16, resid_pdrop=0.0,
         embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     return transformers.GPT2LMHeadModel(config)
@@ -72,7 +77,7 @@ def gemma() -> nn.Module:
 
 def vit() -> nn.Module:
     config = transformers.ViTConfig(
-        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         image_size=8, patch_size=4, num_channels=2, num_labels=3, **STILL,
     )  # fmt: skip
     return transformers.ViTForImageClassification(config)
@@ -80,7 +85,7 @@ def vit() -> nn.Module:
 
 def t5() -> nn.Module:
     config = transformers.T5Config(
-        vocab_size=V, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_decoder_layers=1, num_heads=2,
+        vocab_size=V, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_decoder_layers=1, num_heads=2,
         dropout_rate=0.0, decoder_start_token_id=0,
     )  # fmt: skip
     return transformers.T5ForConditionalGeneration(config)

@@ -12,7 +12,7 @@ from tests.oracle import compare
 
 pytestmark = pytest.mark.usefixtures("double")
 aten = torch.ops.aten
-N = 64
+N = 16
 
 
 class LinearWithExtraParam(nn.Module):
@@ -72,7 +72,6 @@ class SampleConvNet(nn.Module):
 
 MODELS = {
     "standard": (SampleConvNet, (1, 28, 28), 10),
-    "mid-level": (lambda: SampleConvNet(LinearWithExtraParam), (1, 28, 28), 10),
     "extreme": (lambda: SampleConvNet(LinearWithExtraParam, extra=True), (1, 28, 28), 10),
     "extra": (lambda: LinearWithExtraParam(5, 8), (5,), 8),
     "custom": (ModelWithCustomLinear, (4,), 4),

@@ -60,7 +60,7 @@ MLP = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
 
 @pytest.mark.parametrize(
     ("model", "shape", "classes"),
-    [(MLP, (5,), ()), (CNN, (2, 4, 4), ()), (Attention(), (3, 8), ()), (TiedWords(), (6,), (6,))],
+    [(MLP, (5,), ()), (CNN, (2, 4, 4), ()), (Attention(), (3, 8), ()), (TiedWords(), (2,), (2,))],
     ids=["mlp", "cnn", "attention", "tied words"],
 )
 def test_model(model: nn.Module, shape: tuple[int, ...], classes: tuple[int, ...]) -> None:
