@@ -76,6 +76,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
     _inspector: Inspector
     _lock: Any
     unprotected = InThisThread()
+    accepts_loss_kwargs = False  # a Hugging Face Trainer then passes no totals of the batch
     max_grad_norm, noise_multiplier, expected_batch_size = Scale(), Scale(), Scale()
 
     def __init__(

@@ -149,6 +149,31 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     return module, module.main(str(folder), 2, 128, **QUICK), folder
 
 
+class Scored(nn.Module):
+    """A model that returns its loss, as those of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.linear(x)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_plain_trainer_of_a_private_module(tmp_path: Path) -> None:
+    """It is not told how many items the batch has, and each of its steps is a release."""
+    transformers = pytest.importorskip("transformers")
+    private = without_noise(Scored())
+    told = transformers.TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=5, max_steps=2, report_to=[], use_cpu=True,
+        save_strategy="no", disable_tqdm=True, remove_unused_columns=False, max_grad_norm=0,
+    )  # fmt: skip
+    rows = [{"x": torch.randn(4), "labels": torch.tensor(i % 2)} for i in range(10)]
+    transformers.Trainer(model=private, args=told, train_dataset=rows).train()
+    assert private.releases == 2
+
+
 class TestTrainer:
     def test_accounting_and_evaluation(self, run: Any) -> None:
         _, trainer, _ = run
