@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.oracle import Branches, compare
@@ -46,6 +47,49 @@ MADE: tuple[Callable[[Tensor], Tensor], ...] = (
 @pytest.mark.parametrize("strategy", ["auto", "ghost", "instantiate"])
 def test_a_weight_and_itself(strategy: str) -> None:
     compare(Branches(*map(Product, MADE)), torch.randn(N, 4), strategy=strategy)
+
+
+class Looked(nn.Module):
+    """A table that is looked up and is the head, each time made otherwise of one parameter."""
+
+    def __init__(self, table: Callable[[Tensor], Tensor], head: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.w, self.table, self.head = nn.Parameter(torch.randn(6, 6)), table, head
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(F.embedding(ids, self.table(self.w)).tanh(), self.head(self.w))
+
+
+class Filtered(nn.Module):
+    """Two convolutions by kernels of one parameter."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.w, self.made = nn.Parameter(torch.randn(3, 3, 3, 3)), made
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = F.one_hot(ids, 9).to(self.w.dtype).reshape(-1, 3, 6, 6)
+        return F.conv2d(F.conv2d(x, self.w).tanh(), self.made(self.w))
+
+
+def plain(w: Tensor) -> Tensor:
+    return w
+
+
+def turned(w: Tensor) -> Tensor:
+    return w.transpose(0, 1)
+
+
+def both(w: Tensor) -> Tensor:
+    return w + w.transpose(0, 1)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ghost"])
+def test_tied_and_reused_weights(strategy: str) -> None:
+    pairs = ((plain, plain), (plain, turned), (both, plain), (torch.neg, plain), (turned, turned))
+    tables = [Looked(table, head) for table, head in pairs]
+    kernels = [Filtered(made) for made in (plain, turned, both, torch.neg)]
+    compare(Branches(*tables, *kernels), torch.randint(6, (N, 12)), strategy=strategy, each=False)
 
 
 class Scaled(torch.autograd.Function):

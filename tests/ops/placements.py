@@ -154,8 +154,9 @@ class Tally:
 
 WORLD: list[tuple[FakeTensorMode, Any]] = []
 FAKES: dict[Any, torch.Tensor] = {}
-# What an op gives for arguments of some shapes, whatever their placements; None if it is refused.
+# What an op gives for arguments of some shapes, whatever their placements.
 RESULTS: dict[Any, Any] = {}
+REFUSED = object()  # in the place of a result
 # Impossible combinations are many, and torch logs each of them.
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
@@ -290,7 +291,7 @@ def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
             WORLD.clear()
             return Tally(impossible=1)
         RESULTS[key] = value
-    if (value := RESULTS[key]) is None:
+    if (value := RESULTS[key]) is REFUSED:
         return Tally(impossible=1)
     node.meta["val"] = value
     symbol = n.node.expr
@@ -332,7 +333,7 @@ def as_key(x: Any) -> Any:
 
 
 def result(op: Any, node: Node, mode: FakeTensorMode) -> Any:
-    """An op's result on fake tensors, or None if it refuses them."""
+    """An op's result on fake tensors, or `REFUSED`."""
     try:
         with mode:
             args, kwargs = pytree.tree_map_only(
@@ -340,7 +341,7 @@ def result(op: Any, node: Node, mode: FakeTensorMode) -> Any:
             )
             return op(*args, **kwargs)
     except Exception:
-        return None
+        return REFUSED
 
 
 def troubles(
