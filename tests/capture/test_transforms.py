@@ -49,13 +49,16 @@ def test_ops() -> None:
         "linear": along(lambda h: F.linear(h, three, BIAS[:3]).tanh()),
         "attention": along(lambda h: torch.softmax(h @ h.mT, -1) @ h),
         "absolute": along(lambda h: h / (1 + h.abs())),
-        "error": along(lambda h: F.mse_loss(h, torch.zeros_like(h), reduction="none")),
-        "twice": along(torch.func.grad(lambda h: F.linear(h, three).square().sum())),
         "dual": dual(lambda h: F.linear(h, three).sigmoid()),
         "at rest": along(lambda h: F.dropout(h, 0.5, training=False).sin()),
         "of a map": torch.func.vmap(lambda h: F.linear(h, three, BIAS[:3]), in_dims=1, out_dims=1),
         "of a slope": torch.func.grad(lambda h: F.linear(h, three, BIAS[:3]).square().sum()),
     }
+    if torch.__version__ >= (2, 12):  # before, torch asks for the sizes in these as well
+        functions |= {
+            "error": along(lambda h: F.mse_loss(h, torch.zeros_like(h), reduction="none")),
+            "twice": along(torch.func.grad(lambda h: F.linear(h, three).square().sum())),
+        }
     compare(Applied(6, **functions), torch.randn(N, 4, 6), each=False)
 
 
@@ -122,7 +125,7 @@ def test_statistics_of_the_batch_are_torchs_own() -> None:
                                F.batch_norm(x, None, None, None, None, True))  # fmt: skip
     torch.testing.assert_close(ours, theirs)
     model = Applied(4, batch=along(lambda h: F.batch_norm(h, None, None, training=True)))
-    with pytest.raises(fxdp.BatchMixingError):
+    with pytest.raises(fxdp.ProofError):
         fxdp.prove(model, torch.randn(N, 4))
 
 
