@@ -13,6 +13,7 @@ from typing import Any
 import sympy
 import torch
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from fxdp.graph import marks
 from fxdp.graph.nodes import arguments
@@ -175,7 +176,7 @@ def arguments_of(
     node: Node, operand: Callable[[Node], Any]
 ) -> tuple[dict[str, Any], Any, dict[str, Any]]:
     """A node's arguments as a function of nodes sees them: by name, and as they stand."""
-    args, kwargs = pytree.tree_map_only(Node, operand, (node.args, dict(node.kwargs)))
+    args, kwargs = map_arg(node.args, operand), map_arg(node.kwargs, operand)
     if not isinstance(node.target, OpOverload):
         return {}, args, kwargs
     names = (a.name for a in node.target._schema.arguments)

@@ -6,8 +6,11 @@ combination of placements of the tensors is tried. The node goes through `tidy.s
 is then compared with real runs, for batch sizes that equal other sizes of the tensors.
 """
 
+import contextlib
+import functools
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from fxdp.forms.batch import Batch
@@ -88,7 +92,7 @@ class Home:
 
     def data(self, n: int, shared: torch.Generator, own: torch.Generator) -> tuple[Any, list[Any]]:
         """The global value, and the local ones."""
-        shape = tuple(int(s.subs(N, 1)) for s in self.shape)
+        shape = sizes_at(self.shape, 1)
         match self.placement:
             case Replicate(zero):
                 x = self.tensor.draw(shape, shared)
@@ -102,12 +106,18 @@ class Home:
                     (total + term, [x + term for x in own_terms]) if public else (total, own_terms)
                 )
             case Iota() as at:
-                sizes = [int(s.subs(N, n)) for s in self.shape]
-                return counted(at, sizes).clone(), [torch.zeros(shape, dtype=torch.int64)] * n
+                whole = counted(at, sizes_at(self.shape, n)).clone()
+                return whole, [torch.zeros(shape, dtype=torch.int64)] * n
             case Shard(dim, inner):
                 locals_ = [self.tensor.draw(shape, own) for _ in range(n)]
                 split = [x.unflatten(dim, (-1, int(inner))) for x in locals_]
                 return torch.stack(split, dim + 1).flatten(dim, dim + 2), locals_
+
+
+@functools.cache
+def sizes_at(shape: tuple[sympy.Expr, ...], n: int) -> tuple[int, ...]:
+    """A shape at a batch size."""
+    return tuple(int(s.subs(N, n)) for s in shape)
 
 
 def homes(t: T) -> list[Home]:
@@ -146,17 +156,9 @@ class Tally:
     impossible: int = 0
     false: list[str] = field(default_factory=lambda: [])
 
-    def __iadd__(self, other: "Tally") -> "Tally":
-        for name in ("claimed", "samples", "refused", "impossible", "false"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
-
 
 WORLD: list[tuple[FakeTensorMode, Any]] = []
 FAKES: dict[Any, torch.Tensor] = {}
-# What an op gives for arguments of some shapes, whatever their placements.
-RESULTS: dict[Any, Any] = {}
-REFUSED = object()  # in the place of a result
 # Impossible combinations are many, and torch logs each of them.
 logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
@@ -167,7 +169,6 @@ def world() -> tuple[FakeTensorMode, Any]:
         env = ShapeEnv()
         symbol = env.create_symbol(HINT, source=ConstantSource("n"), dynamic_dim=DimDynamic.DYNAMIC)
         FAKES.clear()
-        RESULTS.clear()
         mode = FakeTensorMode(shape_env=env)
         mode.cache_enabled = False  # a result from the cache asks no questions
         WORLD[:] = [(mode, env.create_symintnode(symbol, hint=HINT))]
@@ -188,11 +189,35 @@ def options(x: Any) -> list[Any]:
     return list(homes(x)) if isinstance(x, T) else [x]
 
 
-def combinations(args: Any, kwargs: Any) -> Any:
-    """Every choice of placements and options for an op's arguments."""
-    flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, T | Each))
-    for chosen in itertools.product(*(options(a) for a in flat)):
-        yield pytree.tree_unflatten(list(chosen), spec)
+@dataclass(frozen=True)
+class Choice:
+    """What an argument is: tensors and expressions in N are its holes.
+
+    Attributes:
+        key: the same for arguments that torch cannot tell apart: those whose placements alone
+            differ.
+    """
+
+    value: Any
+    holes: list[Any]
+    key: Any
+
+
+def choice(value: Any) -> Choice:
+    leaves, spec = pytree.tree_flatten(value, is_leaf=is_leaf)
+    return Choice(value, [x for x in leaves if is_filled(x)], (spec, *(as_key(x) for x in leaves)))
+
+
+def is_filled(x: Any) -> bool:
+    """Does a node stand for this argument?"""
+    return isinstance(x, Home) or isinstance(x, sympy.Expr) and x.has(N)
+
+
+def as_key(x: Any) -> Any:
+    """What an op's result on fake tensors may depend on."""
+    if isinstance(x, Home):
+        return "tensor", x.shape, x.tensor.dtype
+    return type(x), x if isinstance(x, sympy.Expr) else repr(x)
 
 
 @dataclass(frozen=True)
@@ -222,9 +247,25 @@ def check(case: Case, table: Table = RULES) -> Tally:
     Returns:
         The tally; `false` is empty if every claim of the rule is true.
     """
+    flat, spec = pytree.tree_flatten(
+        (case.args, case.kwargs), is_leaf=lambda x: isinstance(x, T | Each)
+    )
+    choices = [[choice(o) for o in options(a)] for a in flat]
+    numbers: dict[Any, int] = {}
+    keyed = [[(c, numbers.setdefault(c.key, len(numbers))) for c in some] for some in choices]
+    calls: dict[tuple[int, ...], Written | None] = {}
     tally = Tally()
-    for args, kwargs in combinations(case.args, case.kwargs):
-        tally += try_one(case.op, args, kwargs, table)
+    for chosen in itertools.product(*keyed):
+        key = tuple(number for _, number in chosen)
+        if key not in calls:
+            args, kwargs = pytree.tree_unflatten([c.value for c, _ in chosen], spec)
+            calls[key] = written(case.op, args, kwargs)
+            if not WORLD:  # sizes in it are numbers from now on: what was refused stays refused
+                calls = {k: None for k, call in calls.items() if call is None}
+        if (call := calls[key]) is None:
+            tally.impossible += 1
+        else:
+            try_one(call, [x for c, _ in chosen for x in c.holes], table, tally)
     return tally
 
 
@@ -260,50 +301,65 @@ def has_guards(n: Any) -> bool:
     return any(a.subs(symbol, size) == sympy.false for a in asked for size in range(2, 20))
 
 
-def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
-    """One combination, in the forward and in the backward pass."""
+@dataclass(frozen=True)
+class Written:
+    """A call in a graph, whatever the placements of its tensors.
+
+    Attributes:
+        holes: the nodes of its tensors and of its expressions in N.
+        symbol: the batch size.
+    """
+
+    node: Node
+    holes: list[Node]
+    symbol: sympy.Symbol
+
+
+def written(op: Any, args: Any, kwargs: Any) -> Written | None:
+    """A call with its result on fake tensors; None if torch refuses those."""
     mode, n = world()
     graph = Graph()
-    inputs: dict[Node, Any] = {}
+    holes: list[Node] = []
 
     def hole(x: Any) -> Any:
         value = fake(x, mode, n)
-        if not isinstance(value, torch.Tensor | torch.SymInt | torch.SymFloat):
+        if not is_filled(x):
             return value
-        node = graph.placeholder(f"in{len(inputs)}")
-        inputs[node] = x
-        node.meta["val"] = value
-        if isinstance(x, Home):
-            node.meta["placement"] = x.placement
-        return node
+        holes.append(graph.placeholder(f"in{len(holes)}"))
+        holes[-1].meta["val"] = value
+        return holes[-1]
 
-    leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_leaf)
-    args, kwargs = pytree.tree_unflatten(
-        [hole(x) if isinstance(x, Home | sympy.Expr) else x for x in leaves], spec
-    )
+    args, kwargs = pytree.tree_map_only((Home, sympy.Expr), hole, (args, kwargs), is_leaf=is_leaf)
     node = graph.call_function(op, args, kwargs)
-    key = (op, spec, *(as_key(x) for x in leaves))
-    if key not in RESULTS:
-        value = result(op, node, mode)
-        if has_guards(
-            n
-        ):  # another program for other batch sizes: `fxdp.proof.guards` refuses those
-            WORLD.clear()
-            return Tally(impossible=1)
-        RESULTS[key] = value
-    if (value := RESULTS[key]) is REFUSED:
-        return Tally(impossible=1)
-    node.meta["val"] = value
-    symbol = n.node.expr
+    with contextlib.suppress(Exception), mode:
+        node.meta["val"] = called(node, lambda a: a.meta["val"])
+    if has_guards(n):  # another program for other batch sizes: `fxdp.proof.guards` refuses those
+        WORLD.clear()
+        return None
+    if "val" not in node.meta:
+        return None
     spell(node)
-    tally = Tally()
-    homes_ = [x for x in inputs.values() if isinstance(x, Home)]
+    return Written(node, holes, n.node.expr)
+
+
+def called(node: Node, value: Callable[[Node], Any]) -> Any:
+    """What the op of a node gives for some values of its operands."""
+    return node.target(*map_arg(node.args, value), **map_arg(node.kwargs, value))  # type: ignore[operator]
+
+
+def try_one(call: Written, holes: list[Any], table: Table, tally: Tally) -> None:
+    """One combination of placements, in the forward and in the backward pass."""
+    node, inputs = call.node, dict(zip(call.holes, holes, strict=True))
+    homes_ = [x for x in holes if isinstance(x, Home)]
+    for operand, x in inputs.items():
+        if isinstance(x, Home):
+            operand.meta["placement"] = x.placement
     held = any(isinstance(h.placement, Shard) for h in homes_)
-    uses_total = len(homes_) < len(inputs) or any(isinstance(h.placement, Partial) for h in homes_)
+    uses_total = len(homes_) < len(holes) or any(isinstance(h.placement, Partial) for h in homes_)
     tried: list[tuple[Any, list[str | None] | None]] = []
     for backward in (False, True) if uses_total else (False,):
         try:
-            placed = place(node, symbol, table, backward)
+            placed = place(node, call.symbol, table, backward)
         except Mixed:
             tally.refused += 1
             continue
@@ -318,30 +374,10 @@ def try_one(op: Any, args: Any, kwargs: Any, table: Table) -> Tally:
             if trouble:
                 said = [(h.placement, h.shape) for h in homes_]
                 tally.false.append(
-                    f"{op}{node.args} {dict(node.kwargs)} with {said} at N={size}, {backward=}: "
-                    f"claims {placed}, but {trouble}"
+                    f"{node.target}{node.args} {dict(node.kwargs)} with {said} at N={size}, "
+                    f"{backward=}: claims {placed}, but {trouble}"
                 )
                 break
-    return tally
-
-
-def as_key(x: Any) -> Any:
-    """What an op's result on fake tensors may depend on."""
-    if isinstance(x, Home):
-        return "tensor", x.shape, x.tensor.dtype
-    return type(x), x if isinstance(x, sympy.Expr) else repr(x)
-
-
-def result(op: Any, node: Node, mode: FakeTensorMode) -> Any:
-    """An op's result on fake tensors, or `REFUSED`."""
-    try:
-        with mode:
-            args, kwargs = pytree.tree_map_only(
-                Node, lambda a: a.meta["val"], (node.args, node.kwargs)
-            )
-            return op(*args, **kwargs)
-    except Exception:
-        return REFUSED
 
 
 def troubles(
@@ -358,7 +394,13 @@ def concrete(x: Any, n: Any) -> Any:
     """An expression in N for an int or a SymInt."""
     if not x.has(N):
         return int(x) if x.is_Integer else float(x)
-    return sympy.lambdify(N, x, modules=[{}])(n)
+    return in_n(x)(n)
+
+
+@functools.cache
+def in_n(x: sympy.Expr) -> Callable[[Any], Any]:
+    """An expression in N as a function."""
+    return sympy.lambdify(N, x, modules=[{}])
 
 
 SQUEEZES = {getattr(torch.ops.aten.squeeze, name) for name in ("default", "dim", "dims")}
@@ -427,10 +469,7 @@ class Trial:
         return laid_out(torch.stack(locals_), size // inner, inner, len(shape) - at.dim - 1)
 
     def call(self, values: dict[Node, Any]) -> Any:
-        args, kwargs = pytree.tree_map_only(
-            Node, lambda a: values[a], (self.node.args, dict(self.node.kwargs))
-        )
-        return self.node.target(*args, **kwargs)  # type: ignore[operator]
+        return called(self.node, values.__getitem__)
 
     def compare(self, at: Placement, both: list[tuple[Any, list[Any]]]) -> str | None:
         """The relation between global and local results that a placement stands for."""
@@ -507,9 +546,7 @@ class Trial:
             else v[0]
             for k, v in self.data.items()
         }
-        args, kwargs = pytree.tree_map_only(
-            Node, lambda a: values[a], (self.node.args, dict(self.node.kwargs))
-        )
+        args, kwargs = (map_arg(x, values.__getitem__) for x in (self.node.args, self.node.kwargs))
         form = self.rule.form(*args, **kwargs)
         wanted = torch.stack(locals_)
         factor = torch.linspace(0.5, 2.0, self.n, dtype=torch.float64)
