@@ -186,9 +186,10 @@ def clipping_trouble(
     tally.checked += n
     if not same(run.env[here.of(Factors).norms].double(), norms):
         return "the norms are not those of the gradients"
-    factor = (1 / norms).clamp(max=1)
+    # A sample whose gradient is not finite adds nothing.
+    factor = (1 / norms).clamp(max=1).masked_fill(~norms.isfinite(), 0)
     for c, x in rows.items():
-        want = torch.einsum("n,n...->...", factor, x)
+        want = torch.einsum("n,n...->...", factor, x.nan_to_num(0, 0, 0))
         if not same(run.env[c.total], want.expand_as(run.env[c.total])):
             return f"the clipped sum of {c.gradient.parameter} is not that of its samples"
     return ""
