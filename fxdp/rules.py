@@ -2,9 +2,9 @@
 
 A rule's `place` takes the op's own arguments in the op's own order, after a `Call` that describes
 the result: a `Value` where the op takes a tensor, a sympy expression where it takes a
-number, and everything else as it is. It returns the placement of the result (a tuple for
-several results, None for a result that is not a tensor) or raises `Mixed`. An op that can turn
-samples into their sum has a `SumRule`, which also takes the sum apart into a form.
+number, and everything else as it is. It returns the placement of the result (a tuple for several
+results, with None for one that is not a tensor, or of the tensors alone) or raises `Mixed`. An op
+that can turn samples into their sum has a `SumRule`, which also takes the sum apart into a form.
 
 Rules are collected in tables, which are plain mappings and join with `|`.
 """
@@ -42,7 +42,7 @@ class Call:
     """One use of an op.
 
     Attributes:
-        out: shapes of the results, in order.
+        out: shapes of the results that are tensors, in order.
         n: the symbol of the number of samples.
         backward: whether the node belongs to the backward pass. Only there may a 0-d total
             over the batch meet the samples again (see `localize`).

@@ -9,6 +9,11 @@ import torch
 from fxdp.autotune import timings
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+
+
 def pytest_collection_finish() -> None:
     """What was imported is there to stay: looking for garbage in it took a tenth of the time."""
     gc.collect()

@@ -200,4 +200,5 @@ class Applied(nn.Module):
 def score(out: Tensor) -> Tensor:
     """[N] from [N, ...]: a function with another slope for every element."""
     flat = out.reshape(out.shape[0], -1)
-    return (flat + torch.linspace(0.5, 1.5, flat.shape[1], dtype=flat.dtype)).sin().sum(1)
+    slopes = torch.linspace(0.5, 1.5, flat.shape[1], dtype=flat.dtype, device=flat.device)
+    return (flat + slopes).sin().sum(1)

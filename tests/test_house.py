@@ -99,7 +99,7 @@ COVERED = {
     "mechanism/test_clipping": "mechanism.clipping_rule",
     "mechanism/test_correlated": "mechanism.noise module.correlated_noise",
     "models/test_open_layouts": "proof.layouts",
-    "models/test_attention": "ops.attention ops.softmax",
+    "models/test_attention": "ops.softmax",
     "models/test_functions": "ops.compose",
     "models/test_layers": "ops.bag ops.convolution",
     "models/test_ragged": "proof.ragged",

@@ -32,9 +32,16 @@ ALONG = {
     "aten._log_softmax_backward_data", "aten.gather", "aten.scatter", "aten.scatter_add",
     "aten.flip",
 }  # fmt: skip
+# How many results of fused attention hold samples; sizes and the state of a generator follow.
 ATTENTION = {
-    "aten._scaled_dot_product_flash_attention_for_cpu",
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward",
+    "aten._scaled_dot_product_flash_attention_for_cpu": 2,
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": 3,
+    "aten._scaled_dot_product_flash_attention": 2,
+    "aten._scaled_dot_product_flash_attention_backward": 3,
+    "aten._scaled_dot_product_efficient_attention": 2,
+    "aten._scaled_dot_product_efficient_attention_backward": 4,
+    "aten._scaled_dot_product_cudnn_attention": 2,
+    "aten._scaled_dot_product_cudnn_attention_backward": 3,
 }
 
 
@@ -183,12 +190,16 @@ def attended(call: Call, claims: Claims) -> bool:
     at = next((c for c in claims if isinstance(c, Shard)), None)
     if call.name not in ATTENTION or at is None or at.dim > 1 or call.counts:
         return False
+    if call.named.get("return_debug_mask"):
+        return False
     sizes = [x.shape[at.dim] for x in call.tensors if isinstance(x.claim, Shard)]
     fits = all(
-        same(x, at) or shared(x) and (x.rank == 2 or x.rank == 4 and x.shape[at.dim] == 1)
+        same(x, at) or shared(x) and (x.rank <= 2 or x.rank == 4 and x.shape[at.dim] == 1)
         for x in call.tensors
     )
-    told = all(c is None or isinstance(c, Shard) and same_place(c, at) for c in claims)
+    own, rest = claims[: ATTENTION[call.name]], claims[ATTENTION[call.name] :]
+    told = all(c is None or isinstance(c, Shard) and same_place(c, at) for c in own)
+    told = told and all(c is None or c == Replicate() for c in rest)
     return fits and told and all(equal(s, sizes[0]) for s in sizes)
 
 

@@ -80,12 +80,19 @@ def add_device_noise(
     out: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, key: Tensor, draw: int
 ) -> None:
     """The same with the device's own generator, seeded by key and number: no generator of the
-    process has a part in it. In place; without a wait for the device."""
+    process has a part in it. In place; without a wait for the device.
+
+    Without a key nothing may be drawn: the sum is lost if its scale wants noise.
+    """
+    factor = (tangent.double() / expected.double()).to(out.device, out.dtype)
+    scale = scale.to(out.device, out.dtype)
+    if not key.any():  # it lies on the host
+        out.add_(torch.where(scale == 0, 0.0, torch.nan)).mul_(factor)
+        return
     told = sha256(secret_of(key) + draw.to_bytes(8)).digest()
     source = torch.Generator(out.device).manual_seed(int.from_bytes(told[:8]) >> 1)
     drawn = torch.empty_like(out).normal_(generator=source)
-    factor = (tangent.double() / expected.double()).to(out.device, out.dtype)
-    out.add_(drawn.mul_(scale.to(out.device, out.dtype))).mul_(factor)
+    out.add_(drawn.mul_(scale)).mul_(factor)
 
 
 @define("released")

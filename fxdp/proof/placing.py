@@ -82,8 +82,24 @@ def place(
             placed = place_rows(rule, call, axes, SIZES, *arguments_of(node, operand))
         else:
             placed = apply(rule, node, call) if rule is not None else shared_results(node)
+        placed = spread(node, placed)
         note(node, rule, placed)
     return checked(node, placed, n, axes)
+
+
+def spread(node: Node, placed: Any) -> Any:
+    """One entry for each result, of a rule that gave one for each result that is a tensor.
+
+    Fused attention on a GPU also returns sizes, and nothing where nothing was asked for.
+    """
+    values = node.meta["val"]
+    if not isinstance(placed, tuple) or len(placed) == len(values):
+        return placed
+    tensors = [isinstance(v, torch.Tensor) for v in values]
+    if len(placed) != sum(tensors):
+        return placed
+    rest = iter(placed)
+    return tuple(next(rest) if is_tensor else None for is_tensor in tensors)
 
 
 def scales_losses(node: Node, table: Table) -> bool:

@@ -11,9 +11,9 @@ from scipy import stats
 from torch import Tensor
 
 from fxdp.mechanism import gaussian as module
-from fxdp.mechanism.gaussian import BLOCK, add_noise, compiled, release_
+from fxdp.mechanism.gaussian import BLOCK, add_device_noise, add_noise, compiled, release_
 from fxdp.mechanism.gaussian import released as op
-from fxdp.mechanism.keystream import HALF, Bits
+from fxdp.mechanism.keystream import HALF, Bits, no_key
 
 SHAPES = [(), (0,), (3, 4), (BLOCK + 5,), (2, BLOCK)]
 DTYPES = [torch.float32, torch.float64]
@@ -53,6 +53,17 @@ def test_noise_is_normal_and_of_its_scale(dtype: torch.dtype, terms: int) -> Non
     halves = noise[: 3 * BLOCK].view(-1, 2, HALF).transpose(0, 1).reshape(2, -1)
     off = torch.corrcoef(torch.cat([halves, halves**2])) - torch.eye(4, dtype=dtype)
     assert float(off.abs().max()) < 5 / math.sqrt(halves.shape[1])  # made of the same lengths
+
+
+def test_a_device_without_a_key_draws_nothing() -> None:
+    """With no noise to make the sum is divided; with some to make it is lost, never released."""
+    total = torch.randn(5)
+    for scale, same in ((0.0, True), (1.0, False)):
+        out = total.clone()
+        add_device_noise(out, *scalars(scale), no_key(), 0)
+        torch.testing.assert_close(
+            out, total / 4 * 3 if same else torch.full((5,), torch.nan), equal_nan=True
+        )
 
 
 def test_key_and_number_decide() -> None:
