@@ -130,7 +130,8 @@ def test_other_ways_are_refused(kind: str) -> None:
         op, args = forward(kind, q, k, v, None)
         node = here.graph.call_function(op, args)
         with here.mode:  # results of any shape that fits: the placements alone are asked for
-            node.meta["val"] = op(*forward(kind, *[q.meta["val"]] * 3, None)[1])
+            x = q.meta["val"]
+            node.meta["val"] = op(*forward(kind, x, x, x, None)[1])
         with pytest.raises(Mixed):
             place(node, here.symbol, RULES, False)
 
