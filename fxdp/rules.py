@@ -75,6 +75,8 @@ class Rule:
         reshapes: the op gives its first operand the shape that is its second.
         each: for an op that is linear, the same op on N values at once: operands that are sums
             over samples come, and go, as `fxdp.ops.each.Each`.
+        generator_at: the first of its results that are no more than the state of a random
+            generator, and sizes; None if it has none.
         rows: `place` for operands that tell whose rows are whose (`Owner`, `Pointer`, `Starts`);
             None where it has nothing to say, and each row is a sample to `place`.
     """
@@ -88,6 +90,7 @@ class Rule:
     constant: bool = False
     reshapes: bool = False
     each: Callable[..., Any] | None = None
+    generator_at: int | None = None
     rows: Callable[..., Placements | None] | None = None
 
 

@@ -9,16 +9,19 @@ So where the inputs are large, a few samples' worth of them is compared: 2, 5, a
 small.
 """
 
+import operator
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxdp.backend.rows import Rows, kind
+from fxdp.graph.nodes import arguments, outputs
 from fxdp.kernels.precision import is_lowered
+from fxdp.rules import Table
 from fxdp.torch_internals import clone_preserve_strides, pytree
 
 Boxed = Callable[[list[Any]], Any]
@@ -70,6 +73,8 @@ class Checked:
             better, whatever the dtype of the result.
         rows: how its inputs follow from the number of samples; None if they do not.
         half: which one it is, for the warning.
+        generators: the results that are states of random generators: what is not drawn from may
+            be anything, and what is drawn shows in other results.
     """
 
     def __init__(
@@ -81,10 +86,12 @@ class Checked:
         coarsest: torch.dtype = torch.float64,
         rows: Rows | None = None,
         half: str = "forward",
+        generators: frozenset[int] = frozenset(),
     ) -> None:
         self.compiled, self.eager = compiled, eager
         self.noise, self.fallbacks = noise, fallbacks
         self.coarsest, self.rows, self.half = coarsest, rows, half
+        self.generators = generators
         self.seen: set[int | None] = set()
         self.trusted = True
         self._boxed_call = True  # AOTAutograd asks; in the instance, where wrappers find it
@@ -157,7 +164,8 @@ class Checked:
         )
         set_random_state(state)
         # Products that are rounded are not rounded alike: what went in differs in its last bit.
-        return difference(got, wanted, torch.bfloat16 if is_lowered() else self.coarsest)
+        coarsest = torch.bfloat16 if is_lowered() else self.coarsest
+        return difference(got, wanted, coarsest, self.generators)
 
 
 def random_state() -> Any:
@@ -181,8 +189,30 @@ def coarsest(graph: GraphModule) -> torch.dtype:
     return max(dtypes, key=TOLERANCE.__getitem__, default=torch.float64)
 
 
-def difference(got: Any, wanted: Any, coarsest: torch.dtype = torch.float64) -> str | None:
-    """What differs between the results of two graphs by more than rounding; None if nothing."""
+def generators(graph: GraphModule, table: Table) -> frozenset[int]:
+    """Which results of a graph are states of random generators, by the rules of the ops."""
+
+    def is_state(node: Any) -> bool:
+        if not isinstance(node, Node) or node.target is not operator.getitem:
+            return False
+        source, index = arguments(node)
+        rule = table.get(source.target)
+        return rule is not None and rule.generator_at is not None and index >= rule.generator_at
+
+    return frozenset(i for i, node in enumerate(outputs(graph)) if is_state(node))
+
+
+def difference(
+    got: Any,
+    wanted: Any,
+    coarsest: torch.dtype = torch.float64,
+    but: frozenset[int] = frozenset(),
+) -> str | None:
+    """What differs between the results of two graphs by more than rounding; None if nothing.
+
+    Args:
+        but: results that may differ.
+    """
     pairs = list(zip(got, wanted, strict=True))
     floats = [w for _, w in pairs if isinstance(w, Tensor) and w.is_floating_point()]
     largest = max((peak(w) for w in floats), default=0.0)
@@ -193,6 +223,8 @@ def difference(got: Any, wanted: Any, coarsest: torch.dtype = torch.float64) -> 
             continue
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"result {i} has shape {tuple(a.shape)} instead of {tuple(b.shape)}"
+        if i in but:
+            continue
         if not b.is_floating_point():
             if b.numel() and (a != b).float().mean() > TIPPED:
                 return f"result {i} of dtype {b.dtype} differs"

@@ -8,7 +8,7 @@ import torch
 from functorch.compile import make_boxed_func
 from torch.fx import GraphModule
 
-from fxdp.backend.check import Checked, coarsest
+from fxdp.backend.check import Checked, coarsest, generators
 from fxdp.backend.rows import Rows
 from fxdp.backend.settings import Backend, Record, Settings
 from fxdp.capture.errors import first_line
@@ -65,7 +65,8 @@ def finish(
     if not settings.check:
         return compiled  # type: ignore[return-value]
     rows = Rows.of(graph, study.of(Size).node.meta["val"])
-    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph), rows, half)  # type: ignore[arg-type]
+    states = generators(graph, settings.table)
+    return Checked(compiled, eager, noise, record.fallbacks, coarsest(graph), rows, half, states)  # type: ignore[arg-type]
 
 
 def uncompiled(what: str, error: Exception, record: Record) -> None:

@@ -59,6 +59,11 @@ def capture_errors(model: Any, pairs: Asked = lambda: None) -> Iterator[None]:
         if isinstance(error.inner_exception, StepError):  # of ours, in a wrapping of torch's
             raise error.inner_exception from None
         raise
+    except AssertionError as error:
+        if (asked := CEILING.search(str(error))) is None:
+            raise
+        why = f"a batch is larger than it is proven for: {asked[1].strip()}"
+        raise BatchMixingError(captured("depends-on-batch-size", error, why)) from None
     except RuntimeError as error:
         if str(error).startswith(FORBIDDEN):
             raise NotCompiled(first_line(error)) from None
@@ -79,6 +84,11 @@ FORBIDDEN = (
     "Detected recompile when torch.compile stance",
     "torch.compile with fullgraph=True found no compiled frames",
     "Recompilation triggered with skip_guard_eval_unsafe stance",
+)
+
+# How torch says that a guard does not even hold for the batch that it was captured for.
+CEILING = re.compile(
+    r"Guard failed on the same frame.*Guard fail reason: [\d/]*: ([^#]*)", re.DOTALL
 )
 
 # How torch writes what an op raised while it was captured.

@@ -136,6 +136,11 @@ def sgn(x: Tensor) -> Tensor:
     return x / x.abs().masked_fill(x == 0, 1) if x.is_complex() else torch.sign(x)
 
 
+def grid_sampler(x: Tensor, grid: Tensor, *modes: Any) -> Tensor:
+    """Without cuDNN's kernel, which torch has nothing for to trace it with."""
+    return (aten.grid_sampler_2d if x.dim() == 4 else aten.grid_sampler_3d)(x, grid, *modes)
+
+
 KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.take_along_dim.default, COMPOSITE): take_along_dim,
     (aten.adaptive_avg_pool2d.default, COMPOSITE): adaptive_avg_pool2d,
@@ -149,6 +154,7 @@ KERNELS: dict[tuple[OpOverload, DispatchKey], Callable[..., Any]] = {
     (aten.linalg_matrix_exp.default, AUTOGRAD): matrix_exp,
     (aten._linalg_check_errors.default, AUTOGRAD): check_errors,
     (aten.sgn.default, AUTOGRAD): sgn,
+    (aten.grid_sampler.default, COMPOSITE): grid_sampler,
 } | {(op, key): run for op, run in RECURRENT.items() for key in (COMPOSITE, AUTOGRAD)}
 
 

@@ -146,9 +146,31 @@ def stacked(layer: Layer, several: bool) -> Callable[..., tuple[Tensor, ...]]:
     return run
 
 
+def lstm_cell(
+    x: Tensor, state: Sequence[Tensor], w: Tensor, own: Tensor, *biases: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM; torch's own for GPUs is one kernel, without one for tracing."""
+    h, c = state
+    bias, own_bias = biases or (None, None)
+    keep, forget, new, shown = (F.linear(x, w, bias) + F.linear(h, own, own_bias)).chunk(4, 1)
+    c = forget.sigmoid() * c + keep.sigmoid() * new.tanh()
+    return shown.sigmoid() * c.tanh(), c
+
+
+def gru_cell(x: Tensor, h: Tensor, w: Tensor, own: Tensor, *biases: Tensor | None) -> Tensor:
+    """One step of a GRU, in the same way."""
+    bias, own_bias = biases or (None, None)
+    reset, keep, new = F.linear(x, w, bias).chunk(3, 1)
+    own_reset, own_keep, own_new = F.linear(h, own, own_bias).chunk(3, 1)
+    new = (new + (reset + own_reset).sigmoid() * own_new).tanh()
+    return new + (keep + own_keep).sigmoid() * (h - new)
+
+
 RECURRENT: dict[OpOverload, Callable[..., Any]] = {
     aten.lstm.input: stacked(lstm_layer, several=True),
     aten.gru.input: stacked(gru_layer, several=False),
     aten.rnn_tanh.input: stacked(rnn_layer(relu=False), several=False),
     aten.rnn_relu.input: stacked(rnn_layer(relu=True), several=False),
+    aten.lstm_cell.default: lstm_cell,
+    aten.gru_cell.default: gru_cell,
 }

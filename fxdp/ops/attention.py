@@ -38,11 +38,15 @@ RULES: Table = {
     for op in (
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
-        aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_flash_attention_backward.default,
-        aten._scaled_dot_product_efficient_attention.default,
         aten._scaled_dot_product_efficient_attention_backward.default,
-        aten._scaled_dot_product_cudnn_attention.default,
         aten._scaled_dot_product_cudnn_attention_backward.default,
+    )
+} | {
+    op: Rule(attended, generator_at=2)
+    for op in (
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
     )
 }

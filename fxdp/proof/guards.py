@@ -45,6 +45,13 @@ NOTED = re.compile(r"# (?P<file>\S+):(?P<line>\d+) in (?P<function>\S+)$")
 HARMLESS = ("fake_impls.py", "conv")
 
 
+# Up to these, sizes are for the one kernel, and beyond for another: indices of 32 bits, and batches
+# for cuDNN's normalisation. A graph is proven for the batches below; torch's own guard has a larger
+# one captured anew, and that program, which holds from some N up, is refused.
+CEILINGS = {65535, 880801}
+INDICES = 2**31 - 1
+
+
 # Ops that run graphs of their own, of which the joint graph shows no more than a name.
 CLOSED = {
     "associative_scan",
@@ -135,7 +142,7 @@ def refuse_other_programs(mask: Tensor, what: str = "N") -> None:
     found: dict[Location | None, Diagnostic] = {}
     for guard in env.guards:
         asked = question(guard, env, own)
-        if asked is not None and not always(asked, env):
+        if asked is not None and not always(asked, env) and not is_ceiling(asked):
             why = f"what is computed depends on whether {asked.subs(N, sympy.Symbol(what))}"
             where = asker(guard)
             found.setdefault(where, Diagnostic(code, where, "forward", why, code.remedy))
@@ -166,6 +173,17 @@ def always(asked: sympy.Basic, env: ShapeEnv) -> bool:
     others = {s: env.var_to_range[s] for s in asked.free_symbols if s != N}  # type: ignore[index]
     answer = bound_sympy(asked, others | {N: ValueRanges(2, int_oo)})  # type: ignore[arg-type]
     return answer.is_singleton() and answer.lower == sympy.true
+
+
+def is_ceiling(asked: sympy.Basic) -> bool:
+    """Does a guard hold for all batches up to a size that is a kernel's limit?"""
+    if not isinstance(asked, sympy.StrictLessThan | sympy.LessThan):
+        return False
+    size, limit = asked.lhs, asked.rhs
+    if not limit.is_Integer or not (limit >= INDICES or limit in CEILINGS):
+        return False
+    slope = size.coeff(N)
+    return bool(slope.is_positive) and sympy.expand(size - slope * N) == 0
 
 
 def asker(guard: ShapeGuard) -> Location | None:

@@ -1,6 +1,7 @@
 """Generated code is compared with its graph before anything is released."""
 
 import copy
+import operator
 import warnings
 from dataclasses import replace
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
+from torch.fx import Graph, GraphModule
 
 import fxdp
-from fxdp.backend.check import Checked, MiscompilationWarning, difference
+from fxdp.backend.check import Checked, MiscompilationWarning, difference, generators
 from fxdp.backend.halves import safe_views
+from fxdp.ops import RULES
 
 
 class MnistNet(nn.Module):
@@ -101,6 +104,14 @@ class TestChecked:
         assert run([torch.ones(2)])[0].tolist() == [3, 3]
         assert len(notes) == 1
 
+    def test_states_of_generators_may_differ(self) -> None:
+        """Fused attention returns one that nobody set, where it drops nothing."""
+        notes: list[str] = []
+        compiled, eager = boxed(lambda x: [x, x + 1]), boxed(lambda x: [x, x + 2])
+        run = Checked(compiled, eager, None, notes, generators=frozenset([1]))
+        assert run([torch.zeros(2, dtype=torch.int64)])[1].tolist() == [1, 1]
+        assert not notes
+
     def test_the_comparison_runs_without_noise(self) -> None:
         """What differs only where the noise is would be drowned by it."""
         seen: list[float] = []
@@ -183,3 +194,13 @@ def test_the_compiled_graph_gets_inputs_laid_out_as_they_are() -> None:
     Checked(graph, graph, None, notes)(list(given))
     assert seen == [[a.stride() for a in given]] * 3
     assert not notes
+
+
+def test_which_results_are_states_of_generators() -> None:
+    """By the rules: those of attention on a GPU after the first two, and no other."""
+    graph, op = Graph(), torch.ops.aten._scaled_dot_product_efficient_attention.default
+    q = graph.placeholder("q")
+    attended = graph.call_function(op, (q, q, q, None, True))
+    parts = [graph.call_function(operator.getitem, (attended, i)) for i in range(4)]
+    graph.output((*parts, q))
+    assert generators(GraphModule({}, graph), RULES) == {2, 3}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import fxdp
 import fxdp.passes
@@ -95,6 +95,43 @@ def test_a_layer_along_the_batch_fixes_it(n: int):
 def test_a_view_that_takes_time_for_the_batch_fixes_it():
     model = Net(view_as_time)
     refused(fxdp.BatchMixingError, __file__, marked(view_as_time), model, torch.randn(T, T, D))
+
+
+class Indexed(nn.Module):
+    """Another program where an index would not fit 32 bits, as kernels of GPUs are chosen."""
+
+    def __init__(self, limit: int = 2**31 - 1) -> None:
+        super().__init__()
+        self.fc, self.limit = nn.Linear(2, 1), limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        return (h * 2 if x.shape[0] * 2**20 < self.limit else h).square().sum(1)
+
+
+def test_a_limit_of_kernels_holds_for_the_batches_below_it() -> None:
+    """What is proven is proven up to there: a larger batch is refused, and not counted."""
+    model = Indexed()
+    private = fxdp.compile(
+        model, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=8, backend="eager"
+    )
+    private(torch.randn(5, 2)).backward()
+    private(torch.randn(2047, 2)).backward()
+    gradient, released = model.fc.weight.grad, private.releases
+    for _ in range(2):
+        with pytest.raises(fxdp.BatchMixingError, match="larger than it is proven for: 1048576"):
+            private(torch.randn(2048, 2))
+    assert private.releases == released
+    assert model.fc.weight.grad is gradient
+    private(torch.randn(7, 2)).backward()
+    assert private.releases == released + 1
+
+
+@pytest.mark.parametrize(("limit", "n"), [(2**31 - 1, 2048), (2**30, 5)])
+def test_other_limits_are_refused(limit: int, n: int) -> None:
+    """One that a first batch is above of, and one that is none of kernels'."""
+    with pytest.raises(fxdp.BatchMixingError, match="depends on whether 1048576"):
+        fxdp.prove(Indexed(limit), torch.randn(n, 2))
 
 
 def test_what_the_model_raises_is_quoted():
