@@ -85,6 +85,7 @@ class Stepper:
         self.dynamic = True
         self.rows: int | None = None
         self.key = no_key()
+        self.numbers: tuple[Any, list[Tensor]] = None, []
         self.step = self.earlier = self.another(settings, self.record)
         if settings.checkpoint == "except_last":
             self.earlier = self.another(replace(settings, checkpoint="always"), self.record)
@@ -170,7 +171,7 @@ class Stepper:
         scales = checked_scales(*scales)
         refuse_transforms()
         check_deviation(*scales, {p.dtype for p in self.model.parameters() if p.requires_grad})
-        numbers = [torch.tensor(v, dtype=torch.float64, device=mask.device) for v in scales]
+        numbers = self.numbers_on(mask.device, scales)
         # Without noise nothing is drawn, and no number is used up.
         key = self.keys.next(released) if scales[1] > 0 else no_key()
         self.key = key if scales[1] > 0 else self.key
@@ -189,6 +190,19 @@ class Stepper:
             step.renew()
             raise
         return others, ran
+
+    def numbers_on(self, device: torch.device, scales: Scales) -> list[Tensor]:
+        """A step's scales, each 0-d; the tensors of the step before as long as they hold.
+
+        New ones are a copy for which the host waits until a GPU has done all before it.
+        """
+        before, numbers = self.numbers
+        if before != (device, scales):
+            with torch.inference_mode(False):
+                given = torch.tensor(scales, dtype=torch.float64, device=device)
+                numbers = [number.clone() for number in given]
+            self.numbers = (device, scales), numbers
+        return numbers
 
     def without_padding(self, others: Any, size: int, samples: int) -> Any:
         """What a model returned apart from its loss, with the rows of the first `size` samples.

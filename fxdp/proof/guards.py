@@ -11,6 +11,7 @@ import linecache
 import re
 import sys
 from dataclasses import replace
+from typing import Any
 
 import sympy
 from torch import SymInt, Tensor
@@ -179,11 +180,11 @@ def is_ceiling(asked: sympy.Basic) -> bool:
     """Does a guard hold for all batches up to a size that is a kernel's limit?"""
     if not isinstance(asked, sympy.StrictLessThan | sympy.LessThan):
         return False
-    size, limit = asked.lhs, asked.rhs
+    limit: Any = asked.rhs
     if not limit.is_Integer or not (limit >= INDICES or limit in CEILINGS):
         return False
-    slope = size.coeff(N)
-    return bool(slope.is_positive) and sympy.expand(size - slope * N) == 0
+    slope = sympy.diff(asked.lhs, N)
+    return bool(slope.is_positive) and sympy.expand(asked.lhs - slope * N) == 0
 
 
 def asker(guard: ShapeGuard) -> Location | None:
