@@ -26,7 +26,7 @@ from fxdp.kernels.triton.launch import on, processors, product, stages, tile
 
 FEW = 16  # positions: below, a block of one sample would leave a tensor core idle
 LEAST = 4  # blocks that a part of a sum is worth
-PART = 0.02  # what a part costs beside one that takes the whole device
+PART = 16  # blocks that could be multiplied while a tile is written and read again, at a guess
 
 
 @triton.jit
@@ -184,9 +184,16 @@ def block(t: int) -> int:
 
 
 def parts(tiles: int, steps: int, programs: int) -> int:
-    """In how many parts a sum is made, so that no processor waits long for the last."""
+    """In how many parts a sum is made, to be done soonest.
 
-    def turns(count: int) -> float:
-        return triton.cdiv(tiles * count, programs) / count * (1 + PART * count)
+    Args:
+        tiles: of the sum.
+        steps: how many blocks are multiplied for each.
+        programs: how many run at a time.
+    """
 
-    return min(range(1, max(1, min(steps // LEAST, programs)) + 1), key=turns)
+    def time(count: int) -> int:
+        extra = PART if count > 1 else 0
+        return triton.cdiv(tiles * count, programs) * (triton.cdiv(steps, count) + extra)
+
+    return min(range(1, max(1, min(steps // LEAST, programs)) + 1), key=time)

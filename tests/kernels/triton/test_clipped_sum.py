@@ -8,6 +8,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from fxdp.kernels.triton import clipped_sum as kernels
 from fxdp.kernels.triton.clipped_sum import block, clipped_sum, parts
+from fxdp.kernels.triton.ghost import ghost, norms_kernel, tiles_kernel
 
 FULL, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
 # One position, few, and so many that they make blocks; edges that are ragged and some that are not.
@@ -90,9 +91,26 @@ def test_parts_add_up(device: str, t: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_how_many_parts() -> None:
     """None where the tiles are many, or the steps few; as many as the device takes at a time."""
     assert parts(tiles=132, steps=10**6, programs=132) == 1
+    assert parts(tiles=60, steps=20, programs=132) == 1
     assert parts(tiles=1, steps=3, programs=132) == 1
     assert parts(tiles=64, steps=1000, programs=132) == 2
     assert 100 < parts(tiles=1, steps=10**6, programs=132) <= 132
+
+
+@pytest.mark.parametrize("t", [1, 20])
+def test_one_kernel_for_any_number_of_samples(device: str, t: int) -> None:
+    """Nothing is compiled again where N changes."""
+    if device == "cpu":
+        pytest.skip("the interpreter compiles nothing")
+    compiled: list[int] = []
+    for n in (2, 1, 3, 16, 17, 64):
+        a, b = (torch.randn(n, t, k, device=device).bfloat16() for k in (32, 48))
+        clipped_sum(a, b, torch.ones(n, device=device))
+        ghost(a, [b])
+        kernels_used = (kernels.rows_kernel, kernels.blocks_kernel, tiles_kernel, norms_kernel)
+        caches = (cache for k in kernels_used for cache in k.device_caches.values())
+        compiled.append(sum(len(cache[0]) for cache in caches))
+    assert len(set(compiled)) == 1
 
 
 @pytest.mark.parametrize(("t", "side"), [(16, 16), (17, 32), (65, 32), (64, 64), (1024, 64)])

@@ -7,7 +7,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="triton is not installed")
 
 from fxdp.kernels.triton import ghost as kernels
-from fxdp.kernels.triton.ghost import ghost, slack
+from fxdp.kernels.triton.ghost import ghost, sides, slack
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -95,6 +95,33 @@ def test_the_slack_is_more_than_any_error(device: str, monkeypatch: pytest.Monke
             error = (ghost(x, [y])[0].double() - squares(x, y)).abs() / gross(x, y).square()
             found = max(found, float(error.max()) / 2**-24)
     assert 0.01 < found < kernels.SLACK / 2
+
+
+def cut_off(x: Tensor, step: int) -> Tensor:
+    """The sum of x [D], each `step` of them 16 at a time by a tensor core as it may be: all that it
+    adds, and the sum, cut off behind 24 bits."""
+
+    def cut(y: Tensor) -> Tensor:
+        part, power = torch.frexp(y)
+        return torch.ldexp((part * 2**24).trunc(), power - 24)
+
+    total = torch.zeros(())
+    for chunk in x.split(step):
+        own = torch.zeros((), dtype=torch.double)
+        for few in chunk.split(16):
+            own = cut(own + cut(few.sum()))
+        total = total + own.float()
+    return total.double()
+
+
+@pytest.mark.parametrize("t", [1, 100, 2000])
+def test_tensor_cores_cut_sums_off(t: int) -> None:
+    """Along a whole axis that is more than the slack; by as much as makes a sum here, it is not."""
+    d, p = 16384, 4096
+    x, y = (torch.rand(k).bfloat16().double().square() for k in (d, p))
+    true, step = x.sum() * y.sum(), sides(t, 2)[1]
+    assert abs(cut_off(x, step) * cut_off(y, step) / true - 1) < slack(d, p, step) / 2
+    assert abs(cut_off(x, d) * cut_off(y, p) / true - 1) > slack(d, p, step)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-20, 1e-15])
