@@ -112,6 +112,15 @@ def has_products(a: Tensor, b: Tensor) -> bool:
     return has_ops(a, b) or is_tiled(a, b)
 
 
+def has_halves(a: Tensor, b: Tensor) -> bool:
+    """Is one in half precision, and do ops take them as they are?
+
+    They are to be measured by ops, too, which read the numbers that are summed, rounded. In a
+    kernel of Inductor's that makes these numbers and uses them, they may be not rounded yet.
+    """
+    return is_tiled(a, b) and (a.dtype in HALVES or b.dtype in HALVES)
+
+
 def as_taken(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Operands as those ops take them: in half precision where products are exact all the same."""
     return (a, b) if is_tiled(a, b) else (wide(a), wide(b))

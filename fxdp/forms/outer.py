@@ -11,12 +11,20 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import HALVES, as_taken, has_products, muted, one_each, sq_sum, weighed, wide
+from fxdp.forms.batch import (
+    as_taken,
+    has_halves,
+    has_products,
+    muted,
+    one_each,
+    sq_sum,
+    weighed,
+    wide,
+)
 from fxdp.forms.strategy import Strategy
 from fxdp.kernels.clipped_sum import weighed_outer
 from fxdp.kernels.each_outer import each_outer
 from fxdp.kernels.ghost import ghost_outer, ghost_whole, underflow
-from fxdp.kernels.library import is_tiled
 from fxdp.kernels.loops import loop_outer
 from fxdp.shapes import expr, product
 
@@ -49,6 +57,9 @@ class Outer:
 
     def per_sample(self, strategy: Strategy = "instantiate") -> Tensor:
         """[N, ..., i, o]"""
+        if self.a.dim() == 3 and has_halves(self.a, self.b):
+            own = loop_outer if strategy == "naive" else each_outer
+            return own(self.a, self.b)
         a, b = wide(self.a), wide(self.b)
         if a.dim() > 3:
             return torch.einsum("ngti,ngto->ngio", a.flatten(1, -3), b.flatten(1, -3)).reshape(
@@ -61,8 +72,6 @@ class Outer:
                 return torch.vmap(lambda x, y: x.transpose(-2, -1) @ y)(a, b)
             case _ if a.shape[1] == 1:
                 return torch.einsum("ni,no->nio", a.squeeze(1), b.squeeze(1))
-            case _ if is_tiled(self.a, self.b) and self.a.dtype == self.b.dtype in HALVES:
-                return each_outer(self.a, self.b)
             case _:
                 return torch.einsum("nti,nto->nio", a, b)
 
@@ -75,15 +84,16 @@ class Outer:
         """
         if strategy != "ghost" or self.a.is_complex():
             return sq_sum(self.per_sample(strategy))
-        if self.a.shape[-2] != 1 and self.a.dim() == 3 and has_products(self.a, self.b):
+        one, halves = self.a.shape[-2] == 1, has_halves(self.a, self.b)
+        if self.a.dim() == 3 and (halves or not one) and has_products(self.a, self.b):
             return ghost_outer(*as_taken(self.a, self.b))
         a, b = wide(self.a), wide(self.b)
-        if a.shape[-2] == 1:
+        if one:
             # Axes from the front: torch 2.11 traces a wrong shape where one of size 1 is negative.
             lengths = [torch.linalg.vector_norm(x, dim=(x.dim() - 2, x.dim() - 1)) for x in (a, b)]
             lost = underflow(lengths[0], lengths[1], (a.shape[-1], b.shape[-1]), 1)
             return one_each((lengths[0] * lengths[1]).square() + lost)
-        return one_each(ghost_whole(*as_taken(self.a, self.b)))
+        return one_each(ghost_whole(a, b))
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""

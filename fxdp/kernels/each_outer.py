@@ -8,13 +8,15 @@ from fxdp.kernels.library import define, fake, on_cuda
 
 @define("each_outer")
 def each_outer(a: Tensor, b: Tensor) -> Tensor:
-    """float32 [N, i, o], the sums of a[n, t] b[n, t]^T, from a [N, t, i] and b [N, t, o] of one
-    dtype in half precision, which are not rounded again."""
+    """float32 [N, i, o], the sums of a[n, t] b[n, t]^T, from a [N, t, i] and b [N, t, o] in half
+    precision or float32, which are not rounded again."""
     return torch.bmm(a.float().transpose(1, 2), b.float())
 
 
 @on_cuda("each_outer")
 def _(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype != b.dtype:
+        return torch.bmm(a.float().transpose(1, 2), b.float())
     return torch.bmm(a.transpose(1, 2), b, out_dtype=torch.float32)
 
 

@@ -9,6 +9,8 @@ Operands stay what they are: products of numbers in half precision are exact in 
 float32 numbers are rounded as IEEE has it, and so the sums alone are inexact. A tensor core cuts a
 sum off, always towards 0, and does not round it to the nearest number, which adds up along an axis.
 So each BK products make a sum of their own, and these are added as float32 numbers are elsewhere.
+
+With one position a norm is the product of two lengths, whose squares are added up in float64.
 """
 
 import math
@@ -25,7 +27,7 @@ from fxdp.kernels.triton.launch import on, product, stages, tile
 # finds less than half of that, where sums along 16,384 numbers at once would be hundreds off.
 SLACK = 16.0
 MOST = 4  # norms in one program, which share the Gram matrix of `a`
-BLOCK = 256  # numbers that the second kernel adds up at once
+BLOCK = 256  # numbers that are added up at once where there are no tiles
 
 
 @triton.jit
@@ -126,6 +128,30 @@ def norms_kernel(
         tl.store(out + row, found.to(tl.float32))
 
 
+@triton.jit
+def square_length(x, size, stride, BLOCK: tl.constexpr):
+    """|x|^2 of a vector, in float64: no square of a float32 number overflows or underflows."""
+    total = tl.zeros((BLOCK,), tl.float64)
+    for start in range(0, size, BLOCK):
+        at = (start + tl.arange(0, BLOCK)).to(tl.int64)
+        each = tl.load(x + at * stride, mask=at < size, other=0.0).to(tl.float32).to(tl.float64)
+        total += each * each
+    return tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=["N"])
+def lengths_kernel(
+    a, others, out, N, D, strides, sizes, others_strides, K: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """out [K, N], where a sample has one position: the product of two squared lengths."""
+    n = tl.program_id(0).to(tl.int64)
+    mine = square_length(a + n * strides[0], D, strides[2], BLOCK)
+    for k in tl.static_range(K):
+        s = others_strides[k]
+        theirs = square_length(others[k] + n * s[0], sizes[k], s[2], BLOCK)
+        tl.store(out + k * N.to(tl.int64) + n, (mine * theirs).to(tl.float32))
+
+
 def ghost(a: Tensor, others: list[Tensor]) -> Tensor:
     """float32 [k, N] squared norms of sum_t a[n, t] b[n, t]^T, rounded up.
 
@@ -144,18 +170,24 @@ def write(a: Tensor, others: tuple[Tensor, ...], out: Tensor) -> None:
     (n, t, d), k = a.shape, len(others)
     if not n:
         return
+    sizes, strides = tuple(b.shape[2] for b in others), tuple(b.stride() for b in others)
+    if t == 1:
+        with on(a):
+            lengths_kernel[(n,)](
+                a, others, out, n, d, a.stride(), sizes, strides, K=k, BLOCK=BLOCK, num_warps=4
+            )
+        return
     side, most, warps = sides(t, max(x.element_size() for x in (a, *others)))
     step = tile(max(x.shape[2] for x in (a, *others)), most)
     count = triton.cdiv(t, side)
     pairs = count * (count + 1) // 2
     square = a.new_empty(k, n, pairs, dtype=torch.float32)
     sums = a.new_empty(3, k, n, count, dtype=torch.float32)
-    sizes = tuple(b.shape[2] for b in others)
     with on(a):
         if t:
             tiles_kernel[(n * pairs,)](
-                a, others, square, sums, n, t, d, a.stride(), sizes,
-                tuple(b.stride() for b in others), K=k, TILES=count, BT=side, BK=step,
+                a, others, square, sums, n, t, d, a.stride(), sizes, strides,
+                K=k, TILES=count, BT=side, BK=step,
                 num_warps=warps, num_stages=stages(a.device),
             )  # fmt: skip
         norms_kernel[(n,)](

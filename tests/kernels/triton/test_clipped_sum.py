@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from fxdp.kernels.triton import clipped_sum as kernels
 from fxdp.kernels.triton.clipped_sum import block, clipped_sum, parts
-from fxdp.kernels.triton.ghost import ghost, norms_kernel, tiles_kernel
+from fxdp.kernels.triton.ghost import ghost, lengths_kernel, norms_kernel, tiles_kernel
 
 FULL, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
 # One position, few, and so many that they make blocks; edges that are ragged and some that are not.
@@ -107,7 +107,8 @@ def test_one_kernel_for_any_number_of_samples(device: str, t: int) -> None:
         a, b = (torch.randn(n, t, k, device=device).bfloat16() for k in (32, 48))
         clipped_sum(a, b, torch.ones(n, device=device))
         ghost(a, [b])
-        kernels_used = (kernels.rows_kernel, kernels.blocks_kernel, tiles_kernel, norms_kernel)
+        norms = tiles_kernel, norms_kernel, lengths_kernel
+        kernels_used = (kernels.rows_kernel, kernels.blocks_kernel, *norms)
         caches = (cache for k in kernels_used for cache in k.device_caches.values())
         compiled.append(sum(len(cache[0]) for cache in caches))
     assert len(set(compiled)) == 1

@@ -18,6 +18,7 @@ from fxdp.kernels import library
 from fxdp.kernels.clipped_sum import weighed_outer
 from fxdp.kernels.each_outer import each_outer
 from fxdp.kernels.ghost import ghost_outer, ghost_outers, ghost_whole
+from fxdp.kernels.loops import loop_outer
 from fxdp.shapes import expr
 from tests.passes.graphs import passed, sum_square
 
@@ -69,7 +70,9 @@ def total(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
 @pytest.mark.parametrize(("of_a", "of_b"), [(FULL, FULL), (BF16, BF16), (HALF, HALF), (BF16, FULL)])
 def test_operands_stay_what_they_are(of_a: torch.dtype, of_b: torch.dtype) -> None:
     """One op for each, whose result is in float32."""
-    for function, op, t in ((norms, NORM, 7), (total, SUM, 7), (total, SUM, 1)):
+    calls = [(norms, NORM, 7), (total, SUM, 7), (total, SUM, 1)]
+    calls += [(norms, NORM, 1)] if BF16 in (of_a, of_b) else []
+    for function, op, t in calls:
         gm = traced(function, of_a, of_b, t)
         assert targets(gm) == [op]
         assert gm.graph.output_node().args[0].meta["val"].dtype == FULL
@@ -90,16 +93,23 @@ def test_without_triton_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SUM not in targets(traced(total, BF16, BF16, 7))
 
 
-def test_per_sample_gradients() -> None:
-    """A product in half precision, for a tensor core; that of two dtypes is one of float32."""
+@pytest.mark.parametrize("t", [1, 7])
+def test_per_sample_gradients(t: int) -> None:
+    """Of half precision by one op, which reads the numbers that are summed."""
 
     def each(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
         return Outer(a, b).per_sample()
 
-    assert targets(traced(each, BF16, BF16, 7)) == [EACH]
-    assert EACH not in targets(traced(each, BF16, FULL, 7))
-    a, b = torch.randn(4, 7, D).bfloat16(), torch.randn(4, 7, P).bfloat16()
-    torch.testing.assert_close(each_outer(a, b), Outer(a.float(), b.float()).per_sample())
+    def looped(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
+        return Outer(a, b).per_sample("naive")
+
+    assert targets(traced(each, BF16, BF16, t)) == targets(traced(each, BF16, FULL, t)) == [EACH]
+    assert EACH not in targets(traced(each, FULL, FULL, t))
+    assert targets(traced(looped, BF16, BF16, t)) == [loop_outer.default]
+    a, b = torch.randn(4, t, D).bfloat16(), torch.randn(4, t, P).bfloat16()
+    wanted = Outer(a.float(), b.float()).per_sample()
+    torch.testing.assert_close(each_outer(a, b), wanted)
+    torch.testing.assert_close(loop_outer(a, b), wanted)
 
 
 def summed(out: Tensor, _: Tensor) -> Tensor:

@@ -37,6 +37,17 @@ def test_ragged_edges(device: str, dtype: torch.dtype, shape: tuple[int, int, in
     assert (found <= most).all()
 
 
+def test_one_position(device: str) -> None:
+    """A product of lengths, to the last bit but one, of a few vectors and of one common to them."""
+    a = torch.randn(5, 1, 300, device=device).bfloat16()
+    others = [torch.randn(5, 1, p, device=device) for p in (7, 257, 1)]
+    others[1] = others[1].half()
+    wanted = torch.stack([squares(a, b) for b in others])
+    torch.testing.assert_close(ghost(a, others).double(), wanted, rtol=1e-7, atol=0)
+    a[2, 0, 299] = float("nan")
+    assert ghost(a, others)[0].isfinite().tolist() == [True, True, False, True, True]
+
+
 def test_many_tiles(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pair of tiles is found, and counted once on the diagonal and twice below it."""
     monkeypatch.setattr(kernels, "sides", lambda *_: (16, 16, 4))
@@ -124,10 +135,11 @@ def test_tensor_cores_cut_sums_off(t: int) -> None:
     assert abs(cut_off(x, d) * cut_off(y, p) / true - 1) > slack(d, p, step)
 
 
+@pytest.mark.parametrize("t", [1, 7])
 @pytest.mark.parametrize("scale", [1e-25, 1e-20, 1e-15])
-def test_squares_that_underflow(device: str, scale: float) -> None:
+def test_squares_that_underflow(device: str, scale: float, t: int) -> None:
     """Whichever operand is small, and the other makes up for it."""
-    a, b = torch.randn(5, 7, 3, device=device) * scale, torch.randn(5, 7, 4, device=device) / scale
+    a, b = torch.randn(5, t, 3, device=device) * scale, torch.randn(5, t, 4, device=device) / scale
     for one, other in ((a, b), (b, a)):
         found, true = ghost(one, [other])[0].double().sqrt(), squares(one, other).sqrt()
         assert not (found < true * (1 - 1e-5)).any()
