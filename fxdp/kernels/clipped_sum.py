@@ -9,7 +9,7 @@ factors first, and copy only then; and it weighs the smaller of two operands.
 import torch
 from torch import Tensor
 
-from fxdp.kernels.library import define, fake, is_tiled, on_cuda
+from fxdp.kernels.library import define, fake, on_cuda, runs_tiled
 from fxdp.kernels.precision import wide, wide_dtype
 
 WEIGHT_ONLY = [False, True, False]
@@ -45,7 +45,7 @@ def weighed_outer(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
 
 @on_cuda("weighed_outer")
 def _(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
-    if not is_tiled(a, b):
+    if not runs_tiled(a, b):
         return of_weighed(wide(a), wide(b), factor)
     from fxdp.kernels.triton.clipped_sum import clipped_sum  # triton is optional
 

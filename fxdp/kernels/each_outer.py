@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fxdp.kernels.library import define, fake, on_cuda
+from fxdp.kernels.library import define, fake, on_cuda, runs_tiled
 
 
 @define("each_outer")
@@ -15,7 +15,7 @@ def each_outer(a: Tensor, b: Tensor) -> Tensor:
 
 @on_cuda("each_outer")
 def _(a: Tensor, b: Tensor) -> Tensor:
-    if a.dtype != b.dtype:
+    if a.dtype != b.dtype or not runs_tiled(a, b):
         return torch.bmm(a.float().transpose(1, 2), b.float())
     return torch.bmm(a.transpose(1, 2), b, out_dtype=torch.float32)
 

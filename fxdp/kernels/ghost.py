@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from fxdp.kernels.library import define, fake, is_tiled, on_cuda
+from fxdp.kernels.library import define, fake, on_cuda, runs_tiled
 from fxdp.kernels.precision import wide, wide_dtype
 
 ROWS = 64  # of a Gram matrix at a time: fewer make products small, more waste the upper half
@@ -69,7 +69,7 @@ def ghost_whole(a: Tensor, b: Tensor) -> Tensor:
 
 @on_cuda("ghost_whole")
 def _(a: Tensor, b: Tensor) -> Tensor:
-    if not is_tiled(a, b) or a.dim() < 3:
+    if not runs_tiled(a, b) or a.dim() < 3:
         return of_matrices(wide(a), wide(b))
     from fxdp.kernels.triton.ghost import ghost  # triton is optional
 
@@ -108,7 +108,7 @@ def ghost_outers(a: Tensor, others: list[Tensor]) -> Tensor:
 
 @on_cuda("ghost_outers")
 def _(a: Tensor, others: list[Tensor]) -> Tensor:
-    if not is_tiled(a, *others):
+    if not runs_tiled(a, *others):
         return by_rows(wide(a), [wide(b) for b in others])
     from fxdp.kernels.triton.ghost import ghost  # triton is optional
 

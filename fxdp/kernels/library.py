@@ -16,6 +16,7 @@ from torch import Tensor
 # What Triton kernels take; other operands are computed with as they are without triton.
 DEVICES = ("cuda",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ABLE = (8, 0)  # the first devices that multiply numbers in bfloat16
 LIBRARY = torch.library.Library("fxdp", "FRAGMENT")  # lives as long as the process
 
 
@@ -63,3 +64,8 @@ def is_tiled(*operands: Tensor) -> bool:
     """Do Triton kernels take these?"""
     taken = all(x.device.type in DEVICES and x.dtype in DTYPES for x in operands)
     return taken and has_triton()
+
+
+def runs_tiled(*operands: Tensor) -> bool:
+    """The same of the very device that they are on, which has to be there."""
+    return is_tiled(*operands) and torch.cuda.get_device_capability(operands[0].device) >= ABLE

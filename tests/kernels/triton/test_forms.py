@@ -78,6 +78,17 @@ def test_operands_stay_what_they_are(of_a: torch.dtype, of_b: torch.dtype) -> No
         assert gm.graph.output_node().args[0].meta["val"].dtype == FULL
 
 
+def test_devices_that_are_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written for them is run without Triton's kernels."""
+    with FakeTensorMode():
+        x = torch.empty(2, device="cuda")
+    for version, runs in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, v=version: v)
+        assert library.is_tiled(x)
+        assert library.runs_tiled(x) == runs
+    assert not library.runs_tiled(torch.ones(2))
+
+
 def test_weights_of_a_bmm() -> None:
     assert WHOLE in targets(traced(norms, BF16, BF16, 2, 7))
 
