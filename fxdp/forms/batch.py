@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from fxdp.kernels.clipped_sum import weighed_sum
+from fxdp.kernels.library import is_tiled
+from fxdp.kernels.precision import HALVES, wide
 from fxdp.placement import Shard
 from fxdp.shapes import expr
 from fxdp.torch_internals import pytree
@@ -73,14 +75,6 @@ def _sized(x: Tensor, size: Any) -> Any:
     return env.create_symintnode(size, hint=None)
 
 
-HALVES = (torch.float16, torch.bfloat16)
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32 at least, the precision in which norms, sums and noise are computed."""
-    return x.float() if x.dtype in HALVES else x
-
-
 def all_wide(values: Any) -> Any:
     """Arguments of an op, with float32 for half precision in all tensors and dtypes.
 
@@ -111,6 +105,25 @@ def summed(x: Tensor, factor: Tensor) -> Tensor:
 def has_ops(*operands: Tensor) -> bool:
     """Do the ops of `fxdp.kernels.clipped_sum` take these?"""
     return all(x.device.type == "cpu" and not x.is_complex() for x in operands)
+
+
+def has_products(a: Tensor, b: Tensor) -> bool:
+    """Do `ghost_outer` and `weighed_outer` take these?"""
+    return has_ops(a, b) or is_tiled(a, b)
+
+
+def has_halves(a: Tensor, b: Tensor) -> bool:
+    """Is one in half precision, and do ops take them as they are?
+
+    They are to be measured by ops, too, which read the numbers that are summed, rounded. In a
+    kernel of Inductor's that makes these numbers and uses them, they may be not rounded yet.
+    """
+    return is_tiled(a, b) and (a.dtype in HALVES or b.dtype in HALVES)
+
+
+def as_taken(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Operands as those ops take them: in half precision where products are exact all the same."""
+    return (a, b) if is_tiled(a, b) else (wide(a), wide(b))
 
 
 def muted(x: Tensor, factor: Tensor) -> Tensor:

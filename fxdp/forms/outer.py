@@ -11,9 +11,19 @@ import sympy
 import torch
 from torch import Tensor
 
-from fxdp.forms.batch import has_ops, muted, one_each, sq_sum, weighed, wide
+from fxdp.forms.batch import (
+    as_taken,
+    has_halves,
+    has_products,
+    muted,
+    one_each,
+    sq_sum,
+    weighed,
+    wide,
+)
 from fxdp.forms.strategy import Strategy
 from fxdp.kernels.clipped_sum import weighed_outer
+from fxdp.kernels.each_outer import each_outer
 from fxdp.kernels.ghost import ghost_outer, ghost_whole, underflow
 from fxdp.kernels.loops import loop_outer
 from fxdp.shapes import expr, product
@@ -47,6 +57,9 @@ class Outer:
 
     def per_sample(self, strategy: Strategy = "instantiate") -> Tensor:
         """[N, ..., i, o]"""
+        if self.a.dim() == 3 and has_halves(self.a, self.b):
+            own = loop_outer if strategy == "naive" else each_outer
+            return own(self.a, self.b)
         a, b = wide(self.a), wide(self.b)
         if a.dim() > 3:
             return torch.einsum("ngti,ngto->ngio", a.flatten(1, -3), b.flatten(1, -3)).reshape(
@@ -71,20 +84,21 @@ class Outer:
         """
         if strategy != "ghost" or self.a.is_complex():
             return sq_sum(self.per_sample(strategy))
+        one, halves = self.a.shape[-2] == 1, has_halves(self.a, self.b)
+        if self.a.dim() == 3 and (halves or not one) and has_products(self.a, self.b):
+            return ghost_outer(*as_taken(self.a, self.b))
         a, b = wide(self.a), wide(self.b)
-        if a.shape[-2] == 1:
+        if one:
             # Axes from the front: torch 2.11 traces a wrong shape where one of size 1 is negative.
             lengths = [torch.linalg.vector_norm(x, dim=(x.dim() - 2, x.dim() - 1)) for x in (a, b)]
             lost = underflow(lengths[0], lengths[1], (a.shape[-1], b.shape[-1]), 1)
             return one_each((lengths[0] * lengths[1]).square() + lost)
-        if a.dim() == 3 and has_ops(a, b):
-            return ghost_outer(a, b)
         return one_each(ghost_whole(a, b))
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""
-        if self.a.dim() == 3 and has_ops(self.a, self.b):
-            return weighed_outer(wide(self.a), wide(self.b), factor)
+        if self.a.dim() == 3 and has_products(self.a, self.b):
+            return weighed_outer(*as_taken(self.a, self.b), factor)
         a, b = muted(self.a, factor), weighed(self.b, factor)
         if a.dim() > 3:
             return torch.einsum("n...ti,n...to->...io", a, b)

@@ -1,4 +1,4 @@
-"""Clipped sums as single ops for a CPU.
+"""Clipped sums as single ops.
 
 A clipped sum adds up factor[n] times sample n's share. A sample whose factor is 0 must add
 exactly 0, even where it holds infinities. Spelled with pointwise ops that costs a copy of every
@@ -9,7 +9,8 @@ factors first, and copy only then; and it weighs the smaller of two operands.
 import torch
 from torch import Tensor
 
-from fxdp.kernels.library import define, fake
+from fxdp.kernels.library import define, fake, on_cuda, runs_tiled
+from fxdp.kernels.precision import wide, wide_dtype
 
 WEIGHT_ONLY = [False, True, False]
 
@@ -38,7 +39,21 @@ def weigh_one(x: Tensor, y: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
 
 @define("weighed_outer")
 def weighed_outer(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
-    """[i, o] from a [N, t, i], b [N, t, o] and factor [N]."""
+    """[i, o] from a [N, t, i], b [N, t, o] and factor [N]; in float32 at least."""
+    return of_weighed(wide(a), wide(b), factor)
+
+
+@on_cuda("weighed_outer")
+def _(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
+    if not runs_tiled(a, b):
+        return of_weighed(wide(a), wide(b), factor)
+    from fxdp.kernels.triton.clipped_sum import clipped_sum  # triton is optional
+
+    return clipped_sum(a, b, factor)
+
+
+def of_weighed(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
+    """[i, o] as one product, of operands of which one was multiplied by the factors."""
     a, b = weigh_one(a, b, factor)
     if max(a, b, key=Tensor.numel).transpose(0, 1).is_contiguous():  # steps first: no copy of it
         a, b = a.transpose(0, 1), b.transpose(0, 1)
@@ -47,7 +62,7 @@ def weighed_outer(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
 
 @fake("weighed_outer")
 def _(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
-    return a.new_empty(a.shape[-1], b.shape[-1])
+    return a.new_empty(a.shape[-1], b.shape[-1], dtype=wide_dtype(a))
 
 
 @define("weighed_sum")

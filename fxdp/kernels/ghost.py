@@ -15,7 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from fxdp.kernels.library import define, fake
+from fxdp.kernels.library import define, fake, on_cuda, runs_tiled
+from fxdp.kernels.precision import wide, wide_dtype
 
 ROWS = 64  # of a Gram matrix at a time: fewer make products small, more waste the upper half
 CACHED = 1 << 19  # numbers of one Gram matrix that are computed at once
@@ -59,10 +60,24 @@ def underflow(a: Tensor, b: Tensor, sizes: tuple[int, int], positions: int) -> T
 
 @define("ghost_whole")
 def ghost_whole(a: Tensor, b: Tensor) -> Tensor:
-    """[N, ...] squared norms of sum_t a[n, ..., t] b[n, ..., t]^T, on any device.
+    """[N, ...] squared norms of sum_t a[n, ..., t] b[n, ..., t]^T, in float32 at least.
 
     One op, so that no Gram matrix is left to the forward half, where products may be rounded.
     """
+    return of_matrices(wide(a), wide(b))
+
+
+@on_cuda("ghost_whole")
+def _(a: Tensor, b: Tensor) -> Tensor:
+    if not runs_tiled(a, b) or a.dim() < 3:
+        return of_matrices(wide(a), wide(b))
+    from fxdp.kernels.triton.ghost import ghost  # triton is optional
+
+    return ghost(a.flatten(0, -3), [b.flatten(0, -3)]).view(a.shape[:-2])
+
+
+def of_matrices(a: Tensor, b: Tensor) -> Tensor:
+    """[N, ...] squared norms from the whole of both Gram matrices."""
     square = ((a @ a.transpose(-2, -1)) * (b @ b.transpose(-2, -1))).sum((-2, -1))
     lengths = [torch.linalg.vector_norm(x, dim=-1) for x in (a, b)]
     sums = [x.sum(-1) for x in lengths]
@@ -72,7 +87,7 @@ def ghost_whole(a: Tensor, b: Tensor) -> Tensor:
 
 @fake("ghost_whole")
 def _(a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(a.shape[:-2])
+    return a.new_empty(a.shape[:-2], dtype=wide_dtype(a))
 
 
 def spans(size: int, most: int) -> list[tuple[int, int]]:
@@ -84,10 +99,24 @@ def spans(size: int, most: int) -> list[tuple[int, int]]:
 @define("ghost_outers")
 def ghost_outers(a: Tensor, others: list[Tensor]) -> Tensor:
     """[k, N] squared norms of sum_t a[n, t] b[n, t]^T, from a [N, t, i], for k tensors b [N, t, o],
-    at least one.
+    at least one; in float32 at least.
 
     The Gram matrix of `a` is computed once for all of them.
     """
+    return by_rows(wide(a), [wide(b) for b in others])
+
+
+@on_cuda("ghost_outers")
+def _(a: Tensor, others: list[Tensor]) -> Tensor:
+    if not runs_tiled(a, *others):
+        return by_rows(wide(a), [wide(b) for b in others])
+    from fxdp.kernels.triton.ghost import ghost  # triton is optional
+
+    return ghost(a, others)
+
+
+def by_rows(a: Tensor, others: list[Tensor]) -> Tensor:
+    """[k, N] squared norms from a few rows of Gram matrices at a time."""
     square, gross, of_b = a.new_zeros(3, len(others), len(a))
     of_a, length = a.new_zeros(len(a)), a.shape[1]
     rows = spans(length, ROWS)
@@ -146,18 +175,19 @@ def at_once(a: Tensor, b: Tensor) -> Tensor:
 
 @fake("ghost_outers")
 def _(a: Tensor, others: list[Tensor]) -> Tensor:
-    return a.new_empty(len(others), a.shape[0])
+    return a.new_empty(len(others), a.shape[0], dtype=wide_dtype(a))
 
 
 @define("ghost_outer")
 def ghost_outer(a: Tensor, b: Tensor) -> Tensor:
-    """[N] squared norms of sum_t a[n, t] b[n, t]^T, from a [N, t, i] and b [N, t, o]."""
+    """[N] squared norms of sum_t a[n, t] b[n, t]^T, from a [N, t, i] and b [N, t, o]; in float32 at
+    least."""
     return ghost_outers(a, [b])[0]
 
 
 @fake("ghost_outer")
 def _(a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(a.shape[0])
+    return a.new_empty(a.shape[0], dtype=wide_dtype(a))
 
 
 def inner(at: Tensor, h: Tensor, g: Tensor) -> Tensor:

@@ -4,11 +4,14 @@ import torch
 from torch import Tensor
 
 from fxdp.kernels.library import define, fake
+from fxdp.kernels.precision import wide, wide_dtype
 
 
 @define("loop_outer")
 def loop_outer(a: Tensor, b: Tensor) -> Tensor:
-    """[N, i, o] from a [N, t, i] and b [N, t, o], one sample after the other."""
+    """[N, i, o] from a [N, t, i] and b [N, t, o], one sample after the other; in float32 at
+    least."""
+    a, b = wide(a), wide(b)
     if not len(a):
         return a.new_zeros(0, a.shape[-1], b.shape[-1])
     return torch.stack([x.T @ y for x, y in zip(a, b, strict=True)])
@@ -16,7 +19,7 @@ def loop_outer(a: Tensor, b: Tensor) -> Tensor:
 
 @fake("loop_outer")
 def _(a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(a.shape[0], a.shape[-1], b.shape[-1])
+    return a.new_empty(a.shape[0], a.shape[-1], b.shape[-1], dtype=wide_dtype(a))
 
 
 def _weight_of_one(

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from fxdp.torch_internals import DisableAutocast, get_fp32_precision, set_fp32_precision
 
@@ -24,7 +25,18 @@ KEYS: dict[str, tuple[Key, ...]] = {
 }
 FULL = "ieee"
 EXACT = (FULL, "none")
+HALVES = (torch.float16, torch.bfloat16)
 LOCK = threading.Lock()
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least, the precision in which norms, sums and noise are computed."""
+    return x.float() if x.dtype in HALVES else x
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of `wide(x)`."""
+    return torch.float32 if x.dtype in HALVES else x.dtype
 
 
 class Inside:
