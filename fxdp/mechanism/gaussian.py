@@ -7,6 +7,7 @@ had); the graph on its own calls the other. They compute the same.
 """
 
 import functools
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.kernels.library import define, fake
+from fxdp.kernels.library import DEVICES, define, fake, has_triton
 from fxdp.mechanism.keystream import GROUP, HALF, Bits, normals, secret_of
 from fxdp.mechanism.native import native
 from fxdp.torch_internals import auto_functionalized, compile_fx_inner, make_fx, select_decomp_table
@@ -77,22 +78,62 @@ def add_noise(
 
 
 def add_device_noise(
-    out: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, key: Tensor, draw: int
-) -> None:
-    """The same with the device's own generator, seeded by key and number: no generator of the
-    process has a part in it. In place; without a wait for the device.
+    flat: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, key: Tensor, number: int,
+    terms: int,
+) -> None:  # fmt: skip
+    """The same on another device; in place, without a wait for it.
+
+    ================  ===========================================================================
+    there             where the noise comes from
+    ================  ===========================================================================
+    CUDA and triton   ChaCha (`fxdp/kernels/triton/noise.py`), by a key made of the release's: 12
+                      rounds, or 20 for secure noise
+    several terms     AES on the host, as on a CPU
+    neither           the device's own generator, seeded by key and number: no generator of the
+                      process has a part in it
+    ================  ===========================================================================
 
     Without a key nothing may be drawn: the sum is lost if its scale wants noise.
     """
-    factor = (tangent.double() / expected.double()).to(out.device, out.dtype)
-    scale = scale.to(out.device, out.dtype)
+    device = flat.device
+    scale, factor = scale.double().to(device), (tangent.double() / expected.double()).to(device)
     if not key.any():  # it lies on the host
-        out.add_(torch.where(scale == 0, 0.0, torch.nan)).mul_(factor)
-        return
-    told = sha256(secret_of(key) + draw.to_bytes(8)).digest()
-    source = torch.Generator(out.device).manual_seed(int.from_bytes(told[:8]) >> 1)
-    drawn = torch.empty_like(out).normal_(generator=source)
-    out.add_(drawn.mul_(scale)).mul_(factor)
+        flat.add_(torch.where(scale == 0, 0.0, torch.nan)).mul_(factor)
+    elif draws_by_key(device):
+        from fxdp.kernels.triton.noise import add_noise as add_on_device  # optional
+
+        rounds = SECURE_ROUNDS if terms > 1 else ROUNDS
+        add_on_device(flat, scale, factor, device_key(key), number, terms, rounds)
+    elif terms == 1:
+        told = sha256(secret_of(key) + number.to_bytes(8)).digest()
+        source = torch.Generator(device).manual_seed(int.from_bytes(told[:8]) >> 1)
+        drawn = torch.empty_like(flat).normal_(generator=source)
+        flat.add_(drawn.mul_(scale)).mul_(factor)
+    else:
+        bits = functools.partial(Bits.of, key, number, terms, flat.dtype)
+        add_noise(flat, scale, expected, tangent, bits, blend)
+
+
+ROUNDS, SECURE_ROUNDS = 12, 20  # of ChaCha; see there
+
+
+def draws_by_key(device: torch.device) -> bool:
+    """Is noise there a function of the release's key, by a cipher?"""
+    return device.type == "cpu" or device.type in DEVICES and has_triton()
+
+
+def device_key(key: Tensor) -> tuple[int, int, int, int]:
+    """The key of ChaCha for a release: 32 bytes, made of the release's own, so that AES and ChaCha
+    have no key in common."""
+    a, b, c, d = struct.unpack("<4q", sha256(b"fxdp ChaCha" + secret_of(key)).digest())
+    return a, b, c, d
+
+
+def with_public(total: Tensor, public: Tensor, tangent: Tensor) -> Tensor:
+    """A released sum and its public part; in place, without a wait for a device."""
+    if total.device.type == "cpu":
+        return total.add_(public, alpha=float(tangent))
+    return total.add_(public * tangent.to(public.device))
 
 
 @define("released")
@@ -110,12 +151,12 @@ def released(
         terms: how many normal numbers each one of the noise is made of.
     """
     out = total.clone(memory_format=torch.contiguous_format)
-    if out.device.type != "cpu" and terms == 1:
-        add_device_noise(out, scale, expected, tangent, key, draw)
+    if out.device.type != "cpu":
+        add_device_noise(out.view(-1), scale, expected, tangent, key, draw, terms)
     else:
         bits = functools.partial(Bits.of, key, draw, terms, out.dtype)
         add_noise(out.view(-1), scale, expected, tangent, bits, blend)
-    return out if public is None else out.add_(public, alpha=float(tangent))
+    return out if public is None else with_public(out, public, tangent)
 
 
 @fake("released")
@@ -133,9 +174,9 @@ def release_(
 ) -> None:  # fmt: skip
     """The same, in place of a contiguous total."""
     on_cpu = total.device.type == "cpu"
-    if not on_cpu and terms == 1:
-        add_device_noise(total, scale, expected, tangent, key, draw)
-    elif on_cpu and (code := native()) is not None:
+    if not on_cpu:
+        add_device_noise(total.view(-1), scale, expected, tangent, key, draw, terms)
+    elif (code := native()) is not None:
         factor = float(tangent) / float(expected)
         if (by := float(scale)) == 0:
             total.mul_(factor)
@@ -143,10 +184,10 @@ def release_(
             code.add(total.view(-1), key, draw, by, factor, terms)
     else:
         bits = functools.partial(Bits.of, key, draw, terms, total.dtype)
-        loop = compiled(total.dtype, terms) if on_cpu else blend
+        loop = compiled(total.dtype, terms)
         add_noise(total.view(-1), scale, expected, tangent, bits, loop)
     if public is not None:
-        total.add_(public, alpha=float(tangent))
+        with_public(total, public, tangent)
 
 
 @fake("release_")

@@ -14,7 +14,7 @@ from fxdp.backend.delivery import Gradients
 from fxdp.backend.options import Scales
 from fxdp.graph.study import ClippedSums
 from fxdp.mechanism.correlated import Correlation
-from fxdp.mechanism.gaussian import released
+from fxdp.mechanism.gaussian import draws_by_key, released
 from fxdp.mechanism.keystream import SECURE_TERMS
 from fxdp.module.stepper import Stepper
 
@@ -95,7 +95,7 @@ def check(trained: Mapping[str, Tensor], secure: bool) -> None:
     """Refuse what correlated noise cannot be made for.
 
     Raises:
-        TypeError: a parameter of less than 32 bits; or, unless `secure`, not on a CPU, where noise
+        TypeError: a parameter of less than 32 bits; or, unless `secure`, on a device where noise
             comes from torch's generators, which cannot be asked again.
     """
     for name, p in trained.items():
@@ -104,7 +104,7 @@ def check(trained: Mapping[str, Tensor], secure: bool) -> None:
                 f"correlated noise is added in the dtype of the parameter, and {name!r} has "
                 f"{p.dtype}: keep parameters in float32, and use torch.autocast"
             )
-        if p.device.type != "cpu" and not secure:
+        if not draws_by_key(p.device) and not secure:
             raise TypeError(
                 f"correlated noise is made again from a key, and the noise of {name!r} on "
                 f"{p.device} comes from torch's generator: pass BandMF(..., secure=True)"

@@ -60,7 +60,7 @@ def test_a_device_without_a_key_draws_nothing() -> None:
     total = torch.randn(5)
     for scale, same in ((0.0, True), (1.0, False)):
         out = total.clone()
-        add_device_noise(out, *scalars(scale), no_key(), 0)
+        add_device_noise(out, *scalars(scale), no_key(), 0, 1)
         torch.testing.assert_close(
             out, total / 4 * 3 if same else torch.full((5,), torch.nan), equal_nan=True
         )

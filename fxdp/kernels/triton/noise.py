@@ -1,0 +1,197 @@
+"""Normal noise from a cipher, in place: a function of a key, a parameter's number and an element.
+
+The bits are those of ChaCha (Bernstein 2008), with a counter and a nonce of 64 bits each: the nonce
+is the parameter's number, and the counter goes by the element, so that the noise of a slice is the
+slice of the noise. The normal numbers are made of the bits as `fxdp.mechanism.keystream.normals`
+makes them.
+
+Rounds: RFC 8439 asks for 20, and secure noise has 20. The best attacks known reach 7 (Aumasson, Too
+Much Crypto, 2019, section 5, which proposes 8); other noise has 12, as Rust's standard generator.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fxdp.kernels.triton.launch import on
+
+BLOCKS = 256  # blocks of the cipher in a program, of which each number is in another
+WORDS = 16  # of 32 bits, in a block
+WARPS = 8
+
+
+@triton.jit
+def turned(x, BY: tl.constexpr):
+    """The bits of uint32 numbers, turned to the left."""
+    return (x << BY) | (x >> (32 - BY))
+
+
+@triton.jit
+def quarter(a, b, c, d):
+    """A quarter round."""
+    a += b
+    d = turned(d ^ a, 16)
+    c += d
+    b = turned(b ^ c, 12)
+    a += b
+    d = turned(d ^ a, 8)
+    c += d
+    b = turned(b ^ c, 7)
+    return a, b, c, d
+
+
+@triton.jit
+def low(x):
+    """The lower half of int64 numbers, as uint32."""
+    return x.to(tl.int64).to(tl.uint32)
+
+
+@triton.jit
+def high(x):
+    """The upper half."""
+    return (x.to(tl.int64) >> 32).to(tl.uint32)
+
+
+@triton.jit
+def block(k0, k1, k2, k3, counter, number, ROUNDS: tl.constexpr):
+    """The 16 words of blocks of ChaCha.
+
+    Args:
+        k0, k1, k2, k3: int64, the key.
+        counter: int64, of each block.
+        number: int64, the nonce.
+    """
+    none = low(counter) ^ low(counter)
+    a0, a1, a2, a3 = none + 0x61707865, none + 0x3320646E, none + 0x79622D32, none + 0x6B206574
+    b0, b1, b2, b3 = none + low(k0), none + high(k0), none + low(k1), none + high(k1)
+    c0, c1, c2, c3 = none + low(k2), none + high(k2), none + low(k3), none + high(k3)
+    d0, d1, d2, d3 = low(counter), high(counter), none + low(number), none + high(number)
+    w0, w1, w2, w3, w4, w5, w6, w7 = a0, a1, a2, a3, b0, b1, b2, b3
+    w8, w9, w10, w11, w12, w13, w14, w15 = c0, c1, c2, c3, d0, d1, d2, d3
+    for _ in tl.static_range(ROUNDS // 2):
+        w0, w4, w8, w12 = quarter(w0, w4, w8, w12)
+        w1, w5, w9, w13 = quarter(w1, w5, w9, w13)
+        w2, w6, w10, w14 = quarter(w2, w6, w10, w14)
+        w3, w7, w11, w15 = quarter(w3, w7, w11, w15)
+        w0, w5, w10, w15 = quarter(w0, w5, w10, w15)
+        w1, w6, w11, w12 = quarter(w1, w6, w11, w12)
+        w2, w7, w8, w13 = quarter(w2, w7, w8, w13)
+        w3, w4, w9, w14 = quarter(w3, w4, w9, w14)
+    return (
+        w0 + a0, w1 + a1, w2 + a2, w3 + a3, w4 + b0, w5 + b1, w6 + b2, w7 + b3,
+        w8 + c0, w9 + c1, w10 + c2, w11 + c3, w12 + d0, w13 + d1, w14 + d2, w15 + d3,
+    )  # fmt: skip
+
+
+@triton.jit
+def pair(length, angle):
+    """Two normal numbers of two int32 numbers (Box and Muller 1958); see `normals`."""
+    u = (tl.abs(length.to(tl.int32, bitcast=True).to(tl.float32)) + 0.25) * 4.656612873077393e-10
+    turn = angle.to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
+    far = tl.sqrt(-2.0 * tl.log(u))
+    return far * tl.cos(turn), far * tl.sin(turn)
+
+
+@triton.jit
+def wide(first, second):
+    """Float64 numbers from int64 ones, of two words each."""
+    return (first.to(tl.int64) | (second.to(tl.int64) << 32)).to(tl.float64)
+
+
+@triton.jit
+def wide_pair(l0, l1, a0, a1):
+    """Two normal numbers in float64, of four words."""
+    u = (tl.abs(wide(l0, l1)) + 0.25) * 1.0842021724855044e-19
+    turn = wide(a0, a1) * 3.4061215800865545e-19
+    far = tl.sqrt(-2.0 * tl.log(u))
+    return far * tl.cos(turn), far * tl.sin(turn)
+
+
+@triton.jit
+def add(flat, at, lane, noise, scale, factor, end, SIDE: tl.constexpr):
+    """A lane of a group becomes (it + scale noise) * factor."""
+    place = at + lane * SIDE
+    live = (place >= 0) & (place < end)
+    x = tl.load(flat + place, mask=live, other=0.0)
+    noise = tl.where(scale == 0, 0.0, scale * noise.to(scale.dtype)).to(x.dtype)
+    tl.store(flat + place, (x + noise) * factor.to(x.dtype), mask=live)
+
+
+@triton.jit(do_not_specialize=["k0", "k1", "k2", "k3", "number", "start", "end", "first"])
+def noise_kernel(
+    flat, scale, factor, k0, k1, k2, k3, number, start, end, first,
+    ROUNDS: tl.constexpr, SIDE: tl.constexpr,
+):  # fmt: skip
+    """flat[i] = (flat[i] + scale xi) * factor, in float32; SIDE blocks of the cipher a program.
+
+    Args:
+        flat: float32 [end], of which the first is element `start` of the parameter.
+        scale, factor: 0-d.
+        k0, k1, k2, k3: the key, 8 bytes each.
+        number: the parameter's noise number.
+        first: the first group of elements that is in it.
+    """
+    group = tl.program_id(0).to(tl.int64) + first
+    lane = tl.arange(0, SIDE).to(tl.int64)
+    by, times = tl.load(scale).to(tl.float32), tl.load(factor)
+    at = group * (16 * SIDE) - start + lane
+    w = block(k0, k1, k2, k3, group * SIDE + lane, number + (group * 0), ROUNDS)
+    for i in tl.static_range(8):
+        one, two = pair(w[2 * i], w[2 * i + 1])
+        add(flat, at, 2 * i, one, by, times, end, SIDE)
+        add(flat, at, 2 * i + 1, two, by, times, end, SIDE)
+
+
+@triton.jit(do_not_specialize=["k0", "k1", "k2", "k3", "number", "start", "end", "first"])
+def wide_kernel(
+    flat, scale, factor, k0, k1, k2, k3, number, start, end, first,
+    ROUNDS: tl.constexpr, SIDE: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """The same with noise in float64, of the sum of TERMS normal numbers over the root of TERMS."""
+    group = tl.program_id(0).to(tl.int64) + first
+    lane = tl.arange(0, SIDE).to(tl.int64)
+    by, times = tl.load(scale).to(tl.float64), tl.load(factor)
+    at = group * (8 * SIDE) - start + lane
+    root = tl.sqrt(TERMS * 1.0)
+    for i in tl.static_range(4):
+        one, two = tl.zeros((SIDE,), tl.float64), tl.zeros((SIDE,), tl.float64)
+        for term in range(TERMS):
+            counter = (group * TERMS + term) * SIDE + lane
+            w = block(k0, k1, k2, k3, counter, number + (group * 0), ROUNDS)
+            more, again = wide_pair(w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3])
+            one, two = one + more, two + again
+        add(flat, at, 2 * i, one / root, by, times, end, SIDE)
+        add(flat, at, 2 * i + 1, two / root, by, times, end, SIDE)
+
+
+def add_noise(
+    flat: Tensor, scale: Tensor, factor: Tensor, key: tuple[int, int, int, int], number: int,
+    terms: int, rounds: int, start: int = 0,
+) -> None:  # fmt: skip
+    """flat becomes (flat + scale xi) * factor; in place, without a wait for the device.
+
+    Guarantees:
+        xi is a function of (key, number, element, terms), of the rounds, and of whether it is made
+        in float64: of a float64 tensor, or of several terms.
+
+    Args:
+        flat: float32 or float64 [length], contiguous, on a CUDA device.
+        scale, factor: 0-d float64, on the device.
+        key: 32 bytes, as int64 numbers.
+        number: no two parameters of one key have the same.
+        terms: how many normal numbers each one of the noise is made of.
+        rounds: of the cipher.
+        start: which element of the parameter is the first of `flat`.
+    """
+    if not flat.numel():
+        return
+    is_wide = terms > 1 or flat.dtype == torch.float64
+    group = BLOCKS * (WORDS // 2 if is_wide else WORDS)
+    first, last = start // group, -(-(start + flat.numel()) // group)
+    given = (flat, scale, factor, *key, number, start, flat.numel(), first)
+    with on(flat):
+        if is_wide:
+            wide_kernel[(last - first,)](*given, rounds, BLOCKS, terms, num_warps=WARPS)
+        else:
+            noise_kernel[(last - first,)](*given, rounds, BLOCKS, num_warps=WARPS)
