@@ -1,5 +1,6 @@
 """Plain sums over samples, and tensors that know where their samples are."""
 
+import pytest
 import sympy
 import torch
 from hypothesis import given
@@ -16,6 +17,18 @@ from tests.forms.loops import DTYPES, QUICK, drawn, hold, silent
 def test_every_shape(n: int, shape: list[int], dtype: torch.dtype) -> None:
     x = drawn(1, n, *shape, dtype=dtype)
     hold(Reduce(x), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_is_summed_is_no_longer_than_what_was_measured(dtype: torch.dtype) -> None:
+    """Measured before it was rounded and summed afterwards, as generated code may do."""
+    half = torch.finfo(dtype).eps / 2
+    exact = torch.tensor([[1 + half * 1.001]])
+    rounded = exact.to(dtype)
+    measured = Reduce(rounded).sq_norm() * (exact / rounded.float()).square().squeeze(1)
+    assert float(measured.sqrt()) >= float(rounded) * (1 - 1e-6)
+    if dtype == torch.float32:
+        assert torch.equal(Reduce(exact).sq_norm(), exact.square().squeeze(1))
 
 
 def test_factor_zero_is_silence() -> None:
