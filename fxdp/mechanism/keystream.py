@@ -5,7 +5,7 @@ noise number of a parameter, AES in counter mode (NIST SP 800-38A) makes bits, a
 and Muller (1958) makes normal numbers of the bits. So a graph draws nothing: whoever runs it again
 with the same key, or runs code that was generated from it, gets the same noise. The noise of a
 slice is the slice of the noise: a part of a parameter can be noised on its own. It is also faster
-than torch's generator on a CPU.
+than torch's generator on a CPU. What other devices do is in `fxdp.mechanism.gaussian`.
 
 Letters: g groups of GROUP elements, in the order of the flat parameter; k terms; h half of GROUP.
 """
