@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fxdp.kernels.library import define, fake, on_cuda, runs_tiled
-from fxdp.kernels.precision import wide, wide_dtype
+from fxdp.kernels.precision import HALVES, wide, wide_dtype
 
 ROWS = 64  # of a Gram matrix at a time: fewer make products small, more waste the upper half
 CACHED = 1 << 19  # numbers of one Gram matrix that are computed at once
@@ -124,9 +124,7 @@ def _(a: Tensor, others: list[Tensor]) -> Tensor:
     return on_a_device(a, others)
 
 
-def by_rows(
-    a: Tensor, others: list[Tensor], most: int, cached: int, growth: float = 0.0
-) -> Tensor:
+def by_rows(a: Tensor, others: list[Tensor], most: int, cached: int, growth: float = 0.0) -> Tensor:
     """[k, N] squared norms from a few rows of Gram matrices at a time.
 
     Args:
