@@ -262,6 +262,7 @@ def added(out: Tensor) -> Tensor:
     return out[0] if len(out) == 1 else out.sum(0)
 
 
+@functools.lru_cache(1024)
 def length(t: int, most: int) -> int:
     """How many positions make a block: few are left over, and no more blocks than need be."""
     sides = [x for x in (64, 32, 16) if x <= most]

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fxdp.kernels.triton.launch import on, product, stages
-from fxdp.kernels.triton.tiles import of_grams, over, side
+from fxdp.kernels.triton.tiles import VECTOR, of_grams, over, side
 
 CHAIN = 256  # products of two positions whose sum is a tensor core's
 # Errors of a ghost norm, in units in the last place of (sum_t |a_t| |b_t|)^2: those of two sums of
@@ -240,8 +240,9 @@ def write(a: Tensor, others: tuple[Tensor, ...], out: Tensor) -> None:
     if t == 1:
         with on(a):
             lengths_kernel[(n,)](
-                a, others, out, n, d, a.stride(), sizes, strides, K=k, BLOCK=BLOCK, num_warps=4
-            )
+                a, others, out, n, d, a.stride(), sizes, strides,
+                K=k, BLOCK=VECTOR.step, num_warps=VECTOR.warps,
+            )  # fmt: skip
         return
     tiles = of_grams(t, max(x.element_size() for x in (a, *others)))
     rows, step = side(t, tiles.rows), side(max(d, *sizes), tiles.step)

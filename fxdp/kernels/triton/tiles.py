@@ -1,4 +1,4 @@
-"""Which tiles a kernel takes: what was the fastest on an H100, in one table.
+"""Which tiles a kernel takes, in one table.
 
 A choice depends on sizes that stay what they are from step to step, and so not on the number of
 samples: what is compiled once serves batches of every size.
@@ -55,6 +55,9 @@ WIDE_GRAMS = (
     (64, Tiles(32, 32, 32, warps=4, stages=3)),
     (None, Tiles(64, 64, 32, warps=4, stages=3)),
 )
+
+# Ghost norms of one position: how many numbers of a vector are added up at a time.
+VECTOR = Tiles(1, 1, 256, warps=4, stages=1)
 
 
 def of_blocks(d: int, p: int) -> Tiles:
