@@ -77,7 +77,7 @@ COVERED = {
     "forms/test_conv_grid": "kernels.unfold",
     "forms/test_outer": "forms.batch kernels.clipped_sum",
     "kernels/triton/test_forms": "kernels.each_outer",
-    "kernels/triton/test_ghost": "kernels.triton.launch",
+    "kernels/triton/test_ghost": "kernels.triton.launch kernels.triton.tiles",
     "lint/test_cache": "lint.replaced lint.witness",
     "lint/test_cli": """
         lint.__main__ lint.checking

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxdp.kernels.library import define, fake, on_cuda, runs_tiled
-from fxdp.kernels.precision import wide, wide_dtype
+from fxdp.kernels.precision import HALVES, wide, wide_dtype
 
 WEIGHT_ONLY = [False, True, False]
 
@@ -45,7 +45,8 @@ def weighed_outer(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
 
 @on_cuda("weighed_outer")
 def _(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
-    if not runs_tiled(a, b):
+    # Of float32 numbers cuBLAS makes one product sooner, their weighing included.
+    if a.dtype != b.dtype or a.dtype not in HALVES or not runs_tiled(a, b):
         return of_weighed(wide(a), wide(b), factor)
     from fxdp.kernels.triton.clipped_sum import clipped_sum  # triton is optional
 

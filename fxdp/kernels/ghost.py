@@ -16,13 +16,17 @@ import torch
 from torch import Tensor
 
 from fxdp.kernels.library import define, fake, on_cuda, runs_tiled
-from fxdp.kernels.precision import wide, wide_dtype
+from fxdp.kernels.precision import HALVES, wide, wide_dtype
 
 ROWS = 64  # of a Gram matrix at a time: fewer make products small, more waste the upper half
 CACHED = 1 << 19  # numbers of one Gram matrix that are computed at once
 # Errors of a ghost norm, in units in the last place of (sum_t |a_t| |b_t|)^2, which no product of
 # its sum exceeds: a search among operands that cancel finds 2.5 at most (its test).
 SLACK = 8.0
+# On CUDA, where cuBLAS multiplies float32 numbers sooner than Triton, except for few positions.
+FEW = 128  # positions, from which on it does
+CUDA_ROWS = 256  # a product of fewer leaves processors idle
+CUDA_CACHED = 1 << 24
 
 
 def rounded_up(square: Tensor, gross: Tensor, lost: Tensor) -> Tensor:
@@ -71,9 +75,16 @@ def ghost_whole(a: Tensor, b: Tensor) -> Tensor:
 def _(a: Tensor, b: Tensor) -> Tensor:
     if not runs_tiled(a, b) or a.dim() < 3:
         return of_matrices(wide(a), wide(b))
+    return on_a_device(a.flatten(0, -3), [b.flatten(0, -3)]).view(a.shape[:-2])
+
+
+def on_a_device(a: Tensor, others: list[Tensor]) -> Tensor:
+    """[k, N] squared norms, by Triton's kernel or by cuBLAS, whichever is sooner."""
+    if a.shape[1] >= FEW and all(x.dtype not in HALVES for x in (a, *others)):
+        return by_rows(a, others, CUDA_ROWS, CUDA_CACHED, growth=1.0)
     from fxdp.kernels.triton.ghost import ghost  # triton is optional
 
-    return ghost(a.flatten(0, -3), [b.flatten(0, -3)]).view(a.shape[:-2])
+    return ghost(a, others)
 
 
 def of_matrices(a: Tensor, b: Tensor) -> Tensor:
@@ -103,24 +114,29 @@ def ghost_outers(a: Tensor, others: list[Tensor]) -> Tensor:
 
     The Gram matrix of `a` is computed once for all of them.
     """
-    return by_rows(wide(a), [wide(b) for b in others])
+    return by_rows(wide(a), [wide(b) for b in others], ROWS, CACHED)
 
 
 @on_cuda("ghost_outers")
 def _(a: Tensor, others: list[Tensor]) -> Tensor:
     if not runs_tiled(a, *others):
-        return by_rows(wide(a), [wide(b) for b in others])
-    from fxdp.kernels.triton.ghost import ghost  # triton is optional
-
-    return ghost(a, others)
+        return by_rows(wide(a), [wide(b) for b in others], ROWS, CACHED)
+    return on_a_device(a, others)
 
 
-def by_rows(a: Tensor, others: list[Tensor]) -> Tensor:
-    """[k, N] squared norms from a few rows of Gram matrices at a time."""
+def by_rows(a: Tensor, others: list[Tensor], most: int, cached: int, growth: float = 0.0) -> Tensor:
+    """[k, N] squared norms from a few rows of Gram matrices at a time.
+
+    Args:
+        most: rows of a Gram matrix at a time.
+        cached: numbers of one that are computed at once.
+        growth: units in the last place for the root of the length of a sum. cuBLAS adds products
+            one by one along an axis; sums of few sums, as on a CPU, need none.
+    """
     square, gross, of_b = a.new_zeros(3, len(others), len(a))
     of_a, length = a.new_zeros(len(a)), a.shape[1]
-    rows = spans(length, ROWS)
-    for first, last in spans(len(a), max(1, CACHED // max(1, length * ROWS))):
+    rows = spans(length, most)
+    for first, last in spans(len(a), max(1, cached // max(1, length * most))):
         part = slice(first, last)
         for start, stop in rows:
             mine = pairs(a[part], start, stop, start, stop)
@@ -142,6 +158,9 @@ def by_rows(a: Tensor, others: list[Tensor]) -> Tensor:
         underflow(of_a, own, (a.shape[-1], b.shape[-1]), length)
         for own, b in zip(of_b, others, strict=True)
     ]
+    for own, beside, b in zip(lost, gross, others, strict=True):
+        units = growth * math.sqrt(a.shape[-1] + b.shape[-1])
+        own += beside.square() * (units * torch.finfo(a.dtype).eps / 2)
     return rounded_up(square, gross, torch.stack(lost))
 
 

@@ -68,4 +68,10 @@ def is_tiled(*operands: Tensor) -> bool:
 
 def runs_tiled(*operands: Tensor) -> bool:
     """The same of the very device that they are on, which has to be there."""
-    return is_tiled(*operands) and torch.cuda.get_device_capability(operands[0].device) >= ABLE
+    return is_tiled(*operands) and is_able(operands[0].device)
+
+
+@functools.cache
+def is_able(device: torch.device) -> bool:
+    """Does a device multiply numbers in bfloat16?"""
+    return torch.cuda.get_device_capability(device) >= ABLE

@@ -3,16 +3,18 @@
 A program computes one tile of the Gram matrix of `a`, on the diagonal or below it, and for each `b`
 the same tile of its Gram matrix; it keeps the sum of their products, and on the diagonal those of
 the lengths |a_t| and |b_t|. A second kernel adds up a sample's tiles in float64 and rounds up what
-it finds, for the reasons that `fxdp.kernels.ghost` gives.
+it finds, for the reasons that `fxdp.kernels.ghost` gives. With few positions one tile is all, which
+one kernel computes and rounds up.
 
 Operands stay what they are: products of numbers in half precision are exact in float32, those of
 float32 numbers are rounded as IEEE has it, and so the sums alone are inexact. A tensor core cuts a
 sum off, always towards 0, and does not round it to the nearest number, which adds up along an axis.
-So each BK products make a sum of their own, and these are added as float32 numbers are elsewhere.
+So each CHAIN products make a sum of their own; these are added as float32 numbers are elsewhere.
 
 With one position a norm is the product of two lengths, whose squares are added up in float64.
 """
 
+import functools
 import math
 
 import torch
@@ -20,13 +22,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fxdp.kernels.triton.launch import on, product, stages, tile
+from fxdp.kernels.triton.launch import on, product, stages
+from fxdp.kernels.triton.tiles import VECTOR, of_grams, over, side
 
+CHAIN = 256  # products of two positions whose sum is a tensor core's
 # Errors of a ghost norm, in units in the last place of (sum_t |a_t| |b_t|)^2: those of two sums of
-# BK products, each cut off BK / 16 times; sums of these add the root of their number. Its test
-# finds less than half of that, where sums along 16,384 numbers at once would be hundreds off.
-SLACK = 16.0
+# CHAIN products, each cut off CHAIN / 16 times; sums of these add the root of their number. On an
+# H100 its test found 13.1 at most where up to 1,500 products made a sum; along 16,384 numbers at
+# once it would be hundreds.
+SLACK = 32.0
 MOST = 4  # norms in one program, which share the Gram matrix of `a`
+TINY = torch.finfo(torch.float32).tiny
 BLOCK = 256  # numbers that are added up at once where there are no tiles
 
 
@@ -39,13 +45,28 @@ def positions(x, rows, T, D, stride_t, stride_d, k, BK: tl.constexpr):
 
 
 @triton.jit
-def gram(x, r, c, T, D, stride_t, stride_d, BT: tl.constexpr, BK: tl.constexpr):
-    """[BT, BT] scalar products of the positions r of one sample [T, D] with its positions c."""
+def gram(
+    x, r, c, T, D, stride_t, stride_d,
+    BT: tl.constexpr, BK: tl.constexpr, CHAIN: tl.constexpr, ALONE: tl.constexpr,
+):  # fmt: skip
+    """[BT, BT] scalar products of the positions r of one sample [T, D] with its positions c.
+
+    The sum of CHAIN blocks is a value that is used: what Triton does with `whole += product(...)`
+    is one sum along the whole axis.
+
+    Args:
+        ALONE: whether r and c are the same.
+    """
     whole = tl.zeros((BT, BT), tl.float32)
-    for k in range(0, D, BK):
-        left = positions(x, r, T, D, stride_t, stride_d, k, BK)
-        right = positions(x, c, T, D, stride_t, stride_d, k, BK)
-        whole += product(left, tl.trans(right))
+    part = tl.zeros((BT, BT), tl.float32)
+    blocks = tl.cdiv(D, BK)
+    for k in range(0, blocks):
+        left = positions(x, r, T, D, stride_t, stride_d, k * BK, BK)
+        right = left if ALONE else positions(x, c, T, D, stride_t, stride_d, k * BK, BK)
+        part = product(left, tl.trans(right), part)
+        if (k % CHAIN == CHAIN - 1) | (k == blocks - 1):
+            whole += part
+            part = tl.zeros((BT, BT), tl.float32)
     return whole
 
 
@@ -55,10 +76,33 @@ def lengths(matrix, r, c):
     return tl.sqrt(tl.sum(tl.where(r[:, None] == c[None, :], matrix, 0.0), 1))
 
 
+@triton.jit
+def rounded_up(square, gross, of_a, of_b, T, size_a, size_b, slack, TINY: tl.constexpr):
+    """A squared norm that no rounding has made smaller than it is, from numbers in float64.
+
+    Args:
+        gross, of_a, of_b: sums of |a_t| |b_t|, |a_t| and |b_t|.
+    """
+    # What underflow may have taken: `fxdp.kernels.ghost.underflow`.
+    lost = (of_a * of_a * size_b + of_b * of_b * size_a + 1.0 * T * T) * TINY
+    found = square + gross * gross * slack + lost
+    return tl.where(found < 0, 0.0, found).to(tl.float32)  # what is no number stays none
+
+
+@triton.jit
+def pair_of(pair):
+    """The row and the column of a pair in the lower triangle."""
+    i = ((tl.sqrt(8.0 * pair + 1.0) - 1.0) * 0.5).to(tl.int32)  # may be off by one
+    i = tl.where((i + 1) * (i + 2) // 2 <= pair, i + 1, i)
+    i = tl.where(i * (i + 1) // 2 > pair, i - 1, i)
+    return i, pair - i * (i + 1) // 2
+
+
 @triton.jit(do_not_specialize=["N"])
 def tiles_kernel(
     a, others, square, sums, N, T, D, strides, sizes, others_strides,
     K: tl.constexpr, TILES: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
+    CHAIN: tl.constexpr,
 ):  # fmt: skip
     """For each sample and pair of tiles: square [K, N, PAIRS], and sums [3, K, N, TILES] of
     |a_t| |b_t|, |a_t| and |b_t|.
@@ -67,22 +111,21 @@ def tiles_kernel(
         others: K pointers; `sizes` and `others_strides` are theirs.
         sizes: the last axis of each.
         strides: of a [N, T, D].
+        CHAIN: blocks of BK products whose sum is a tensor core's.
     """
     PAIRS: tl.constexpr = TILES * (TILES + 1) // 2
     n = tl.program_id(0) // PAIRS
     pair = tl.program_id(0) % PAIRS
-    # The row of the pair in the lower triangle: the root may be off by one.
-    i = ((tl.sqrt(8.0 * pair + 1.0) - 1.0) * 0.5).to(tl.int32)
-    i = tl.where((i + 1) * (i + 2) // 2 <= pair, i + 1, i)
-    i = tl.where(i * (i + 1) // 2 > pair, i - 1, i)
-    j = pair - i * (i + 1) // 2
+    i, j = pair_of(pair)
     r = (i * BT + tl.arange(0, BT)).to(tl.int64)
     c = (j * BT + tl.arange(0, BT)).to(tl.int64)
     wide = n.to(tl.int64)
-    mine = gram(a + wide * strides[0], r, c, T, D, strides[1], strides[2], BT, BK)
+    x = a + wide * strides[0]
+    mine = gram(x, r, c, T, D, strides[1], strides[2], BT, BK, CHAIN, False)
     for k in tl.static_range(K):
         s = others_strides[k]
-        theirs = gram(others[k] + wide * s[0], r, c, T, sizes[k], s[1], s[2], BT, BK)
+        y = others[k] + wide * s[0]
+        theirs = gram(y, r, c, T, sizes[k], s[1], s[2], BT, BK, CHAIN, False)
         own = tl.sum(tl.sum(mine * theirs, 1), 0)
         row = (k * N + n).to(tl.int64)
         tl.store(square + row * PAIRS + pair, tl.where(i == j, own, 2.0 * own))
@@ -94,6 +137,31 @@ def tiles_kernel(
             tl.store(at, tl.sum(of_a * of_b, 0))
             tl.store(at + part, tl.sum(of_a, 0))
             tl.store(at + 2 * part, tl.sum(of_b, 0))
+
+
+@triton.jit(do_not_specialize=["N"])
+def tile_kernel(
+    a, others, out, N, T, D, strides, sizes, others_strides, slacks,
+    K: tl.constexpr, TINY: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, CHAIN: tl.constexpr,
+):  # fmt: skip
+    """out [K, N], where a sample's positions are BT at most; arguments as above."""
+    n = tl.program_id(0).to(tl.int64)
+    r = tl.arange(0, BT).to(tl.int64)
+    x = a + n * strides[0]
+    mine = gram(x, r, r, T, D, strides[1], strides[2], BT, BK, CHAIN, True)
+    for k in tl.static_range(K):
+        s = others_strides[k]
+        y = others[k] + n * s[0]
+        theirs = gram(y, r, r, T, sizes[k], s[1], s[2], BT, BK, CHAIN, True)
+        of_a, of_b = lengths(mine, r, r), lengths(theirs, r, r)
+        found = rounded_up(
+            tl.sum(tl.sum(mine * theirs, 1), 0).to(tl.float64),
+            tl.sum(of_a * of_b, 0).to(tl.float64),
+            tl.sum(of_a, 0).to(tl.float64),
+            tl.sum(of_b, 0).to(tl.float64),
+            T, D, sizes[k], slacks[k], TINY,
+        )  # fmt: skip
+        tl.store(out + k * N.to(tl.int64) + n, found)
 
 
 @triton.jit
@@ -121,11 +189,9 @@ def norms_kernel(
         gross = added(at, TILES, BLOCK)
         of_a = added(at + part, TILES, BLOCK)
         of_b = added(at + 2 * part, TILES, BLOCK)
-        # What underflow may have taken: `fxdp.kernels.ghost.underflow`.
-        lost = (of_a * of_a * sizes[k] + of_b * of_b * D + 1.0 * T * T) * TINY
-        found = added(square + row * PAIRS, PAIRS, BLOCK) + gross * gross * slacks[k] + lost
-        found = tl.where(found < 0, 0.0, found)  # what is no number stays none
-        tl.store(out + row, found.to(tl.float32))
+        found = added(square + row * PAIRS, PAIRS, BLOCK)
+        found = rounded_up(found, gross, of_a, of_b, T, D, sizes[k], slacks[k], TINY)
+        tl.store(out + row, found)
 
 
 @triton.jit
@@ -174,42 +240,36 @@ def write(a: Tensor, others: tuple[Tensor, ...], out: Tensor) -> None:
     if t == 1:
         with on(a):
             lengths_kernel[(n,)](
-                a, others, out, n, d, a.stride(), sizes, strides, K=k, BLOCK=BLOCK, num_warps=4
-            )
+                a, others, out, n, d, a.stride(), sizes, strides,
+                K=k, BLOCK=VECTOR.step, num_warps=VECTOR.warps,
+            )  # fmt: skip
         return
-    side, most, warps = sides(t, max(x.element_size() for x in (a, *others)))
-    step = tile(max(x.shape[2] for x in (a, *others)), most)
-    count = triton.cdiv(t, side)
-    pairs = count * (count + 1) // 2
-    square = a.new_empty(k, n, pairs, dtype=torch.float32)
-    sums = a.new_empty(3, k, n, count, dtype=torch.float32)
+    tiles = of_grams(t, max(x.element_size() for x in (a, *others)))
+    rows, step = side(t, tiles.rows), side(max(d, *sizes), tiles.step)
+    slacks, given = tuple(slack(d, p) for p in sizes), (a.stride(), sizes, strides)
+    how = {"BT": rows, "BK": step, "CHAIN": CHAIN // step}
+    how |= {"num_warps": tiles.warps_of(rows, rows), "num_stages": stages(a.device, tiles.stages)}
+    count = over(t, rows)
     with on(a):
+        if count == 1:
+            tile_kernel[(n,)](a, others, out, n, t, d, *given, slacks, K=k, TINY=TINY, **how)
+            return
+        pairs = count * (count + 1) // 2
+        square = a.new_empty(k, n, pairs, dtype=torch.float32)
+        sums = a.new_empty(3, k, n, count, dtype=torch.float32)
         if t:
             tiles_kernel[(n * pairs,)](
-                a, others, square, sums, n, t, d, a.stride(), sizes, strides,
-                K=k, TILES=count, BT=side, BK=step,
-                num_warps=warps, num_stages=stages(a.device),
-            )  # fmt: skip
+                a, others, square, sums, n, t, d, *given, K=k, TILES=count, **how
+            )
         norms_kernel[(n,)](
-            square, sums, out, n, t, d, sizes, tuple(slack(d, p, step) for p in sizes),
-            K=k, TILES=count, TINY=torch.finfo(torch.float32).tiny, BLOCK=BLOCK, num_warps=4,
+            square, sums, out, n, t, d, sizes, slacks,
+            K=k, TILES=count, TINY=TINY, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
 
 
-def sides(t: int, bytes_each: int) -> tuple[int, int, int]:
-    """The side of a tile of positions, how many products make a sum at most, and warps.
-
-    They do not depend on the number of samples: it may change at each step.
-    """
-    if bytes_each == 4:  # without tensor cores
-        return tile(t, 64 if t > 64 else 32), 32, 4
-    if t > 1024:
-        return 128, 64, 8
-    return tile(t, 64 if t > 64 else 32), 128, 4
-
-
-def slack(d: int, p: int, step: int) -> float:
+@functools.cache
+def slack(d: int, p: int) -> float:
     """How far a ghost norm may be from what it should be, as a share of the square of
     sum_t |a_t| |b_t|."""
-    sums = math.sqrt(triton.cdiv(d, step)) + math.sqrt(triton.cdiv(p, step))
+    sums = math.sqrt(over(d, CHAIN)) + math.sqrt(over(p, CHAIN))
     return (SLACK + sums) * torch.finfo(torch.float32).eps / 2

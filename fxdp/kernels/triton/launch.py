@@ -1,4 +1,4 @@
-"""What launching a kernel takes: the device it runs on, tiles that fit, products of tiles."""
+"""What launching a kernel takes: the device it runs on, what it can do, products of tiles."""
 
 import contextlib
 import functools
@@ -11,21 +11,26 @@ from torch import Tensor
 # Without a device Triton's interpreter runs the kernels. It multiplies no numbers in bfloat16:
 # there they are float32 numbers before they are multiplied, which gives the same products.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-ROOM = 128 << 10  # bytes of shared memory: more than three stages of the largest tiles take
+ROOM = 200 << 10  # bytes of shared memory: more than four stages of the largest tiles take
 
 
 @triton.jit
-def product(left, right):
-    """Sums of products in float32, of exact products; both operands have one dtype."""
+def product(left, right, before=None):
+    """`before`, plus sums of products in float32, of exact products; both operands have one dtype.
+
+    `before + product(left, right)` is the same to Triton, which makes it one sum of a tensor core.
+    """
     if INTERPRETED:
         left = left.to(tl.float32)
         right = right.to(tl.float32)
-    return tl.dot(left, right, input_precision="ieee")
+    return tl.dot(left, right, before, input_precision="ieee")
 
 
 def on(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Where the kernels for a tensor are launched: they take the current device's stream."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
 
 
 @functools.cache
@@ -37,14 +42,23 @@ def processors(device: torch.device) -> int:
 
 
 @functools.cache
-def stages(device: torch.device) -> int:
+def stages(device: torch.device, most: int) -> int:
     """How many tiles are on their way from memory while one is multiplied."""
     if device.type != "cuda":
         return 1
     room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-    return 3 if room >= ROOM else 2
+    return most if room >= ROOM else 2
 
 
-def tile(size: int, most: int) -> int:
-    """The side of a tile along an axis: a power of two that a tensor core takes."""
-    return max(16, min(triton.next_power_of_2(size), most))
+@functools.cache
+def copies_tiles(device: torch.device) -> bool:
+    """Does a device copy tiles by itself?"""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def describable(x: Tensor) -> bool:
+    """Can a device that copies tiles by itself copy those of x, whose last stride is 1?"""
+    units = 16 // x.element_size()  # what it copies at least
+    if x.data_ptr() % 16 or any(s <= 0 or s % units for s in x.stride()[:-1]):
+        return False
+    return copies_tiles(x.device)

@@ -6,9 +6,18 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from fxdp.kernels.clipped_sum import weighed_outer
 from fxdp.kernels.triton import clipped_sum as kernels
-from fxdp.kernels.triton.clipped_sum import block, clipped_sum, parts
-from fxdp.kernels.triton.ghost import ghost, lengths_kernel, norms_kernel, tiles_kernel
+from fxdp.kernels.triton.clipped_sum import by_blocks, clipped_sum, length, parts
+from fxdp.kernels.triton.ghost import (
+    ghost,
+    lengths_kernel,
+    norms_kernel,
+    tile_kernel,
+    tiles_kernel,
+)
+from fxdp.kernels.triton.launch import describable
+from fxdp.kernels.triton.tiles import Tiles
 
 FULL, BF16, HALF = torch.float32, torch.bfloat16, torch.float16
 # One position, few, and so many that they make blocks; edges that are ragged and some that are not.
@@ -38,6 +47,43 @@ def test_sums(
     b = torch.randn(n, t, p, device=device).to(of_b)
     factor = torch.rand(n, device=device)
     assert_equal(clipped_sum(a, b, factor), wanted(a, b, factor))
+
+
+@pytest.mark.parametrize(("of_a", "of_b"), [(FULL, FULL), (BF16, BF16), (FULL, BF16)])
+def test_the_op(device: str, of_a: torch.dtype, of_b: torch.dtype) -> None:
+    """The same, by whichever way it goes on this device, and nothing of a sample that is muted."""
+    a = torch.randn(5, 20, 24, device=device).to(of_a)
+    b = torch.randn(5, 20, 8, device=device).to(of_b)
+    factor = torch.tensor([0.5, 0.0, 1.0, 0.3, 0.25], device=device)
+    true = wanted(a, b, factor)
+    a[1, 3, 4], b[1, 0, 0] = float("nan"), float("inf")
+    assert_equal(weighed_outer(a, b, factor), true)
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize(("n", "t", "d", "p"), [(3, 16, 64, 16), (4, 67, 136, 24), (2, 70, 72, 40)])
+def test_blocks_of_a_sample(device: str, n: int, t: int, d: int, p: int, described: bool) -> None:
+    """Read in either way, to the end of an axis and no further, and no sample that is muted."""
+    tiles = Tiles(64, 32, 32, warps=4, stages=3, described=described)
+    a, b = (torch.randn(n, t, k, device=device).bfloat16() for k in (d, p))
+    assert describable(a)
+    assert describable(b)
+    factor = torch.rand(n, device=device)
+    assert_equal(by_blocks(a, b, factor, tiles), wanted(a, b, factor))
+    factor[1] = 0
+    true = wanted(a, b, factor)
+    a[1], b[1] = float("nan"), float("inf")
+    assert_equal(by_blocks(a, b, factor, tiles), true)
+
+
+def test_what_a_device_copies() -> None:
+    """Rows of 16 bytes, at a multiple of 16 bytes."""
+    x = torch.zeros(4, 6, 32, dtype=BF16)
+    assert describable(x)
+    assert describable(x[:, ::2, 8:])
+    assert not describable(x[:, :, 1:])
+    assert not describable(x[:, :, :4].contiguous())
+    assert not describable(x[:1].expand(4, 6, 32))
 
 
 @pytest.mark.parametrize("dtype", [FULL, BF16, HALF])
@@ -97,7 +143,7 @@ def test_how_many_parts() -> None:
     assert 100 < parts(tiles=1, steps=10**6, programs=132) <= 132
 
 
-@pytest.mark.parametrize("t", [1, 20])
+@pytest.mark.parametrize("t", [1, 20, 300])
 def test_one_kernel_for_any_number_of_samples(device: str, t: int) -> None:
     """Nothing is compiled again where N changes."""
     if device == "cpu":
@@ -107,7 +153,7 @@ def test_one_kernel_for_any_number_of_samples(device: str, t: int) -> None:
         a, b = (torch.randn(n, t, k, device=device).bfloat16() for k in (32, 48))
         clipped_sum(a, b, torch.ones(n, device=device))
         ghost(a, [b])
-        norms = tiles_kernel, norms_kernel, lengths_kernel
+        norms = tile_kernel, tiles_kernel, norms_kernel, lengths_kernel
         kernels_used = (kernels.rows_kernel, kernels.blocks_kernel, *norms)
         caches = (cache for k in kernels_used for cache in k.device_caches.values())
         compiled.append(sum(len(cache[0]) for cache in caches))
@@ -116,4 +162,4 @@ def test_one_kernel_for_any_number_of_samples(device: str, t: int) -> None:
 
 @pytest.mark.parametrize(("t", "side"), [(16, 16), (17, 32), (65, 32), (64, 64), (1024, 64)])
 def test_blocks(t: int, side: int) -> None:
-    assert block(t) == side
+    assert length(t, 64) == side

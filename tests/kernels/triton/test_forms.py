@@ -84,8 +84,10 @@ def test_devices_that_are_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
         x = torch.empty(2, device="cuda")
     for version, runs in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, v=version: v)
+        library.is_able.cache_clear()
         assert library.is_tiled(x)
         assert library.runs_tiled(x) == runs
+    library.is_able.cache_clear()
     assert not library.runs_tiled(torch.ones(2))
 
 
