@@ -207,8 +207,9 @@ def clipped_sum(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
         return a.new_zeros(d, p, dtype=torch.float32)
     halves = a.dtype == b.dtype and a.element_size() == 2
     if halves and t >= FEW:
-        return by_blocks(a, b, factor, of_blocks(d, p))
-    return by_rows(a, b, factor, of_rows(a.dtype if halves else torch.float32), wide=not halves)
+        return by_blocks(a, b, factor, of_blocks(t, d, p))
+    tiles = of_rows(a.dtype if halves else torch.float32, d, p)
+    return by_rows(a, b, factor, tiles, wide=not halves)
 
 
 def by_blocks(a: Tensor, b: Tensor, factor: Tensor, tiles: Tiles) -> Tensor:

@@ -103,7 +103,8 @@ def wide(first, second):
 def wide_pair(l0, l1, a0, a1):
     """Two normal numbers in float64, of four words."""
     u = (tl.abs(wide(l0, l1)) + 0.25) * 1.0842021724855044e-19
-    turn = wide(a0, a1) * 3.4061215800865545e-19
+    pi = tl.full((), 3.141592653589793, tl.float64)  # a number as it stands would be a float32 one
+    turn = wide(a0, a1) * 1.0842021724855044e-19 * pi
     far = tl.sqrt(-2.0 * tl.log(u))
     return far * tl.cos(turn), far * tl.sin(turn)
 
