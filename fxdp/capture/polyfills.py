@@ -200,10 +200,34 @@ def affine_grid(theta: Tensor, size: list[int], align_corners: bool | None = Non
     return grid.reshape(theta.shape[0], *pixels, d)
 
 
+def cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, size_average: Any = None,
+    ignore_index: int = -100, reduce: Any = None, reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """torch 2.11's own divides by a number of samples that it asks for, where targets are
+    probabilities."""
+    if size_average is not None or reduce is not None:
+        reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
+    kinds = {"none": 0, "mean": 1, "sum": 2}
+    if reduction not in kinds:
+        raise ValueError(f"{reduction} is not a valid value for reduction")
+    if not target.is_floating_point() or target.shape != input.shape:
+        kind = kinds[reduction]
+        return aten.cross_entropy_loss(input, target, weight, kind, ignore_index, label_smoothing)
+    axis = 0 if input.dim() == 1 else 1
+    target = target * (1 - label_smoothing) + label_smoothing / input.shape[axis]
+    each = -input.log_softmax(axis) * target
+    if weight is not None:
+        each = each * weight.reshape(-1, *[1] * (input.dim() - 1 - axis))
+    loss = each.sum(axis)
+    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+
 FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.gaussian_nll_loss: gaussian_nll_loss,
     F.affine_grid: affine_grid,
-}
+} | ({F.cross_entropy: cross_entropy} if torch.__version__ < "2.12" else {})
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ import pytest
 from fxdp.graph.study import GradientSums
 from fxdp.lint import linting, proving
 from fxdp.lint.cli import main
+from tests.releases import since
+
+columns = since((2, 12), "a line of a model comes without its columns")
 
 NET = """
 import torch
@@ -224,6 +227,7 @@ def test_a_file_with_several_models(lint: Any):
     assert "Block" not in err
 
 
+@columns
 def test_a_refusal(lint: Any):
     status, out, err = lint("net.py:Normed", *X)
     assert status == 1
@@ -234,6 +238,7 @@ def test_a_refusal(lint: Any):
     assert lint("net.py:Normed", *X, "-q")[1].count("\n") == 1
 
 
+@columns
 def test_a_refusal_in_full(lint: Any):
     _, out, _ = lint("net.py:Normed", *X, "--output-format", "full")
     lines = out.splitlines()

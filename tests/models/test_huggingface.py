@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.oracle import compare
+from tests.releases import since
+
+copies = since((2, 12), "copies of a configuration are not captured")
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("double")
@@ -103,7 +106,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [*(m for m in MODELS if m != "t5"), pytest.param("t5", marks=copies)]
+)
 def test_model(name: str):
     make, inputs = MODELS[name]
     model, batch = make().double().train(), inputs()

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import fxdp
+from tests.releases import since
 from tests.sizes import compare_at
+
+captured = since((2, 12), "copies and `x.requires_grad = True` are not captured")
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [
@@ -90,6 +93,7 @@ MODELS: dict[str, tuple[Make, Draw, tuple[str, ...], bool]] = {
 }
 
 
+@captured
 @pytest.mark.parametrize("name", MODELS)
 def test_as_single_samples(name: str, tmp_path: Path) -> None:
     make, draw, names, training = MODELS[name]
@@ -107,12 +111,14 @@ def refusal(model: nn.Module, draw: Draw, *names: str) -> fxdp.Diagnostic:
     return caught.value.diagnostics[0]
 
 
+@captured
 @pytest.mark.parametrize("make", [hubert, wav2vec2])
 def test_masks_drawn_outside_of_torch_are_refused_with_what_to_set(make: Any) -> None:
     found = refusal(make("SequenceClassification", layerdrop=0.0), classified, *CLASSIFIED)
     assert "apply_spec_augment = False" in found.remedy
 
 
+@captured
 def test_layers_dropped_for_all_samples_are_refused_with_what_to_set() -> None:
     plain = {"apply_spec_augment": False}
     found = refusal(hubert(**plain), classified, *CLASSIFIED)
