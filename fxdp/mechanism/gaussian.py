@@ -96,19 +96,20 @@ def add_device_noise(
     Without a key nothing may be drawn: the sum is lost if its scale wants noise.
     """
     device = flat.device
-    scale, factor = scale.double().to(device), (tangent.double() / expected.double()).to(device)
+    scale, expected, tangent = (x.to(device) for x in (scale, expected, tangent))
     if not key.any():  # it lies on the host
-        flat.add_(torch.where(scale == 0, 0.0, torch.nan)).mul_(factor)
+        lost = torch.where(scale == 0, 0.0, torch.nan).to(flat.dtype)
+        flat.add_(lost).mul_(tangent.double() / expected.double())
     elif draws_by_key(device):
         from fxdp.kernels.triton.noise import add_noise as add_on_device  # optional
 
         rounds = SECURE_ROUNDS if terms > 1 else ROUNDS
-        add_on_device(flat, scale, factor, device_key(key), number, terms, rounds)
+        add_on_device(flat, scale, expected, tangent, device_key(key), number, terms, rounds)
     elif terms == 1:
         told = sha256(secret_of(key) + number.to_bytes(8)).digest()
         source = torch.Generator(device).manual_seed(int.from_bytes(told[:8]) >> 1)
         drawn = torch.empty_like(flat).normal_(generator=source)
-        flat.add_(drawn.mul_(scale)).mul_(factor)
+        flat.add_(drawn.mul_(scale)).mul_(tangent.double() / expected.double())
     else:
         bits = functools.partial(Bits.of, key, number, terms, flat.dtype)
         add_noise(flat, scale, expected, tangent, bits, blend)

@@ -110,6 +110,12 @@ def wide_pair(l0, l1, a0, a1):
 
 
 @triton.jit
+def ratio(tangent, expected):
+    """The number that the sum is multiplied by, in float64."""
+    return tl.load(tangent).to(tl.float64) / tl.load(expected).to(tl.float64)
+
+
+@triton.jit
 def add(flat, at, lane, noise, scale, factor, end, SIDE: tl.constexpr):
     """A lane of a group becomes (it + scale noise) * factor."""
     place = at + lane * SIDE
@@ -121,21 +127,22 @@ def add(flat, at, lane, noise, scale, factor, end, SIDE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["k0", "k1", "k2", "k3", "number", "start", "end", "first"])
 def noise_kernel(
-    flat, scale, factor, k0, k1, k2, k3, number, start, end, first,
+    flat, scale, expected, tangent, k0, k1, k2, k3, number, start, end, first,
     ROUNDS: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
-    """flat[i] = (flat[i] + scale xi) * factor, in float32; SIDE blocks of the cipher a program.
+    """flat[i] = (flat[i] + scale xi) / expected * tangent, with xi in float32; SIDE blocks of the
+    cipher a program.
 
     Args:
         flat: float32 [end], of which the first is element `start` of the parameter.
-        scale, factor: 0-d.
+        scale, expected, tangent: 0-d.
         k0, k1, k2, k3: the key, 8 bytes each.
         number: the parameter's noise number.
         first: the first group of elements that is in it.
     """
     group = tl.program_id(0).to(tl.int64) + first
     lane = tl.arange(0, SIDE).to(tl.int64)
-    by, times = tl.load(scale).to(tl.float32), tl.load(factor)
+    by, times = tl.load(scale).to(tl.float32), ratio(tangent, expected)
     at = group * (16 * SIDE) - start + lane
     w = block(k0, k1, k2, k3, group * SIDE + lane, number + (group * 0), ROUNDS)
     for i in tl.static_range(8):
@@ -146,13 +153,13 @@ def noise_kernel(
 
 @triton.jit(do_not_specialize=["k0", "k1", "k2", "k3", "number", "start", "end", "first"])
 def wide_kernel(
-    flat, scale, factor, k0, k1, k2, k3, number, start, end, first,
+    flat, scale, expected, tangent, k0, k1, k2, k3, number, start, end, first,
     ROUNDS: tl.constexpr, SIDE: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """The same with noise in float64, of the sum of TERMS normal numbers over the root of TERMS."""
     group = tl.program_id(0).to(tl.int64) + first
     lane = tl.arange(0, SIDE).to(tl.int64)
-    by, times = tl.load(scale).to(tl.float64), tl.load(factor)
+    by, times = tl.load(scale).to(tl.float64), ratio(tangent, expected)
     at = group * (8 * SIDE) - start + lane
     root = tl.sqrt(TERMS * 1.0)
     for i in tl.static_range(4):
@@ -167,10 +174,10 @@ def wide_kernel(
 
 
 def add_noise(
-    flat: Tensor, scale: Tensor, factor: Tensor, key: tuple[int, int, int, int], number: int,
-    terms: int, rounds: int, start: int = 0,
+    flat: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor,
+    key: tuple[int, int, int, int], number: int, terms: int, rounds: int, start: int = 0,
 ) -> None:  # fmt: skip
-    """flat becomes (flat + scale xi) * factor; in place, without a wait for the device.
+    """flat becomes (flat + scale xi) / expected * tangent; in place, without a wait for the device.
 
     Guarantees:
         xi is a function of (key, number, element, terms), of the rounds, and of whether it is made
@@ -178,7 +185,7 @@ def add_noise(
 
     Args:
         flat: float32 or float64 [length], contiguous, on a CUDA device.
-        scale, factor: 0-d float64, on the device.
+        scale, expected, tangent: 0-d, on the device.
         key: 32 bytes, as int64 numbers.
         number: no two parameters of one key have the same.
         terms: how many normal numbers each one of the noise is made of.
@@ -190,7 +197,7 @@ def add_noise(
     is_wide = terms > 1 or flat.dtype == torch.float64
     group = BLOCKS * (WORDS // 2 if is_wide else WORDS)
     first, last = start // group, -(-(start + flat.numel()) // group)
-    given = (flat, scale, factor, *key, number, start, flat.numel(), first)
+    given = (flat, scale, expected, tangent, *key, number, start, flat.numel(), first)
     with on(flat):
         if is_wide:
             wide_kernel[(last - first,)](*given, rounds, BLOCKS, terms, num_warps=WARPS)

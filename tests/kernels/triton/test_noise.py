@@ -38,7 +38,7 @@ def noise(
     flat = torch.zeros(length, dtype=dtype, device=device)
     one = torch.ones((), dtype=torch.float64, device=device)
     how = {"number": NUMBER, "rounds": 20} | how
-    add_noise(flat, one, one, KEY, how["number"], terms, how["rounds"], start)
+    add_noise(flat, one, one, one, KEY, how["number"], terms, how["rounds"], start)
     return flat.cpu()
 
 
@@ -86,15 +86,18 @@ def test_noise_is_normal(device: str, terms: int) -> None:
 
 
 def test_it_is_added_and_scaled(device: str) -> None:
-    """(sum + scale xi) * factor; without a scale nothing is added, to numbers of any size."""
+    """(sum + scale xi) / expected * tangent; without a scale nothing is added."""
     from fxdp.kernels.triton.noise import add_noise
 
     total = torch.randn(50)
     xi = noise(device, 0, 50, 1, torch.float32)
     for scale, factor in ((0.0, 0.5), (3.0, -0.25)):
         flat = total.clone().to(device)
-        by, times = (torch.tensor(v, dtype=torch.float64, device=device) for v in (scale, factor))
-        add_noise(flat, by, times, KEY, NUMBER, 1, 20)
+        one, by, times = (
+            torch.tensor(v, dtype=t, device=device)
+            for v, t in ((2.0, torch.float64), (scale, torch.float32), (2 * factor, torch.float32))
+        )
+        add_noise(flat, by, one, times, KEY, NUMBER, 1, 20)
         torch.testing.assert_close(flat.cpu(), (total + scale * xi) * factor)
 
 
