@@ -16,6 +16,7 @@ from fxdp.graph.emit import emit, emit_all
 from fxdp.graph.records import Choice
 from fxdp.graph.study import Choices, PerSample, Squares, study
 from fxdp.graph.sums import Sum, each_image, sum_at, whole
+from fxdp.kernels.ghost import covered
 
 
 def measure(gm: GraphModule) -> GraphModule:
@@ -59,8 +60,9 @@ def way(gm: GraphModule, choice: Choice, end: Node) -> Way:
         }
         return with_square, (each_image(gm, choice.gradient, parts, end),)
     if STRATEGIES[choice.strategy].materialises:
-        taken_on = with_square if choice.keep else square_alone
-        return lambda *groups: taken_on(whole(taken, groups).per_sample(choice.strategy)), inputs
+        if not choice.keep:
+            return lambda *groups: square_alone(whole(taken, groups), choice.strategy), inputs
+        return lambda *groups: with_square(whole(taken, groups).per_sample(choice.strategy)), inputs
     return lambda *groups: (whole(taken, groups).sq_norm(choice.strategy), None), inputs
 
 
@@ -69,9 +71,10 @@ def with_square(each: Tensor) -> tuple[Tensor, Tensor]:
     return sq_sum(each), each
 
 
-def square_alone(each: Tensor) -> tuple[Tensor, None]:
-    """The squared norms of per-sample gradients, which go once they are measured."""
-    return sq_sum(each), None
+def square_alone(form: Any, strategy: Strategy) -> tuple[Tensor, None]:
+    """The squared norms of per-sample gradients, which go once they are measured: rounded up, for
+    the clipped sum is computed anew."""
+    return covered(sq_sum(form.per_sample(strategy)), form.gross()), None
 
 
 def one_each(taken: Sum, strategy: Strategy) -> Any:

@@ -4,6 +4,7 @@ Letters: n samples, t positions folded into the batch axis, C channels in, D cha
 groups, k the kernel's axes. A transposed convolution is the same sum with x and g exchanged.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -162,6 +163,17 @@ class Conv:
         if exact.has_windows and exact.x.shape[1] == 1:
             return ghost_conv(*exact.folded())
         return ghost_whole(*exact.unfolded()).sum(1)
+
+    def gross(self) -> Tensor:
+        """[N], at least the lengths of a sample's terms, added up: by Cauchy and Schwarz, with each
+        number of x in so many windows at most."""
+        s = self.spec
+        times = math.prod(
+            k if d > 1 else -(-k // step)
+            for k, step, d in zip(s.kernel, s.stride, s.dilation, strict=True)
+        )
+        x, g = (sq_sum(wide(v)) for v in (self.x, self.g))
+        return (x * times).sqrt() * g.sqrt()
 
     def total(self, factor: Tensor) -> Tensor:
         """[D, C / G, *k], the sum with sample n counted factor[n] times."""

@@ -95,6 +95,11 @@ class Outer:
             return one_each((lengths[0] * lengths[1]).square() + lost)
         return one_each(ghost_whole(a, b))
 
+    def gross(self) -> Tensor:
+        """[N], at least the lengths of a sample's terms, added up."""
+        a, b = (torch.linalg.vector_norm(wide(x), dim=x.dim() - 1) for x in (self.a, self.b))
+        return torch.linalg.vector_norm((a * b).sum(-1).reshape(a.shape[0], -1), dim=1)
+
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""
         if self.a.dim() == 3 and has_products(self.a, self.b):

@@ -35,6 +35,10 @@ class Reduce:
         sizes = sq_sum(self.x)
         return sizes * UNROUNDED if self.x.dtype in HALVES else sizes
 
+    def gross(self) -> Tensor:
+        """[N], the length of a sample's only term."""
+        return sq_sum(self.x).sqrt()
+
     def total(self, factor: Tensor) -> Tensor:
         """[*shape], the sum of factor[n] * x[n]."""
         return summed(self.x, factor)

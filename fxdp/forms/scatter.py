@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxdp.forms.batch import has_ops, sq_sum, weighed, wide
 from fxdp.forms.strategy import Strategy
+from fxdp.kernels.ghost import covered
 from fxdp.kernels.ghost_embedding import added_up, segment_squares
 from fxdp.shapes import expr
 
@@ -54,9 +55,13 @@ class Scatter:
         g = wide(self.g)
         if g.shape[1] == 1:
             return sq_sum(g)
-        if has_ops(g):
-            return segment_squares(self.ids, g)
-        return sq_sum(added_up(self.ids, g))
+        ops = has_ops(g)
+        square = segment_squares(self.ids, g) if ops else sq_sum(added_up(self.ids, g))
+        return covered(square, self.gross())
+
+    def gross(self) -> Tensor:
+        """[N], the lengths of a sample's terms, added up."""
+        return torch.linalg.vector_norm(wide(self.g), dim=2).sum(1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[rows, d], the sum with sample n counted factor[n] times."""

@@ -38,6 +38,11 @@ class Segmented:
         """[N] squared norms."""
         return sq_sum(self.per_sample())
 
+    def gross(self) -> Tensor:
+        """[N], at least the lengths of the terms of a sample's rows, added up."""
+        rows = self.each.gross()
+        return rows.new_zeros(self.n).index_add(0, self.owner, rows)
+
     def total(self, factor: Tensor) -> Tensor:
         """[*shape], the sum with the rows of sample n counted factor[n] times."""
         return self.each.total(factor.index_select(0, self.owner))

@@ -13,7 +13,7 @@ from fxdp.forms.batch import sq_sum, weighed, wide
 from fxdp.forms.outer import Outer
 from fxdp.forms.scatter import Scatter
 from fxdp.forms.strategy import Strategy
-from fxdp.kernels.ghost import inner
+from fxdp.kernels.ghost import covered, inner
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ class Tied:
         if strategy != "ghost" or self.g.is_complex():
             return sq_sum(self.per_sample())
         table, head = self.table.sq_norm("ghost"), self.head.sq_norm("ghost")
-        return (table + head + 2 * self.cross()).clamp(min=0)
+        return covered((table + head + 2 * self.cross()).clamp(min=0), self.gross())
+
+    def gross(self) -> Tensor:
+        """[N], at least the lengths of a sample's terms, added up."""
+        return self.head.gross() + self.table.gross()
 
     def cross(self) -> Tensor:
         """[N] inner products of the two: sum_{t,s} z[n, s, ids[n, t]] (g[n, t] . h[n, s])."""

@@ -40,6 +40,16 @@ def rounded_up(square: Tensor, gross: Tensor, lost: Tensor) -> Tensor:
     return (square + slack(square.dtype) * gross.square() + lost).clamp(min=0)
 
 
+def covered(square: Tensor, gross: Tensor) -> Tensor:
+    """Squared norms of sums of which the clipped sum is computed apart, in another order: what
+    that rounds must not be more than was measured.
+
+    Args:
+        gross: [N], what the lengths of a sum's terms add up to, or more.
+    """
+    return square + slack(square.dtype) * gross.square()
+
+
 def slack(dtype: torch.dtype) -> float:
     """How far a sum of products may be from what it should be, for absolute values that add
     up to 1; computed in full precision (`fxdp.kernels.precision`)."""

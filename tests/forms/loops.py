@@ -29,13 +29,16 @@ def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def hold(form: Any, wanted: Tensor) -> None:
-    """Every strategy of a form gives the per-sample values [N, ...], their norms and sums."""
+    """Every strategy of a form gives the per-sample values [N, ...], their norms and sums; and its
+    terms are no shorter than what they add up to."""
     n = wanted.shape[0]
     norms = wanted.double().square().unsqueeze(-1).flatten(1).sum(1).to(wanted.dtype)
     factor = torch.linspace(0, 2, max(n, 1), dtype=wanted.dtype)[:n]
     for strategy in form.strategies:
         close(form.per_sample(strategy), wanted)
         close(form.sq_norm(strategy), norms)
+    if not wanted.is_complex():
+        assert bool((form.gross() >= norms.sqrt() * (1 - 1e-3)).all()), "of terms, not of their sum"
     weights = factor.reshape(-1, *[1] * (wanted.dim() - 1))
     close(form.total(factor), (wanted * weights).sum(0))
 
