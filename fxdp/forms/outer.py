@@ -98,7 +98,7 @@ class Outer:
     def gross(self) -> Tensor:
         """[N], at least the lengths of a sample's terms, added up."""
         a, b = (torch.linalg.vector_norm(wide(x), dim=x.dim() - 1) for x in (self.a, self.b))
-        return torch.linalg.vector_norm((a * b).sum(-1).reshape(a.shape[0], -1), dim=1)
+        return torch.linalg.vector_norm((a * b).sum(-1).unsqueeze(-1).flatten(1), dim=1)
 
     def total(self, factor: Tensor) -> Tensor:
         """[..., i, o], the sum with sample n counted factor[n] times: book-keeping's GEMM."""
