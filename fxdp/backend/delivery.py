@@ -7,6 +7,7 @@ the inputs.
 """
 
 import contextlib
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -136,14 +137,21 @@ class Once:
     two threads                                      one of them gets a StepError
     is_grads_batched, vmap, jacrev, fake tensors,    StepError: one release has one gradient
     compiled autograd
+    a child of a fork since the step ran             StepError: both would add the same noise
     ===============================================  ======================================
     """
 
     def __init__(self, work: Work) -> None:
         self._work: Work | None = work
+        self._process = os.getpid()
 
     def __call__(self, tangent: Tensor) -> Gradients:
         refuse_transforms(tangent)
+        if os.getpid() != self._process:
+            raise StepError(
+                "this process was forked off after the step had run: its release would have the "
+                "noise of the other process's. Nothing was released; compute the loss once more"
+            )
         with LOCK:
             work, self._work = self._work, None
         if work is None:

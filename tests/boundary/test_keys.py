@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from fxdp.backend.delivery import Once
+from fxdp.diagnostics.errors import StepError
 from fxdp.mechanism.run_key import RunKey
 from tests.keywords import grouped
 
@@ -83,6 +85,23 @@ def test_children_of_a_fork() -> None:
         found = [run_in_child(run) for _ in range(2)]
         found.append(tuple(run.next().tolist()))
         assert len(set(found)) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_step_that_ran_before_a_fork_is_not_the_childs() -> None:
+    """Its noise is, or two releases would have it; the parent's release is as before."""
+    made: list[str] = []
+    once = Once(lambda tangent: made.append("released") or {})
+    child = os.fork()
+    if child == 0:
+        try:
+            once(torch.ones(()))
+        except StepError:
+            os._exit(7 if not made else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert once(torch.ones(())) == {}
+    assert made == ["released"]
 
 
 def run_in_child(keys: RunKey) -> tuple[int, ...]:
