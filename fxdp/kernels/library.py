@@ -20,7 +20,9 @@ ABLE = (8, 0)  # the first devices that multiply numbers in bfloat16
 LIBRARY = torch.library.Library("fxdp", "FRAGMENT")  # lives as long as the process
 
 
-def define(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+def define(
+    name: str, mutates_args: tuple[str, ...] = (), tags: tuple[torch.Tag, ...] = ()
+) -> Callable[[Callable[..., Any]], Any]:
     """Make a function with types an op `fxdp::name`, for all devices, without gradients.
 
     What stands under the function's name afterwards is `torch.ops.fxdp.name`: whoever writes the op
@@ -28,11 +30,12 @@ def define(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[
 
     Args:
         mutates_args: the tensors that it writes to; it returns none of its arguments.
+        tags: what else torch is to know of it.
     """
 
     def known(function: Callable[..., Any]) -> Any:
         schema = torch.library.infer_schema(function, mutates_args=mutates_args)
-        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
         LIBRARY.impl(name, function, "CompositeExplicitAutograd")
         return getattr(torch.ops.fxdp, name)
 

@@ -7,7 +7,6 @@ had); the graph on its own calls the other. They compute the same.
 """
 
 import functools
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxdp.kernels.library import DEVICES, define, fake, has_triton
+from fxdp.kernels.library import define, fake
+from fxdp.mechanism.chacha import device_key, draws_by_key, kernel, refuse_recording, rounds_of
 from fxdp.mechanism.keystream import GROUP, HALF, Bits, normals, secret_of
 from fxdp.mechanism.native import native
 from fxdp.torch_internals import auto_functionalized, compile_fx_inner, make_fx, select_decomp_table
@@ -86,26 +86,32 @@ def add_device_noise(
     ================  ===========================================================================
     there             where the noise comes from
     ================  ===========================================================================
-    CUDA and triton   ChaCha (`fxdp/kernels/triton/noise.py`), by a key made of the release's: 12
-                      rounds, or 20 for secure noise
-    several terms     AES on the host, as on a CPU
+    CUDA and triton   ChaCha (`fxdp.mechanism.chacha`), by a key made of the release's: 12 rounds,
+                      or 20 for secure noise
+    several terms,    AES on the host, as on a CPU
+    or a kernel that
+    differs
     neither           the device's own generator, seeded by key and number: no generator of the
                       process has a part in it
     ================  ===========================================================================
 
     Without a key nothing may be drawn: the sum is lost if its scale wants noise.
+
+    Raises:
+        StepError: a CUDA graph records it.
     """
     device = flat.device
+    refuse_recording(device)
     scale, expected, tangent = (x.to(device) for x in (scale, expected, tangent))
+    by_key = draws_by_key(device)
     if not key.any():  # it lies on the host
         lost = torch.where(scale == 0, 0.0, torch.nan).to(flat.dtype)
         flat.add_(lost).mul_(tangent.double() / expected.double())
-    elif draws_by_key(device):
-        from fxdp.kernels.triton.noise import add_noise as add_on_device  # optional
-
-        rounds = SECURE_ROUNDS if terms > 1 else ROUNDS
-        add_on_device(flat, scale, expected, tangent, device_key(key), number, terms, rounds)
-    elif terms == 1:
+    elif by_key and (add_on_device := kernel(device, flat.dtype, terms)) is not None:
+        rounds = rounds_of(terms)
+        chachas = device_key(key, rounds)
+        add_on_device(flat, scale, expected, tangent, chachas, number, terms, rounds)
+    elif terms == 1 and not by_key:
         told = sha256(secret_of(key) + number.to_bytes(8)).digest()
         source = torch.Generator(device).manual_seed(int.from_bytes(told[:8]) >> 1)
         drawn = torch.empty_like(flat).normal_(generator=source)
@@ -115,21 +121,6 @@ def add_device_noise(
         add_noise(flat, scale, expected, tangent, bits, blend)
 
 
-ROUNDS, SECURE_ROUNDS = 12, 20  # of ChaCha; see there
-
-
-def draws_by_key(device: torch.device) -> bool:
-    """Is noise there a function of the release's key, by a cipher?"""
-    return device.type == "cpu" or device.type in DEVICES and has_triton()
-
-
-def device_key(key: Tensor) -> tuple[int, int, int, int]:
-    """The key of ChaCha for a release: 32 bytes, made of the release's own, so that AES and ChaCha
-    have no key in common."""
-    a, b, c, d = struct.unpack("<4q", sha256(b"fxdp ChaCha" + secret_of(key)).digest())
-    return a, b, c, d
-
-
 def with_public(total: Tensor, public: Tensor, tangent: Tensor) -> Tensor:
     """A released sum and its public part; in place, without a wait for a device."""
     if total.device.type == "cpu":
@@ -137,7 +128,7 @@ def with_public(total: Tensor, public: Tensor, tangent: Tensor) -> Tensor:
     return total.add_(public * tangent.to(public.device))
 
 
-@define("released")
+@define("released", tags=(torch.Tag.cudagraph_unsafe,))
 def released(
     total: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, public: Tensor | None,
     key: Tensor, draw: int, terms: int,
@@ -168,7 +159,7 @@ def _(
     return torch.empty(total.shape, dtype=total.dtype, device=total.device)
 
 
-@define("release_", mutates_args=("total",))
+@define("release_", mutates_args=("total",), tags=(torch.Tag.cudagraph_unsafe,))
 def release_(
     total: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, public: Tensor | None,
     key: Tensor, draw: int, terms: int,

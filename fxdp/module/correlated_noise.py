@@ -13,8 +13,9 @@ from torch import Tensor
 from fxdp.backend.delivery import Gradients
 from fxdp.backend.options import Scales
 from fxdp.graph.study import ClippedSums
+from fxdp.mechanism.chacha import draws_by_key
 from fxdp.mechanism.correlated import Correlation
-from fxdp.mechanism.gaussian import draws_by_key, released
+from fxdp.mechanism.gaussian import released
 from fxdp.mechanism.keystream import SECURE_TERMS
 from fxdp.module.stepper import Stepper
 

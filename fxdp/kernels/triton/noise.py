@@ -1,12 +1,8 @@
 """Normal noise from a cipher, in place: a function of a key, a parameter's number and an element.
 
-The bits are those of ChaCha (Bernstein 2008), with a counter and a nonce of 64 bits each: the nonce
-is the parameter's number, and the counter goes by the element, so that the noise of a slice is the
-slice of the noise. The normal numbers are made of the bits as `fxdp.mechanism.keystream.normals`
-makes them.
-
-Rounds: RFC 8439 asks for 20, and secure noise has 20. The best attacks known reach 7 (Aumasson, Too
-Much Crypto, 2019, section 5, which proposes 8); other noise has 12, as Rust's standard generator.
+The bits are those of `fxdp.kernels.chacha`, and the normal numbers are made of them as
+`fxdp.mechanism.keystream.normals` makes them. `fxdp.mechanism.chacha` compares both before a
+device's kernel is used.
 """
 
 import torch
@@ -14,10 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fxdp.kernels.chacha import SIDE, numbers
 from fxdp.kernels.triton.launch import on
 
-BLOCKS = 256  # blocks of the cipher in a program, of which each number is in another
-WORDS = 16  # of 32 bits, in a block
 WARPS = 8
 
 
@@ -89,7 +84,7 @@ def pair(length, angle):
     """Two normal numbers of two int32 numbers (Box and Muller 1958); see `normals`."""
     u = (tl.abs(length.to(tl.int32, bitcast=True).to(tl.float32)) + 0.25) * 4.656612873077393e-10
     turn = angle.to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
-    far = tl.sqrt(-2.0 * tl.log(u))
+    far = tl.sqrt(tl.abs(2.0 * tl.log(u)))  # no logarithm, rounded, is to be above 0
     return far * tl.cos(turn), far * tl.sin(turn)
 
 
@@ -105,8 +100,18 @@ def wide_pair(l0, l1, a0, a1):
     u = (tl.abs(wide(l0, l1)) + 0.25) * 1.0842021724855044e-19
     pi = tl.full((), 3.141592653589793, tl.float64)  # a number as it stands would be a float32 one
     turn = wide(a0, a1) * 1.0842021724855044e-19 * pi
-    far = tl.sqrt(-2.0 * tl.log(u))
+    far = tl.sqrt(tl.abs(2.0 * tl.log(u)))  # no logarithm, rounded, is to be above 0
     return far * tl.cos(turn), far * tl.sin(turn)
+
+
+@triton.jit
+def wide_pairs(w):
+    """The 8 normal numbers in float64 of a block's words, pair by pair."""
+    a0, b0 = wide_pair(w[0], w[1], w[2], w[3])
+    a1, b1 = wide_pair(w[4], w[5], w[6], w[7])
+    a2, b2 = wide_pair(w[8], w[9], w[10], w[11])
+    a3, b3 = wide_pair(w[12], w[13], w[14], w[15])
+    return a0, b0, a1, b1, a2, b2, a3, b3
 
 
 @triton.jit
@@ -117,12 +122,16 @@ def ratio(tangent, expected):
 
 @triton.jit
 def add(flat, at, lane, noise, scale, factor, end, SIDE: tl.constexpr):
-    """A lane of a group becomes (it + scale noise) * factor."""
+    """A lane of a group becomes (it + scale noise) * factor.
+
+    Added in the noise's dtype and rounded once, as on a CPU: noise that is rounded to float32 by
+    itself leaves a sum fewer numbers to become.
+    """
     place = at + lane * SIDE
     live = (place >= 0) & (place < end)
     x = tl.load(flat + place, mask=live, other=0.0)
-    noise = tl.where(scale == 0, 0.0, scale * noise.to(scale.dtype)).to(x.dtype)
-    tl.store(flat + place, (x + noise) * factor.to(x.dtype), mask=live)
+    noisy = (x.to(noise.dtype) + scale * noise).to(x.dtype)
+    tl.store(flat + place, noisy * factor.to(x.dtype), mask=live)
 
 
 @triton.jit(do_not_specialize=["k0", "k1", "k2", "k3", "number", "start", "end", "first"])
@@ -161,16 +170,48 @@ def wide_kernel(
     lane = tl.arange(0, SIDE).to(tl.int64)
     by, times = tl.load(scale).to(tl.float64), ratio(tangent, expected)
     at = group * (8 * SIDE) - start + lane
-    root = tl.sqrt(TERMS * 1.0)
-    for i in tl.static_range(4):
-        one, two = tl.zeros((SIDE,), tl.float64), tl.zeros((SIDE,), tl.float64)
-        for term in range(TERMS):
-            counter = (group * TERMS + term) * SIDE + lane
-            w = block(k0, k1, k2, k3, counter, number + (group * 0), ROUNDS)
-            more, again = wide_pair(w[4 * i], w[4 * i + 1], w[4 * i + 2], w[4 * i + 3])
-            one, two = one + more, two + again
-        add(flat, at, 2 * i, one / root, by, times, end, SIDE)
-        add(flat, at, 2 * i + 1, two / root, by, times, end, SIDE)
+    s0 = tl.zeros((SIDE,), tl.float64)
+    s1, s2, s3, s4, s5, s6, s7 = s0, s0, s0, s0, s0, s0, s0
+    for term in range(TERMS):
+        counter = (group * TERMS + term) * SIDE + lane
+        n = wide_pairs(block(k0, k1, k2, k3, counter, number + (group * 0), ROUNDS))
+        s0, s1, s2, s3 = s0 + n[0], s1 + n[1], s2 + n[2], s3 + n[3]
+        s4, s5, s6, s7 = s4 + n[4], s5 + n[5], s6 + n[6], s7 + n[7]
+    sums = (s0, s1, s2, s3, s4, s5, s6, s7)
+    root = tl.sqrt(tl.full((), TERMS, tl.float64))
+    for i in tl.static_range(8):
+        add(flat, at, i, sums[i] / root, by, times, end, SIDE)
+
+
+@triton.jit
+def pair_kernel(lengths, angles, first, second, SIDE: tl.constexpr):
+    """The two normal numbers of each of SIDE lengths and angles, integers of 32 or 64 bits."""
+    lane = tl.arange(0, SIDE)
+    one, two = tl.load(lengths + lane), tl.load(angles + lane)
+    if one.dtype == tl.int64:
+        first_number, second_number = wide_pair(low(one), high(one), low(two), high(two))
+    else:
+        first_number, second_number = pair(
+            one.to(tl.uint32, bitcast=True), two.to(tl.uint32, bitcast=True)
+        )
+    tl.store(first + lane, first_number)
+    tl.store(second + lane, second_number)
+
+
+def pairs(lengths: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """The two normal numbers of each length and angle, as the kernels make them.
+
+    Args:
+        lengths, angles: int32 or int64 [a power of 2], on a CUDA device.
+
+    Returns:
+        Two of float32, or of float64, of that shape.
+    """
+    real = torch.float64 if lengths.dtype == torch.int64 else torch.float32
+    first, second = (torch.empty_like(lengths, dtype=real) for _ in range(2))
+    with on(lengths):
+        pair_kernel[(1,)](lengths, angles, first, second, len(lengths))
+    return first, second
 
 
 def add_noise(
@@ -195,11 +236,11 @@ def add_noise(
     if not flat.numel():
         return
     is_wide = terms > 1 or flat.dtype == torch.float64
-    group = BLOCKS * (WORDS // 2 if is_wide else WORDS)
+    group = SIDE * numbers(is_wide)
     first, last = start // group, -(-(start + flat.numel()) // group)
     given = (flat, scale, expected, tangent, *key, number, start, flat.numel(), first)
     with on(flat):
         if is_wide:
-            wide_kernel[(last - first,)](*given, rounds, BLOCKS, terms, num_warps=WARPS)
+            wide_kernel[(last - first,)](*given, rounds, SIDE, terms, num_warps=WARPS)
         else:
-            noise_kernel[(last - first,)](*given, rounds, BLOCKS, num_warps=WARPS)
+            noise_kernel[(last - first,)](*given, rounds, SIDE, num_warps=WARPS)

@@ -2,16 +2,24 @@
 of the same bits, and a slice's are a slice."""
 
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from scipy import stats
 from torch import Tensor
 
-from fxdp.mechanism.gaussian import device_key, released
+import fxdp
+from fxdp.diagnostics.errors import StepError
+from fxdp.mechanism import gaussian
+from fxdp.mechanism.chacha import ROUNDS, device_key, noise_of, trouble_of
+from fxdp.mechanism.correlated import BandMF
+from fxdp.mechanism.gaussian import add_device_noise, released
 from fxdp.mechanism.keystream import normals
+from fxdp.privacy import CyclicPoisson
 
 KEY = (0x0706050403020100, -0x1112131415161718, 3, -4)  # one that fills its words, and none
 NUMBER = 2**33 + 7
@@ -101,12 +109,58 @@ def test_it_is_added_and_scaled(device: str) -> None:
         torch.testing.assert_close(flat.cpu(), (total + scale * xi) * factor)
 
 
-def test_keys_of_the_two_ciphers_differ() -> None:
-    key = torch.tensor([1, 2])
-    assert device_key(key) != device_key(torch.tensor([1, 3]))
-    assert not {1, 2} & set(device_key(key))
-    with pytest.raises(AssertionError, match="has no key"):
-        device_key(torch.zeros(2, dtype=torch.int64))
+def test_secure_noise_is_rounded_once(device: str) -> None:
+    """Added in float64, as on a CPU."""
+    from fxdp.kernels.triton.noise import add_noise
+
+    total, xi = torch.randn(500) * 100, noise(device, 0, 500, 4, torch.float64)
+    one, two = (torch.tensor(v, dtype=torch.float64, device=device) for v in (1.0, 2.0))
+    flat = total.clone().to(device)
+    add_noise(flat, two, one, one, KEY, NUMBER, 4, 20)
+    assert torch.equal(flat.cpu(), (total.double() + 2 * xi).float())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "terms"), [(torch.float32, 1), (torch.float64, 1), (torch.float32, 4)]
+)
+def test_it_is_what_it_stands_for(device: str, dtype: torch.dtype, terms: int) -> None:
+    """As a release asks before its first noise: all rounds in use, and all magnitudes."""
+    from fxdp.kernels.triton import noise
+
+    assert trouble_of(noise, torch.zeros(0, device=device).device, dtype, terms) is None
+
+
+def test_correlated_noise(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three steps, of nothing but noise: B y is what ChaCha makes of each step's key."""
+
+    def by_device(
+        flat: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor, bits: Any, _: Any
+    ) -> None:
+        key, number, terms, _ = bits.args
+        add_device_noise(flat, scale, expected, tangent, key, number, terms)
+
+    if device == "cpu":
+        monkeypatch.setattr(gaussian, "add_noise", by_device)
+    model = torch.nn.Linear(4, 3, bias=False).to(device)
+    private = fxdp.compile(
+        model, loss_fn=F.cross_entropy, max_grad_norm=0.5, noise_multiplier=2.0,
+        expected_batch_size=4.0, backend="eager", noise=BandMF(2),
+        accounting=fxdp.Accounting(CyclicPoisson(0.5, 4), accountant="rdp"),
+    )  # fmt: skip
+    x, nobody = torch.zeros(2, 4, device=device), torch.zeros(2, dtype=torch.bool, device=device)
+    released, fresh = [], []
+    for _ in range(3):
+        private(x, nobody.long(), sample_mask=nobody).backward()
+        released.append(model.weight.grad.flatten().cpu().double() / 0.25)
+        model.weight.grad = None
+        key = device_key(private._stepper.key, ROUNDS)
+        fresh.append(noise_of(key, 0, 0, 12, torch.float32, 1, ROUNDS).double())
+    first, second = BandMF(2).coefficients
+    for t in range(3):
+        before = second * released[t - 1] if t else 0.0
+        torch.testing.assert_close(
+            first * released[t] + before, fresh[t], rtol=1e-4, atol=1e-4
+        )  # fmt: skip
 
 
 @pytest.mark.cuda
@@ -126,3 +180,25 @@ def test_a_release_on_a_gpu(terms: int) -> None:
     assert abs(float(first.std()) * 2 - 1) < 0.15
     for other in (drawn(key, 1), drawn(torch.tensor([5, 7]), 0)):
         assert not bool((other == first).any())
+
+
+@pytest.mark.cuda
+def test_a_release_waits_for_nothing_and_is_not_recorded() -> None:
+    total, public = (torch.zeros(1000, device="cuda") for _ in range(2))
+    numbers = [torch.tensor(v, dtype=torch.float64, device="cuda") for v in (2.0, 4.0, 1.0)]
+    key, graph = torch.tensor([5, 6]), torch.cuda.CUDAGraph()
+    released(total, *numbers, public, key, 0, 1)  # compiled and compared
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        released(total, *numbers, public, key, 0, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    def record() -> None:
+        with torch.cuda.graph(graph):
+            total.add(1)
+            released(total, *numbers, public, key, 0, 1)
+
+    with pytest.raises(StepError, match="is recorded by a CUDA graph"):
+        record()
