@@ -56,6 +56,8 @@ class RunKey:
         by torchrun (RANK)
         a checkpoint that is loaded                 goes on with the run's key and number
         a ledger that is loaded without its key     another key; numbers start after its releases
+        another kind of device                      the same key, and other noise: a cipher with a
+                                                    key of its own (`fxdp.mechanism.chacha`)
         secure                                      each key from the system's entropy
         ==========================================  =========================================
 

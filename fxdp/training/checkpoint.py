@@ -143,8 +143,8 @@ def load_checkpoint(
     the file and not here, or here
     and not in the file
     other scales than here              those of the file, as learning rates; set others after
-    the model is on another device      a warning: its noise is drawn anew, from new seeds,
-                                        as the seeds of before might give noise of before
+    the model is on another device      a warning: the run's key makes other noise on another
+                                        kind of device, and generators get new seeds
     a file of another version           ValueError
     ==================================  ===================================================
 
@@ -286,13 +286,14 @@ def devices(private: PrivateModule) -> list[str]:
 
 
 def reseed_elsewhere(path: Path, there: list[str], here: list[str]) -> None:
-    """New seeds for all generators where the noise came from another one, or from one unknown."""
+    """New seeds for torch's generators where the devices were others, or their generators are not
+    in the file. Noise needs none: its keys are of releases that are still to come."""
     known = all(torch.device(d).type in ("cpu", "cuda") for d in here)
     if there == here and known:
         return
     torch.seed()
     warnings.warn(
-        f"{path}: the model was on {', '.join(there)} and is on {', '.join(here)}: noise is drawn "
-        "from new seeds, and the run will differ from one without a break",
+        f"{path}: the model was on {', '.join(there)} and is on {', '.join(here)}: its noise and "
+        "random numbers are others there, and the run will differ from one without a break",
         stacklevel=3,
     )

@@ -1,7 +1,8 @@
 """The states of a process's random generators, in plain types.
 
-Noise, dropout masks and random augmentation come from torch's generators, Python's `random` and
-numpy's. A training run that is to go on as if nothing had happened needs all of them back.
+Dropout masks and random augmentation come from torch's generators, Python's `random` and numpy's. A
+training run that is to go on as if nothing had happened needs all of them back. Noise comes from
+none of them, but from a run's key (`fxdp.mechanism.run_key`).
 """
 
 import random

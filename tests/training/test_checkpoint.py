@@ -381,13 +381,14 @@ class TestLoading:
         run.load(saved)
         assert run.private.noise_multiplier == SIGMA
 
-    def test_on_another_device_noise_is_drawn_anew(self, saved: Path) -> None:
+    def test_on_another_device_a_run_differs(self, saved: Path) -> None:
+        """By its generators' seeds; it goes on with its key, and repeats no number of a release."""
         changed(saved, devices=["cuda:1"])
-        with pytest.warns(
-            UserWarning, match="was on cuda:1 and is on cpu: noise is drawn from new"
-        ):
-            Run().load(saved)
+        run = Run()
+        with pytest.warns(UserWarning, match="was on cuda:1 and is on cpu: its noise and random"):
+            run.load(saved)
         assert not torch.equal(torch.get_rng_state(), loaded(saved)["rng"]["torch"])
+        assert run.private._stepper.keys.state_dict() == loaded(saved)["noise"]
 
     @pytest.mark.parametrize("content", [b"", b"PK half a file", b"no zip file at all"])
     def test_no_checkpoint(self, tmp_path: Path, content: bytes) -> None:
