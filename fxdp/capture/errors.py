@@ -88,7 +88,8 @@ FORBIDDEN = (
 
 # How torch says that a guard does not even hold for the batch that it was captured for.
 CEILING = re.compile(
-    r"Guard failed on the same frame.*Guard fail reason: [\d/]*: ([^#]*)", re.DOTALL
+    r"Guard failed on the same frame.*Guard fail reason: [\d/]*: ([^#]*size\(\)[^#]*<[^#]*)",
+    re.DOTALL,
 )
 
 # How torch writes what an op raised while it was captured.
