@@ -85,7 +85,7 @@ class Stepper:
         self.dynamic = True
         self.rows: int | None = None
         self.key = no_key()
-        self.numbers: tuple[Any, list[Tensor]] = None, []
+        self.given: tuple[Any, Tensor] = None, torch.empty(0)
         self.step = self.earlier = self.another(settings, self.record)
         if settings.checkpoint == "except_last":
             self.earlier = self.another(replace(settings, checkpoint="always"), self.record)
@@ -192,17 +192,17 @@ class Stepper:
         return others, ran
 
     def numbers_on(self, device: torch.device, scales: Scales) -> list[Tensor]:
-        """A step's scales, each 0-d; the tensors of the step before as long as they hold.
+        """A step's scales, each 0-d, and nobody else's: what writes over them spoils no other step.
 
-        New ones are a copy for which the host waits until a GPU has done all before it.
+        They are copies of what the step before was given, as long as that holds. New ones come from
+        the host, which waits until a GPU has done all before it.
         """
-        before, numbers = self.numbers
+        before, given = self.given
         if before != (device, scales):
             with torch.inference_mode(False):
                 given = torch.tensor(scales, dtype=torch.float64, device=device)
-                numbers = [number.clone() for number in given]
-            self.numbers = (device, scales), numbers
-        return numbers
+            self.given = (device, scales), given
+        return [number.clone() for number in given]
 
     def without_padding(self, others: Any, size: int, samples: int) -> Any:
         """What a model returned apart from its loss, with the rows of the first `size` samples.

@@ -83,6 +83,17 @@ def test_it_is_the_model():
     assert "max_grad_norm=0.5" in repr(private)
 
 
+def test_the_scales_of_a_step_are_its_own(shared: fxdp.PrivateModule):
+    """Code that writes over its inputs, as compiled code may, changes sigma for no other step."""
+    cpu, scales = torch.device("cpu"), (1.0, 2.0, 3.0)
+    for _ in range(2):
+        given = shared._stepper.numbers_on(cpu, scales)
+        assert [float(x) for x in given] == [1, 2, 3]
+        for x in given:
+            x.zero_()
+    assert [float(x) for x in shared._stepper.numbers_on(cpu, (1.0, 5.0, 3.0))] == [1, 5, 3]
+
+
 def test_without_gradients_it_runs_the_model_as_it_is(shared: fxdp.PrivateModule):
     model, before = shared._model, shared.releases
     for mode in (True, False):
