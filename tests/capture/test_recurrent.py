@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdp.capture.polyfills import symbolic_kernels
+from tests.releases import since
 
 LAYERS: dict[str, Callable[..., nn.RNNBase]] = {
     "lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN,
@@ -61,7 +62,7 @@ def test_first_states_get_gradients() -> None:
         torch.testing.assert_close(gradients(), want)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.12", reason="torch's own loop adds an axis to the state")
+@since((2, 12), "torch's own loop adds an axis to the state")
 def test_projections_are_left_to_torch() -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 5, proj_size=2).double()

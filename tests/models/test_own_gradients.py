@@ -9,16 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from tests.releases import since
 from tests.sizes import compare_at
 
 pytestmark = pytest.mark.usefixtures("double")
 D = 4
 Loss = Callable[[nn.Module, Tensor], Tensor]
 
-traced = pytest.mark.skipif(
-    torch.__version__ < (2, 12),
-    reason="torch 2.11 traces no gradients within a step: such a model is refused (FXD501)",
-)
+traced = since((2, 12), "gradients within a step are not traced: such a model is refused (FXD501)")
 
 
 def leaf(x: Tensor) -> Tensor:
