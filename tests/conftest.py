@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.guards
 
 from fxdp.autotune import timings
 
@@ -19,6 +20,10 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    # After each compilation torch empties the processor's caches to time its guards, and looks for
+    # garbage: a twentieth of the compilation of a small model.
+    torch._dynamo.guards.profile_guard_manager = lambda *_: 0.0
+    torch._dynamo.config.run_gc_after_compile = False
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ class Scaled(nn.Module):
     ],
 )
 def test_inputs(args: Any, kwargs: Any, dims: Any):
-    compare(Scaled(), *args, batch_dims=dims, each=False, **kwargs)
+    compare(Scaled(), *args, batch_dims=dims, **kwargs)
 
 
 def test_what_all_share_has_no_axis_of_the_batch():
@@ -82,8 +82,8 @@ class Time(nn.Module):
 def test_the_batch_on_axis_one():
     dims = {"x": 1, "target": 0}
     x = torch.randn(T, N, D)
-    compare(Time(), x, Y, loss_fn=F.cross_entropy, batch_dims=dims, each=False)
-    compare(Time(), x, Y, loss_fn=F.cross_entropy, batch_dims={"x": -2}, each=False)
+    compare(Time(), x, Y, loss_fn=F.cross_entropy, batch_dims=dims)
+    compare(Time(), x, Y, loss_fn=F.cross_entropy, batch_dims={"x": -2})
 
 
 class Nested(nn.Module):

@@ -19,8 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.signal import lfilter
 from torch import Tensor
 
 from fxdp.arguments import plain, require, require_flag, require_one_of, require_whole
@@ -90,6 +88,8 @@ class BandMF:
 
 def filtered(coefficients: Sequence[float] | Floats, x: Floats) -> Floats:
     """B^-1 x."""
+    from scipy.signal import lfilter  # half a second, that few need
+
     found: Any = lfilter([1.0], coefficients, x)
     return found
 
@@ -106,6 +106,8 @@ def optimal(start: Floats, weights: Floats) -> Floats:
 
     With s = 1 / ((1 - x) c(x)) as a power series, ds / dc_j = -x^j s / c.
     """
+    from scipy.optimize import minimize
+
     ones = np.ones(len(weights))
 
     def at(tail: Floats) -> tuple[float, Floats]:

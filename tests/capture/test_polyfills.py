@@ -34,7 +34,7 @@ def test_sequences() -> None:
             *F.max_pool2d(h.reshape(-1, 2, 4, 3), (2, 1), return_indices=True), (2, 1)
         ),
     }  # fmt: skip
-    compare(Applied(6, **functions), torch.randn(N, 4, 6), each=False)
+    compare(Applied(6, **functions), torch.randn(N, 4, 6))
 
 
 def test_exponential_of_a_weight() -> None:
@@ -55,7 +55,7 @@ class Heads(nn.Module):
 
 
 def test_gaussian_loss() -> None:
-    private = compare(Heads(), torch.randn(N, 4), torch.randn(N, 3), each=False)
+    private = compare(Heads(), torch.randn(N, 4), torch.randn(N, 3))
     captured = private._stepper.record.compilations
     private(torch.randn(N, 4), torch.randn(N, 3)).backward()
     assert private._stepper.record.compilations == captured
@@ -76,7 +76,7 @@ class Pooled(nn.Module):
 
 def test_channels_last() -> None:
     model, x = Pooled().to(memory_format=LAST), torch.randn(N, 2, 6, 6).to(memory_format=LAST)
-    compare(model, x, torch.randint(3, (N,)), loss_fn=F.cross_entropy, each=False)
+    compare(model, x, torch.randint(3, (N,)), loss_fn=F.cross_entropy)
 
 
 def test_fractional_pool_is_proven() -> None:

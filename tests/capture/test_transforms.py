@@ -59,7 +59,7 @@ def test_ops() -> None:
             "error": along(lambda h: F.mse_loss(h, torch.zeros_like(h), reduction="none")),
             "twice": along(torch.func.grad(lambda h: F.linear(h, three).square().sum())),
         }
-    compare(Applied(6, **functions), torch.randn(N, 4, 6), each=False)
+    compare(Applied(6, **functions), torch.randn(N, 4, 6))
 
 
 class Normed(nn.Module):

@@ -139,7 +139,7 @@ def test_samples_stay_apart(shape: tuple[int, ...]):
         f"{body.__name__}_{i}": Net(body, **{k: make() for k, make in layers.items()})
         for i, (body, layers) in enumerate(CASES[shape])
     }
-    compare(Nets(nets), torch.randn(shape), each=False)
+    compare(Nets(nets), torch.randn(shape))
 
 
 class Scores(nn.Module):
@@ -179,7 +179,7 @@ def test_losses():
 
     torch.manual_seed(0)
     y = torch.tensor([0, 2, 0, 2, 2, 0])  # no target 1: alone, its loss would be 0 / 0
-    compare(Scores(), torch.randn(N, D), y, loss_fn=loss_fn, each=False)
+    compare(Scores(), torch.randn(N, D), y, loss_fn=loss_fn)
 
 
 def test_ignored_tokens_count_for_each_sample():
@@ -190,7 +190,7 @@ def test_ignored_tokens_count_for_each_sample():
     y = torch.randint(0, 3, (N, T))
     y[torch.arange(N)[:, None] > torch.arange(T)] = -100
     y[:, -1] = 1
-    compare(Scores(), torch.randn(N, T, D), y, loss_fn=loss, each=False)
+    compare(Scores(), torch.randn(N, T, D), y, loss_fn=loss)
 
 
 def test_spectral_norm_iterates_in_training():
@@ -216,4 +216,4 @@ class Halved(torch.autograd.Function):
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_backward_of_ones_own():
-    compare(Net(lambda net, x: Halved.apply(net.fc(x))), torch.randn(N, D), each=False)
+    compare(Net(lambda net, x: Halved.apply(net.fc(x))), torch.randn(N, D))

@@ -70,13 +70,13 @@ def test_multihead(first: bool):
     padding = torch.zeros(N, T, dtype=torch.bool)
     padding[1, 2:] = True
     x = torch.randn(N, T, D) if first else torch.randn(T, N, D)
-    compare(SelfAttentions(first), x, padding, batch_dims={"x": 0 if first else 1}, each=False)
+    compare(SelfAttentions(first), x, padding, batch_dims={"x": 0 if first else 1})
 
 
 def test_multihead_with_learned_bias():
     padding = torch.zeros(N, T, dtype=torch.bool)
     model = SelfAttention(True, False, add_bias_kv=True)
-    compare(model, torch.randn(N, T, D), padding, each=False)
+    compare(model, torch.randn(N, T, D), padding)
 
 
 def test_cross_attention():
@@ -100,7 +100,7 @@ def test_encoder():
         encoder(norm_first=True, bias=False),
         nn.TransformerEncoder(encoder(), 1, enable_nested_tensor=False),
     )
-    compare(model, torch.randn(N, T, D), each=False)
+    compare(model, torch.randn(N, T, D))
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["batch first", "time first"])
@@ -117,4 +117,4 @@ def test_decoder(first: bool):
 
     shapes = ((N, T, D), (N, 3, D)) if first else ((T, N, D), (3, N, D))
     inputs = (torch.randn(*s) for s in shapes)
-    compare(Decoder(), *inputs, batch_dims=0 if first else 1, each=False)
+    compare(Decoder(), *inputs, batch_dims=0 if first else 1)

@@ -36,7 +36,7 @@ class Checkpointed(nn.Module):
 @pytest.mark.usefixtures("double")
 def test_checkpoint() -> None:
     data = torch.randn(N, 4), torch.randint(3, (N,))
-    compare(Checkpointed(), *data, loss_fn=F.cross_entropy, each=False)
+    compare(Checkpointed(), *data, loss_fn=F.cross_entropy)
 
 
 class Random(Checkpointed):

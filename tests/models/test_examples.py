@@ -118,7 +118,7 @@ class TestParametrized:
 
     def test_gradients(self, double: None) -> None:
         model = example("parametrized").network()
-        compare(model, X.double(), Y, loss_fn=F.cross_entropy, each=False)
+        compare(model, X.double(), Y, loss_fn=F.cross_entropy)
 
 
 class TestLora:
@@ -138,7 +138,7 @@ class TestLora:
         for name, p in model.named_parameters():
             if "lora_B" in name:  # which begins at 0, where A has no gradient
                 nn.init.normal_(p)
-        compare(model, **SENTENCES, each=False)
+        compare(model, **SENTENCES)
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ SEQUENCES = {
 @pytest.mark.parametrize("theme", SEQUENCES)
 def test_of_sequences(theme: str):
     functions = {k.replace(" ", "_"): f for k, f in SEQUENCES[theme].items()}
-    compare(Applied(6, **functions), torch.randn(N, 4, 6), each=False)
+    compare(Applied(6, **functions), torch.randn(N, 4, 6))
 
 
 def window_partition(x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ IMAGES = {
 @pytest.mark.parametrize("theme", IMAGES)
 def test_of_images(theme: str):
     functions = {k.replace(" ", "_"): f for k, f in IMAGES[theme].items()}
-    compare(Applied(8, **functions), torch.randn(N, 4, 4, 8), each=False)
+    compare(Applied(8, **functions), torch.randn(N, 4, 4, 8))
 
 
 def test_time_folded_into_the_batch():
@@ -147,7 +147,7 @@ def test_time_folded_into_the_batch():
             return score(self.gru(frames.unflatten(0, x.shape[:2]))[0])
 
     for strategy in ("instantiate", "ghost"):
-        compare(Video(), torch.randn(N, 2, 2, 4, 5), strategy=strategy, each=False)
+        compare(Video(), torch.randn(N, 2, 2, 4, 5), strategy=strategy)
 
 
 def test_time_in_front_of_the_batch():
@@ -162,4 +162,4 @@ def test_time_in_front_of_the_batch():
             return score(self.linear(frames).unflatten(0, x.shape[:2]).transpose(0, 1))
 
     for strategy in ("instantiate", "ghost"):
-        compare(Video(), torch.randn(3, N, 2, 4, 5), batch_dims=1, strategy=strategy, each=False)
+        compare(Video(), torch.randn(3, N, 2, 4, 5), batch_dims=1, strategy=strategy)

@@ -112,7 +112,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], dict[str, Any]]]] 
 def test_model(name: str):
     make, inputs = MODELS[name]
     model, batch = make().double().train(), inputs()
-    private = compare(model, **batch, each=False, tolerance=(1e-8, 1e-9))
+    private = compare(model, **batch, tolerance=(1e-8, 1e-9))
     private.max_grad_norm, private.noise_multiplier = 1.0, 0.1
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(3):

@@ -25,7 +25,7 @@ class Apart(Branches):
 def test_linear(strategy: str):
     shapes = ((4,), (3, 4), (2, 3, 4), (4,), (3, 4))
     layers = (nn.Linear(4, 3, bias=i < 3) for i in range(len(shapes)))
-    compare(Apart(*layers), *(torch.randn(N, *s) for s in shapes), strategy=strategy, each=False)
+    compare(Apart(*layers), *(torch.randn(N, *s) for s in shapes), strategy=strategy)
 
 
 # Settings of layers with 4 channels in, 8 out, and a kernel of 3.
@@ -76,12 +76,12 @@ STRATEGIES = ("auto", "crb", "ghost")
 def test_convolution(layers: tuple[Any, ...], strategy: str):
     model = Apart(*(layer(4, 8, 3, **settings) for layer, _, settings in layers))
     inputs = (torch.randn(N, 4, *shape) for _, shape, _ in layers)
-    compare(model, *inputs, strategy=strategy, each=False)
+    compare(model, *inputs, strategy=strategy)
 
 
 def test_convolution_per_sample():
     model = Branches(nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.ConvTranspose2d(4, 6, 3, 2, 1, 1))
-    compare(model, torch.randn(N, 4, 5, 6))
+    compare(model, torch.randn(N, 4, 5, 6), each=True)
 
 
 def upon(layer: nn.Module, *modules: nn.Module) -> nn.Module:
@@ -106,9 +106,9 @@ def test_norms():
         nn.Conv3d(4, 4, 1), nn.GroupNorm(2, 4), nn.InstanceNorm3d(4, affine=True),
         nn.BatchNorm3d(4).eval(),
     )  # fmt: skip
-    compare(Apart(on_axes, of_2d), torch.randn(N, 4, 6), torch.randn(N, 4, 3, 5))
+    compare(Apart(on_axes, of_2d), torch.randn(N, 4, 6), torch.randn(N, 4, 3, 5), each=True)
     inputs = torch.randn(N, 4, 6), torch.randn(N, 4, 2, 3, 2)
-    compare(Apart(of_1d, of_3d), *inputs, each=False)
+    compare(Apart(of_1d, of_3d), *inputs)
 
 
 def test_pools():
@@ -126,7 +126,7 @@ def test_pools():
         nn.AdaptiveMaxPool3d(2), nn.AdaptiveAvgPool3d((2, 1, 3)), nn.LPPool3d(2, 2),
     )  # fmt: skip
     shapes = ((8,), (6, 7), (4, 4, 5))
-    compare(Apart(of_1d, of_2d, of_3d), *(torch.randn(N, 2, *s) for s in shapes), each=False)
+    compare(Apart(of_1d, of_2d, of_3d), *(torch.randn(N, 2, *s) for s in shapes))
 
 
 def test_activations():
@@ -140,7 +140,7 @@ def test_activations():
         nn.PReLU(3),
     )  # fmt: skip
     # torch works hardsigmoid's sixths out in single precision, here or there.
-    compare(model, torch.randn(N, 3, 4), each=False, tolerance=(1e-6, 1e-7))
+    compare(model, torch.randn(N, 3, 4), tolerance=(1e-6, 1e-7))
 
 
 def test_softmax2d_and_channelwise_prelu():
@@ -152,7 +152,7 @@ def test_embedding(strategy: str):
     model = Branches(nn.Embedding(7, 3), nn.Embedding(7, 4, padding_idx=2))
     ids = torch.randint(7, (N, 6))
     ids[0, :2] = 2
-    compare(model, ids, strategy=strategy)
+    compare(model, ids, strategy=strategy, each=strategy == "instantiate")
 
 
 def test_embedding_bag():
@@ -160,7 +160,8 @@ def test_embedding_bag():
     ids[0] = torch.tensor([3, 3, 3, 1, 1, 2])
     ids[1] = 2
     settings = ((mode, pad) for mode in ("sum", "mean", "max") for pad in (None, 2))
-    compare(Branches(*(nn.EmbeddingBag(7, 3, mode=m, padding_idx=p) for m, p in settings)), ids)
+    bags = (nn.EmbeddingBag(7, 3, mode=m, padding_idx=p) for m, p in settings)
+    compare(Branches(*bags), ids, each=True)
 
 
 class Recurrent(nn.Module):
@@ -185,7 +186,7 @@ def test_recurrent(kind: type[nn.RNNBase]):
         Recurrent(kind, batch_first=True),
         Recurrent(kind, bidirectional=True, num_layers=2),
     )
-    compare(model, torch.randn(N, 2, 3), each=False)
+    compare(model, torch.randn(N, 2, 3))
 
 
 class Twice(nn.Module):
@@ -212,7 +213,7 @@ def test_bilinear():
             return super().forward(*(torch.stack([x, x.sin()], 1) for x in (one, other)))
 
     model = Branches(nn.Bilinear(3, 4, 2), OfWords(3, 4, 2))
-    compare(model, torch.randn(N, 3), torch.randn(N, 4))
+    compare(model, torch.randn(N, 3), torch.randn(N, 4), each=True)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")

@@ -82,7 +82,7 @@ def test_reduced(kind: str):
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return sum((i + 1) * f(x, y) for i, f in enumerate(LOSSES[kind].values()))
 
-    compare(nn.Linear(6, C), torch.randn(N, 6), TARGETS[kind](), loss_fn=loss, each=False)
+    compare(nn.Linear(6, C), torch.randn(N, 6), TARGETS[kind](), loss_fn=loss)
 
 
 def test_one_loss_for_each_sample():
@@ -120,7 +120,7 @@ def test_of_tokens():
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return sum((i + 1) * f(x, y) for i, f in enumerate(TOKENS.values()))
 
-    compare(nn.Linear(6, C), torch.randn(N, T, 6), tokens(), loss_fn=loss, each=False)
+    compare(nn.Linear(6, C), torch.randn(N, T, 6), tokens(), loss_fn=loss)
 
 
 def test_one_loss_for_each_sample_of_tokens():
@@ -128,7 +128,7 @@ def test_one_loss_for_each_sample_of_tokens():
         each = F.cross_entropy(x.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
         return each.sum(1) / (y >= 0).sum(1).clamp(min=1)
 
-    compare(nn.Linear(6, C), torch.randn(N, T, 6), tokens(), loss_fn=loss, each=False)
+    compare(nn.Linear(6, C), torch.randn(N, T, 6), tokens(), loss_fn=loss)
 
 
 def test_dense_targets():
@@ -137,7 +137,7 @@ def test_dense_targets():
 
     y = torch.randint(C, (N, 3, 3))
     y[1, 0] = -100
-    compare(nn.Conv2d(2, C, 1), torch.randn(N, 2, 3, 3), y, loss_fn=loss, each=False)
+    compare(nn.Conv2d(2, C, 1), torch.randn(N, 2, 3, 3), y, loss_fn=loss)
 
 
 def test_a_term_without_samples_is_added_unclipped():

@@ -99,7 +99,7 @@ def forward_calls(model: nn.Module, x: Tensor, target: Tensor) -> int:
 def test_opacus(name: str):
     make, shape, classes = MODELS[name]
     model, x, target = make(), torch.randn(N, *shape), torch.randint(classes, (N,))
-    private = compare(model, x, target, loss_fn=F.cross_entropy)
+    private = compare(model, x, target, loss_fn=F.cross_entropy, each=True)
     grads = private.per_sample_grads(x, target)
     assert {k: g.shape for k, g in grads.items()} == {
         k: (N, *p.shape) for k, p in model.named_parameters()

@@ -108,7 +108,7 @@ def batch(n: int) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("losses", "backend"),
     # For Inductor, the highest derivatives of each kind.
-    [(LOSSES, "eager"), ((score_matching, of_each, forwards), "inductor")],
+    [(LOSSES, "eager"), ((score_matching, forwards), "inductor")],
     ids=["eager", "inductor"],
 )
 def test_gradients_within_the_step(losses: tuple[Loss, ...], backend: str):

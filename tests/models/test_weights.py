@@ -42,7 +42,7 @@ class Several(nn.Module):
 
 @pytest.mark.parametrize("theme", GROUPS)
 def test_functions_of_weights(theme: str):
-    compare(Several(GROUPS[theme]), torch.randn(N, 4), each=False)
+    compare(Several(GROUPS[theme]), torch.randn(N, 4))
 
 
 def test_what_is_spelled_with_products_of_gradients_is_refused():
@@ -71,7 +71,7 @@ MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", MEANS)
 def test_means_by_hand(name: str):
-    compare(Head(MEANS[name]), torch.randn(N, 4), each=False)
+    compare(Head(MEANS[name]), torch.randn(N, 4))
 
 
 NO_MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -107,4 +107,4 @@ class Own(nn.Module):
 
 
 def test_kernels_of_a_sample_and_systems_of_equations():
-    compare(Own(), torch.randn(N, 4, 6), each=False)
+    compare(Own(), torch.randn(N, 4, 6))

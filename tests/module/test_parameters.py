@@ -69,7 +69,8 @@ USES = {
 
 @pytest.mark.parametrize("theme", USES)
 def test_raw(theme: str):
-    compare(Branches(*(Raw(*use) for use in USES[theme])), torch.randn(N, T, D))
+    raw = Branches(*(Raw(*use) for use in USES[theme]))
+    compare(raw, torch.randn(N, T, D), each=theme == "broadcast")
 
 
 class Tied(nn.Module):
@@ -88,7 +89,8 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize("strategy", ["instantiate", "ghost"])
 def test_tied(strategy: str):
-    compare(Tied(7), torch.randint(7, (N, T)), strategy=strategy)
+    each = strategy == "instantiate"
+    compare(Tied(7), torch.randint(7, (N, T)), strategy=strategy, each=each)
 
 
 class Shared(nn.Module):
@@ -110,7 +112,8 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("strategy", ["instantiate", "ghost"])
 def test_used_twice(strategy: str):
-    compare(Branches(Shared()), torch.randn(N, T, D), strategy=strategy)
+    each = strategy == "instantiate"
+    compare(Branches(Shared()), torch.randn(N, T, D), strategy=strategy, each=each)
 
 
 def test_reused_layers_join():
@@ -125,7 +128,7 @@ def test_reused_layers_join():
             return self.linear(self.linear(x).tanh()) + self.table(ids) * self.table(4 - ids)
 
     for strategy in ("instantiate", "ghost"):
-        compare(Branches(Twice()), torch.randn(N, T, D) * 2, strategy=strategy, each=False)
+        compare(Branches(Twice()), torch.randn(N, T, D) * 2, strategy=strategy)
 
 
 def test_frozen_and_unused():
@@ -152,13 +155,13 @@ def test_frozen_and_unused():
 def test_half_precision(dtype: torch.dtype):
     model = nn.Sequential(nn.Linear(D, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
     x, target = torch.randn(N, D, dtype=dtype), torch.randint(3, (N,))
-    compare(model, x, target, loss_fn=F.cross_entropy, each=False)
+    compare(model, x, target, loss_fn=F.cross_entropy)
 
 
 def test_single_precision():
     model = Branches(nn.Linear(D, 8), nn.Conv1d(T, 3, 3), nn.GRU(D, 3, batch_first=True)).float()
     model.branches = model.branches[:2]
-    compare(model, torch.randn(N, T, D, dtype=torch.float32), each=False)
+    compare(model, torch.randn(N, T, D, dtype=torch.float32))
 
 
 def test_complex_parameter():

@@ -87,7 +87,7 @@ def test_the_norms_are_the_same() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Heads(), nn.Linear(4, 3), Steps(), Gates()).double()
     x, y = torch.randn(4, 5, 3, dtype=torch.double), torch.zeros(4)
-    private = compare(model, x, y, loss_fn=sum_square, strategy="ghost", each=False)
+    private = compare(model, x, y, loss_fn=sum_square, strategy="ghost")
     found = private.graph_module.graph.find_nodes(op="call_function", target=GHOSTS)
     assert sorted(len(node.args[1]) for node in found) == [2, 2, 3]
 

@@ -13,7 +13,7 @@ from fxdp.rules import Call
 from tools.soundness import op_db, random_graphs
 
 aten = torch.ops.aten
-GRAPHS = 50
+GRAPHS = 30
 # One of each family of rules.
 OPERATORS = (
     "add", "where", "sum", "amax", "softmax", "cumsum", "sort", "permute", "reshape", "cat",
