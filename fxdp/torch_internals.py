@@ -159,7 +159,9 @@ from torch._ops import OpOverloadPacket as OpOverloadPacket
 from torch._subclasses import FakeTensor as FakeTensor
 from torch._subclasses import FakeTensorMode as FakeTensorMode
 
-# What ops make of them where that is not what the op itself would.
+# Which ops make them without a reference in Python, and what ops make of them where that is not
+# what the op itself would.
+from torch._subclasses.fake_impls import get_fast_op_impls as fast_fakes
 from torch._subclasses.fake_impls import op_implementations_dict as op_implementations
 
 # How deep in forward mode we are.

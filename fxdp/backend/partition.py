@@ -15,6 +15,7 @@ from fxdp.backend.settings import Record, Settings, usable
 from fxdp.capture.naming import Names, input_names, known_names
 from fxdp.capture.patches import scalars_stay_tensors
 from fxdp.capture.polyfills import symbolic_kernels
+from fxdp.capture.results import results_at_once
 from fxdp.capture.settings import Captures, capture_settings, captured_within
 from fxdp.capture.step import Step
 from fxdp.diagnostics.diagnostic import ProofError
@@ -132,7 +133,7 @@ def compile_marked(
         decompositions=DECOMPOSITIONS,
     )
     try:
-        with line(), symbolic_kernels(), readable_precision():
+        with line(), symbolic_kernels(), results_at_once(), readable_precision():
             compiled = compiler(gm, example_inputs)
     except (dynamo_exc.RestartAnalysis, ProofError, StepError, UncompiledWarning):
         raise

@@ -17,6 +17,9 @@ Python are captured       `x.requires_grad = True`, break the       asks, and ta
 (`fxdp.capture.bytecode`) graph, and change nothing of a step       `requires_grad_()`
 kernels of ops            their Python asks about sizes, and would    a mode around the forward
                           fix N (`fxdp.capture.polyfills`)
+what common ops return    torch's references in Python take ten     kernels of its own for
+on fake tensors           times as long as the question           symbolic sizes
+                          (`fxdp.capture.results`)
 functions (`stand_ins`),  so do two of `torch.nn.functional`; Dynamo  a packed sequence of padded
 calls of RNN layers       does not trace `pack_padded_sequence`, and  rows
 (`calls`)                 what it makes has no axis of samples

@@ -12,6 +12,7 @@ from fxdp.capture.bytecode import statements
 from fxdp.capture.packed import packed_sequences
 from fxdp.capture.patches import leaves_within, one_kernel, users_lines
 from fxdp.capture.polyfills import symbolic_kernels
+from fxdp.capture.results import results_at_once
 from fxdp.capture.transforms import transforms
 from fxdp.torch_internals import (
     IgnoredFunctions,
@@ -95,6 +96,7 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
         leaves_within(),
         one_kernel(),
         symbolic_kernels(),
+        results_at_once(),
         packed_sequences(),
         transforms(),
         statements(),
