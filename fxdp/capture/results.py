@@ -7,10 +7,12 @@ and nothing has to be asked. Everything else is left to torch.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from sympy import expand
 from torch import Tensor
 
 from fxdp.shapes import expr
@@ -21,14 +23,18 @@ aten = torch.ops.aten
 Result = Callable[..., Tensor | None]
 
 
+def strides(shape: Sequence[Any]) -> list[Any]:
+    """Those of elements in order, without a gap."""
+    found: list[Any] = [1]
+    for size in reversed(shape[1:]):
+        found.append(found[-1] * size)
+    return found[::-1][: len(shape)]
+
+
 def contiguous(x: Tensor) -> bool:
-    """Are its elements in order, without a gap, whatever its sizes are? Nothing is asked."""
-    wanted: Any = 1
-    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
-        if expr(stride) != expr(wanted):
-            return False
-        wanted = wanted * size
-    return True
+    """Are its elements in order, whatever its sizes are? Nothing is asked."""
+    pairs = zip(x.stride(), strides(x.shape), strict=True)
+    return all(expr(own) == expr(wanted) for own, wanted in pairs)
 
 
 def alike(tensors: Sequence[Tensor]) -> bool:
@@ -102,7 +108,47 @@ def norm(
     return made(mode, x, kept, x.dtype)
 
 
+def total(
+    mode: FakeTensorMode, x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, **named: Any
+) -> Tensor | None:
+    """A sum over some axes, or all."""
+    return None if named else norm(mode, x, 1, dims, keepdim)
+
+
+def view(mode: FakeTensorMode, x: Tensor, shape: Sequence[Any]) -> Tensor | None:
+    """Other axes over the same elements, where those are as many whatever the sizes are."""
+    if not contiguous(x):
+        return None
+    elements, known = math.prod(x.shape), math.prod(s for s in shape if not left_open(s))
+    if any(map(left_open, shape)):
+        if known == 0:
+            return None
+        shape = [elements // known if left_open(s) else s for s in shape]
+    if expand(expr(math.prod(shape))) != expand(expr(elements)):
+        return None
+    return torch.as_strided(x, shape, strides(shape))
+
+
+def left_open(size: Any) -> bool:
+    return isinstance(size, int) and size == -1
+
+
+def addmm(mode: FakeTensorMode, bias: Tensor, x: Tensor, y: Tensor, **named: Any) -> Tensor | None:
+    """x y, [m, k] and [k, n], and one bias for all rows."""
+    one = {(t.dtype, t.device) for t in (bias, x, y)}
+    if named or len(one) > 1 or not bias.dim() < x.dim() == y.dim() == 2:
+        return None
+    pairs = [(x.shape[1], y.shape[0]), *zip(bias.shape, y.shape[1:], strict=False)]
+    if any(expr(a) != expr(b) for a, b in pairs):
+        return None
+    return made(mode, x, (x.shape[0], y.shape[1]), x.dtype)
+
+
 RESULTS: dict[OpOverload, Result] = {
+    aten.addmm.default: addmm,
+    aten.sum.dim_IntList: total,
+    aten.view.default: view,
+    aten._unsafe_view.default: view,
     **dict.fromkeys(
         (
             aten.abs.default, aten.clamp.default, aten.clamp_max.default, aten.clamp_min.default,

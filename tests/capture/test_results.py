@@ -25,6 +25,7 @@ MORE: dict[OpOverload, tuple[tuple[Any, ...], ...]] = {
     aten._log_softmax.default: ((0, False), (1, False)),
     aten._softmax_backward_data.default: ((1, torch.float32),),
     aten._log_softmax_backward_data.default: ((1, torch.float32),),
+    aten.sum.dim_IntList: (([0],), ([-1], True), ([0, 1],)),
     aten.linalg_vector_norm.default: ((), (2, [0]), (2, [-1], True), (1.0, [0, 1]), (2, [])),
     **{getattr(aten, name).Scalar: ((1,), (0.5,)) for name in ("eq", "ge", "gt", "le", "lt", "ne")},
 }
@@ -43,11 +44,17 @@ BESIDE: dict[OpOverload, Callable[[Tensor], tuple[Tensor, ...]]] = {
 }  # fmt: skip
 
 
+VIEWS = (aten.view.default, aten._unsafe_view.default)
+KERNELS = [op for op in RESULTS if op not in VIEWS]
+
+
 def operands(op: OpOverload, x: Tensor) -> tuple[Tensor, ...]:
     if op in (aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_not.default):
         x = x > 0
     if op == aten.where.self:
         return x > 0, x, x * 2
+    if op == aten.addmm.default:
+        return torch.rand(4), x, torch.rand(4, 3).t()
     return x, *BESIDE.get(op, lambda _: ())(x)
 
 
@@ -83,7 +90,7 @@ def agree(fake: Tensor, wanted: Tensor) -> None:
     assert (fake.dtype, fake.device) == (wanted.dtype, wanted.device)
 
 
-@pytest.mark.parametrize("op", RESULTS, ids=str)
+@pytest.mark.parametrize("op", KERNELS, ids=str)
 def test_as_the_kernel_says(op: OpOverload, asked: list[Tensor]) -> None:
     cases = MORE.get(op, ((),))
     for more in cases:
@@ -100,12 +107,30 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("x", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("op", RESULTS, ids=str)
+@pytest.mark.parametrize("op", KERNELS, ids=str)
 def test_of_other_layouts_as_torch_says(op: OpOverload, x: Tensor) -> None:
     for more in MORE.get(op, ((),)):
         wanted = op(*faked(*operands(op, x)), *more)
         with results_at_once():
             agree(op(*faked(*operands(op, x)), *more), wanted)
+
+
+@pytest.mark.parametrize("op", VIEWS, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda n, m: [-1], lambda n, m: [n * m], lambda n, m: [m, -1], lambda n, m: [n, m, 1],
+        lambda n, m: [1, -1, m], lambda n, m: [m, n],
+    ],
+)  # fmt: skip
+def test_views(op: OpOverload, shape: Callable[..., list[Any]]) -> None:
+    x = torch.rand(N, 3)
+    (fake,) = faked(x)
+    found = RESULTS[op](fake.fake_mode, fake, shape(*fake.shape))
+    assert found is not None, "torch was asked"
+    agree(found, op(x, shape(N, 3)))
+    with results_at_once():
+        assert torch._C._is_alias_of(fake.view(-1), fake)
 
 
 @pytest.mark.parametrize("x", LAYOUTS.values(), ids=LAYOUTS)
@@ -138,6 +163,11 @@ OTHERS: dict[str, Callable[[], tuple[OpOverload, tuple[Tensor, ...], tuple[Any, 
     "wider": lambda: (
         aten._softmax_backward_data.default,
         (torch.rand(N, 3, dtype=torch.bfloat16),) * 2, (1, torch.float32),
+    ),
+    "a view of gaps": lambda: (aten.view.default, (torch.rand(N, 6)[:, ::2],), ([-1, 3],)),
+    "a view of other sizes": lambda: (aten.view.default, (torch.rand(N, 3),), ([15],)),
+    "rows of a bias": lambda: (
+        aten.addmm.default, (torch.rand(N, 4), torch.rand(N, 3), torch.rand(3, 4)), ()
     ),
     "a norm of the largest": lambda: (
         aten.linalg_vector_norm.default, (torch.rand(N, 3),), (float("inf"), [1])
