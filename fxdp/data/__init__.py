@@ -4,25 +4,12 @@ loader = fxdp.data.private_loader(data, sample_rate=0.01, num_workers=4)
 epsilon = fxdp.privacy.epsilon(1.1, loader.batches.sampling, steps, delta)
 """
 
+from fxdp.data import samplers
 from fxdp.data.collate import poisson_collate
 from fxdp.data.loader import PrivateLoader, private_loader
 from fxdp.data.padding import pad_collate
 from fxdp.data.sampler import PrivateSampler
-from fxdp.data.samplers import (
-    CyclicPoissonSampler,
-    FixedSizeSampler,
-    PoissonSampler,
-    TruncatedPoissonSampler,
-)
+from fxdp.data.samplers import *  # noqa: F403
 
-__all__ = [
-    "CyclicPoissonSampler",
-    "FixedSizeSampler",
-    "PoissonSampler",
-    "PrivateLoader",
-    "PrivateSampler",
-    "TruncatedPoissonSampler",
-    "pad_collate",
-    "poisson_collate",
-    "private_loader",
-]
+__all__ = ["PrivateLoader", "PrivateSampler", "pad_collate", "poisson_collate", "private_loader"]
+__all__ += samplers.__all__

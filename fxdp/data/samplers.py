@@ -16,6 +16,9 @@ from fxdp.data.sampler import PrivateSampler
 from fxdp.data.stream import Stream, Words
 from fxdp.privacy.sampling import CyclicPoisson, FixedSize, Poisson, TruncatedPoisson
 
+__all__ = [
+    "CyclicPoissonSampler", "FixedSizeSampler", "PoissonSampler", "TruncatedPoissonSampler",
+]  # fmt: skip
 SPLIT = 2**64 - 1  # the step whose words say who is in which part; no run comes so far
 AT_ONCE = 1 << 20  # tosses, 8 bytes each, so that a data set of any size needs little memory
 
