@@ -19,8 +19,8 @@ from fxdp.shapes import expr
 from fxdp.torch_internals import FakeTensor, FakeTensorMode, OpOverload, fast_fakes
 
 aten = torch.ops.aten
-# From the mode and an op's arguments to its result, or None where torch has to say it.
-Result = Callable[..., Tensor | None]
+# From the mode and an op's arguments to what it returns, or None where torch has to say it.
+Result = Callable[..., Any]
 
 
 def strides(shape: Sequence[Any]) -> list[Any]:
@@ -144,7 +144,20 @@ def addmm(mode: FakeTensorMode, bias: Tensor, x: Tensor, y: Tensor, **named: Any
     return made(mode, x, (x.shape[0], y.shape[1]), x.dtype)
 
 
+def fractional(
+    mode: FakeTensorMode, x: Tensor, kernel: Sequence[int], sizes: Sequence[int], chances: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Maxima in windows drawn at random, and where they stand: torch has nothing for symbols."""
+    whole: Sequence[Any] = x.shape[-len(sizes) :]
+    known = zip(kernel, sizes, whole, strict=True)
+    if not all(isinstance(s, int) and k + out - 1 <= s for k, out, s in known):
+        return None
+    shape = (*x.shape[: -len(sizes)], *sizes)
+    return made(mode, x, shape, x.dtype), made(mode, x, shape, torch.int64)
+
+
 RESULTS: dict[OpOverload, Result] = {
+    aten.fractional_max_pool3d.default: fractional,
     aten.addmm.default: addmm,
     aten.sum.dim_IntList: total,
     aten.view.default: view,

@@ -168,12 +168,13 @@ def nll_loss_backward(
     return torch.zeros_like(x).scatter(axis, safe.unsqueeze(axis), -each.unsqueeze(axis))
 
 
-def fractional_max_pool2d_backward(
+def fractional_max_pool_backward(
     grad: Tensor, x: Tensor, kernel: list[int], sizes: list[int], indices: Tensor
 ) -> Tensor:
-    """Each maximum's gradient, added at its place in its plane."""
-    zeros = torch.zeros_like(x).flatten(-2)
-    return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).view(x.shape)
+    """Each maximum's gradient, added at its place in its plane or volume."""
+    axes = -len(kernel)
+    zeros = torch.zeros_like(x).flatten(axes)
+    return zeros.scatter_add(-1, indices.flatten(axes), grad.flatten(axes)).view(x.shape)
 
 
 def median_dim(x: Tensor, dim: int, keepdim: bool = False) -> Any:
@@ -244,7 +245,8 @@ OWN: dict[OpOverload, Callable[..., Any]] = {
     aten._weight_norm_interface_backward.default: weight_norm_backward,
     aten.nll_loss_backward.default: nll_loss_backward,
     aten.nll_loss2d_backward.default: nll_loss_backward,
-    aten.fractional_max_pool2d_backward.default: fractional_max_pool2d_backward,
+    aten.fractional_max_pool2d_backward.default: fractional_max_pool_backward,
+    aten.fractional_max_pool3d_backward.default: fractional_max_pool_backward,
     aten.dot.default: dot,
     aten.mv.default: mv,
     aten.copy.default: copy,

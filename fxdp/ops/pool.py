@@ -52,11 +52,13 @@ def spatial_pair(count: int) -> Callable[..., tuple[Placement, Placement]]:
 def fractional(
     call: Call, x: Any, kernel: Any, sizes: Any, chances: Any
 ) -> tuple[Placement, Placement]:
-    """Pooling in random windows, drawn for every plane: chances are [planes of x, 2]."""
+    """Pooling in random windows, drawn for every plane or volume: chances are [N, C, axes]."""
     if is_shared(x, chances):
         return Replicate(), Replicate()
     at = x.placement
-    same = chances.placement == at and chances.shape[:2] == x.shape[:2] and x.rank == 4
+    same = (
+        chances.placement == at and chances.shape[:2] == x.shape[:2] and x.rank == 2 + len(kernel)
+    )
     if not same or not isinstance(at, Shard) or at.dim > 1:
         raise Mixed("the windows of a sample are not drawn for it alone")
     return at, at
@@ -127,7 +129,9 @@ RULES: Table = (
         for count, names in PAIRS.items()
         for name in names
     }
-    | {aten.fractional_max_pool2d.default: Rule(fractional)}
+    | dict.fromkeys(
+        (aten.fractional_max_pool2d.default, aten.fractional_max_pool3d.default), Rule(fractional)
+    )
 )
 
 # Each of the samples' values is a batch of images: all of them are one larger batch.

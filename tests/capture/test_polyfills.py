@@ -84,6 +84,23 @@ def test_fractional_pool_is_proven() -> None:
     fxdp.prove(pool, torch.randn(N, 2, 6, 6), torch.randint(27, (N,)), loss_fn=F.cross_entropy)
 
 
+def test_fractional_pool_of_volumes() -> None:
+    chances = torch.rand(N, 3, 3)
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(2, 3, 1)
+
+        def forward(self, x: Tensor, chances: Tensor) -> Tensor:
+            h = self.conv(x)
+            return (
+                F.fractional_max_pool3d(h, 2, 3, _random_samples=chances).square().flatten(1).sum(1)
+            )
+
+    compare(Pooled(), torch.randn(N, 2, 6, 6, 6), chances)
+
+
 def test_a_loss_that_is_a_module_does_not_join_the_model() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
     fxdp.prove(model, torch.randn(N, 4), torch.rand(N, 3), loss_fn=nn.BCELoss())

@@ -23,6 +23,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from fxdp.capture.results import results_at_once
 from fxdp.forms.batch import Batch
 from fxdp.ops import RULES
 from fxdp.passes.localize import laid_out
@@ -331,7 +332,7 @@ def written(op: Any, args: Any, kwargs: Any) -> Written | None:
 
     args, kwargs = pytree.tree_map_only((Home, sympy.Expr), hole, (args, kwargs), is_leaf=is_leaf)
     node = graph.call_function(op, args, kwargs)
-    with contextlib.suppress(Exception), mode:
+    with contextlib.suppress(Exception), mode, results_at_once():
         node.meta["val"] = called(node, lambda a: a.meta["val"])
     if has_guards(n):  # another program for other batch sizes: `fxdp.proof.guards` refuses those
         WORLD.clear()

@@ -78,6 +78,8 @@ def cases() -> list[Case]:
         found.append(case(op, *args))
     planes, chances = T(2, 2, 5, 5, only="replicate shard"), T(2, 2, 2, only="replicate shard")
     found.append(case(aten.fractional_max_pool2d.default, planes, [2, 2], [3, 3], chances))
+    volumes, chances = T(2, 2, 4, 4, 4, only="replicate shard"), T(2, 2, 3, only="replicate shard")
+    found.append(case(aten.fractional_max_pool3d.default, volumes, [2] * 3, [2] * 3, chances))
     return found
 
 
