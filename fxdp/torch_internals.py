@@ -173,6 +173,7 @@ from torch.export.pt2_archive._package import load_pt2 as load_pt2
 
 # A module around a graph that gets its code when it is first called, if torch says so.
 from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
+from torch.fx._lazy_graph_module import _use_lazy_graph_module as code_when_called
 
 # Settings of symbolic sizes.
 from torch.fx.experimental import _config as shapes_config

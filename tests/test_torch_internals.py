@@ -91,6 +91,24 @@ def makes_a_module() -> bool:
     return isinstance(made, GraphModule) and torch.equal(made(torch.ones(2)), gm(torch.ones(2)))
 
 
+def waits_for_a_call() -> bool:
+    """Has a module no code until it is called, and then its graph's?"""
+    gm = traced()
+    with torch_internals.code_when_called(True):
+        made: Any = torch_internals.make_graph_module(gm, gm.graph)
+    return made._needs_recompile() and torch.equal(made(torch.ones(2)), gm(torch.ones(2)))
+
+
+def answers_at_once() -> bool:
+    """Is what an op returns on fake tensors looked up in the table?"""
+    x, op = symbolic(5), torch.ops.aten.sin.default
+    T.fast_fakes()[op] = lambda mode, *_: x
+    try:
+        return op(symbolic(5)) is x
+    finally:
+        del T.fast_fakes()[op]
+
+
 def suppresses() -> bool:
     """Does nothing leave a guard while guards are suppressed?"""
     x = symbolic(5)
@@ -259,6 +277,7 @@ NAMES: dict[str, Callable[[], bool]] = {
     "forward_ad": lambda: T.forward_ad._current_level == -1,
     "TransformType": told_of_tangents,
     "op_implementations": zeros_are_made,
+    "fast_fakes": answers_at_once,
     "prims": lambda: T.prims.sin is torch.ops.prims.sin.default,
     "set_fp32_precision": lambda: callable(T.set_fp32_precision),
     "top_saved_tensors_hooks": hooks_are_seen,
@@ -332,6 +351,7 @@ NAMES: dict[str, Callable[[], bool]] = {
         T.make_fx, "decomposition_table", "tracing_mode", "pre_dispatch", "_allow_non_fake_inputs"
     ),
     "make_graph_module": makes_a_module,
+    "code_when_called": waits_for_a_call,
     "mark_dynamic": lambda: takes(T.mark_dynamic, "t", "index", "hint_override"),
     "pytree": lambda: has(
         T.pytree,

@@ -35,6 +35,7 @@ from fxdp.proof.guards import refuse_closed
 from fxdp.status import line
 from fxdp.torch_internals import (
     aot_autograd,
+    code_when_called,
     dynamo_exc,
     functorch_config,
     inductor_config,
@@ -133,7 +134,13 @@ def compile_marked(
         decompositions=DECOMPOSITIONS,
     )
     try:
-        with line(), symbolic_kernels(), results_at_once(), readable_precision():
+        with (
+            line(),
+            symbolic_kernels(),
+            results_at_once(),
+            readable_precision(),
+            code_when_called(True),  # most graphs on the way never run
+        ):
             compiled = compiler(gm, example_inputs)
     except (dynamo_exc.RestartAnalysis, ProofError, StepError, UncompiledWarning):
         raise

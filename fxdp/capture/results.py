@@ -148,9 +148,8 @@ def fractional(
     mode: FakeTensorMode, x: Tensor, kernel: Sequence[int], sizes: Sequence[int], chances: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Maxima in windows drawn at random, and where they stand: torch has nothing for symbols."""
-    whole: Sequence[Any] = x.shape[-len(sizes) :]
-    known = zip(kernel, sizes, whole, strict=True)
-    if not all(isinstance(s, int) and k + out - 1 <= s for k, out, s in known):
+    windows = zip(kernel, sizes, x.shape[-len(sizes) :], strict=True)
+    if not all(expr(s).is_Integer and k + out - 1 <= s for k, out, s in windows):
         return None
     shape = (*x.shape[: -len(sizes)], *sizes)
     return made(mode, x, shape, x.dtype), made(mode, x, shape, torch.int64)
