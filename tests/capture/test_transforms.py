@@ -18,7 +18,7 @@ from tests.oracle import Applied, clipped_sum, compare, per_sample, score
 pytestmark = [
     pytest.mark.usefixtures("double"),
     # torch loads its own derivatives of tangents so.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
 ]
 N = 5
 SCALE = torch.linspace(0.5, 1, 6).double()

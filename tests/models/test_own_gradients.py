@@ -103,7 +103,7 @@ def batch(n: int) -> tuple[Any, ...]:
 
 @traced
 # Both are torch's own: Inductor's, and of its table for forward derivatives.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("losses", "backend"),
@@ -145,7 +145,7 @@ def forwards_through_a_mean(net: nn.Module, x: Tensor) -> Tensor:
 
 
 @traced
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("n", [D, 7])
 @pytest.mark.parametrize(
     "loss", [of_the_mean, of_differences, norm_of_all, inner_step, forwards_through_a_mean]

@@ -85,6 +85,12 @@ def test_pieces_release_what_the_whole_does(
     assert found == pytest.approx(loss, rel=1e-5)
     same(got, wanted)
     assert private.releases == 1
+
+
+def test_one_compilation_serves_every_size() -> None:
+    private = private_of(microbatch_size=4)
+    for size in (0, 1, 2, 7, 11):
+        stepped(private, size)
     assert private._stepper.record.compilations == 1
 
 
