@@ -31,8 +31,15 @@ def strides(shape: Sequence[Any]) -> list[Any]:
     return found[::-1][: len(shape)]
 
 
+def is_plain(x: Tensor) -> bool:
+    """Not sparse, quantized, or of another kind."""
+    return x.layout == torch.strided and not x.is_quantized
+
+
 def contiguous(x: Tensor) -> bool:
     """Are its elements in order, whatever its sizes are? Nothing is asked."""
+    if not is_plain(x):
+        return False
     pairs = zip(x.stride(), strides(x.shape), strict=True)
     return all(expr(own) == expr(wanted) for own, wanted in pairs)
 
@@ -101,9 +108,12 @@ def norm(
     dtype: torch.dtype | None = None,
 ) -> Tensor | None:
     """`linalg.vector_norm` over some axes, or all; without elements torch asks which order."""
-    if dtype is not None or not x.is_floating_point() or order not in (1, 2):
+    if dtype is not None or order not in (1, 2) or not is_plain(x) or not x.is_floating_point():
         return None
-    gone = {d % x.dim() for d in dims} if dims and x.dim() else set(range(x.dim()))
+    axes = range(x.dim())
+    gone = {axes[d] for d in dims if -len(axes) <= d < len(axes)} if dims else set(axes)
+    if dims and len(gone) < len(dims):  # one twice, or one too far
+        return None
     kept = [1 if d in gone else s for d, s in enumerate(x.shape) if keepdim or d not in gone]
     return made(mode, x, kept, x.dtype)
 

@@ -186,6 +186,15 @@ def test_torch_is_asked_of_the_rest(case: Callable[..., Any]) -> None:
         agree(op(*fakes, *more), wanted)
 
 
+@pytest.mark.parametrize("dims", [[2], [-3], [0, 0], [1, -1]])
+def test_torch_refuses_axes_that_are_not_there(dims: list[int]) -> None:
+    (x,) = faked(torch.rand(N, 3))
+    with results_at_once():
+        for op in (torch.sum, torch.linalg.vector_norm):
+            with pytest.raises((IndexError, RuntimeError), match="[dD]im"):
+                op(x, dim=dims)
+
+
 def test_torch_is_as_it_was_afterwards() -> None:
     before = dict(fast_fakes())
     with results_at_once(), results_at_once():
