@@ -69,7 +69,7 @@ def transposed(net, x):
 
 
 def view_as_time(net, x):
-    return net.fc(x).permute(1, 0, 2).reshape(len(x), -1)  # FXD105
+    return net.fc(x).permute(1, 0, 2).reshape(len(x), -1)  # FXD101
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,10 @@ def test_a_layer_along_the_batch_fixes_it(n: int):
     assert d.why == f"the program works for batches of {n} samples only"
 
 
-def test_a_view_that_takes_time_for_the_batch_fixes_it():
+@pytest.mark.parametrize("n", [N, T])
+def test_a_view_that_takes_time_for_the_batch_mixes(n: int):
     model = Net(view_as_time)
-    refused(fxdp.BatchMixingError, __file__, marked(view_as_time), model, torch.randn(T, T, D))
+    refused(fxdp.BatchMixingError, __file__, marked(view_as_time), model, torch.randn(n, T, D))
 
 
 class Indexed(nn.Module):
