@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from functorch.compile import min_cut_rematerialization_partition
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.autotune.layout import contiguous_is_faster
@@ -69,6 +70,7 @@ def compile_marked(
         for_inductor = select_decomp_table() | FOR_INDUCTOR | gaussian.FOR_INDUCTOR
     refuse_closed(gm, settings.table)
     scalars_stay_tensors(gm)
+    cut_off_what_is_kept(gm)
 
     cut: list[bool] = []  # whether the joint graph was proven, rewritten and cut
 
@@ -165,6 +167,20 @@ def compile_marked(
 def is_mark(node: Node) -> bool:
     """Is this where the loss leaves the model?"""
     return node.target in (marks.release, marks.release.default)
+
+
+def cut_off_what_is_kept(gm: GraphModule) -> None:
+    """Let the loss alone have a gradient: what the model keeps, nobody differentiates by."""
+    output = gm.graph.output_node()
+    results: Any = arguments(output)[0]
+    for r in results:
+        value = r.meta.get("example_value") if isinstance(r, Node) and not is_mark(r) else None
+        if isinstance(value, Tensor) and value.requires_grad:
+            with gm.graph.inserting_after(r):
+                plain = gm.graph.call_method("detach", (r,))
+            plain.meta = r.meta | {"example_value": value.detach()}
+            output.replace_input_with(r, plain)
+    gm.recompile()
 
 
 def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:

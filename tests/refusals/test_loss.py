@@ -9,6 +9,7 @@ from torch import nn
 
 import fxdp
 from tests.findings import marked, refused
+from tests.oracle import compare
 
 N, T, D = 6, 5, 4
 X, Y, IDS = torch.randn(N, D), torch.arange(N) % 3, torch.arange(N * T).reshape(N, T) % 10
@@ -149,6 +150,10 @@ def new_attribute(m, x):
     m.last = x.sum(0)  # FXD303
 
 
+def activation(m, x):
+    m.last = m.fc(x)  # FXD303
+
+
 def history(m, x):
     m.list.append(x.sum(0))  # FXD303
 
@@ -172,8 +177,8 @@ def frozen_weight(m, x):
 
 @pytest.mark.parametrize(
     "aside",
-    [running_mean, running_sum, assigned_buffer, assigned_mean, attribute, new_attribute, history,
-     entry, global_list, through_data, frozen_weight],
+    [running_mean, running_sum, assigned_buffer, assigned_mean, attribute, new_attribute,
+     activation, history, entry, global_list, through_data, frozen_weight],
 )  # fmt: skip
 def test_state_is_not_written_from_samples(aside: Any):
     model = Keeper(aside)
@@ -202,6 +207,18 @@ def test_nor_through_the_door_of_torch_compile(aside: Any):
     found = caught.value.diagnostics
     assert [(d.location.line, d.code.code) for d in found if d.location] == marked(aside)
     assert model.run.abs().sum() == 0
+
+
+def looked_at(m, x):
+    m.last = m.fc(x)  # fxdp: allow[FXD303] looked at in a debugger
+
+
+def test_what_may_be_kept_has_no_gradient():
+    model = Keeper(looked_at)
+    private = compare(model, X, Y, loss_fn=F.cross_entropy)
+    assert model.last.shape == (len(X), 3)
+    assert not model.last.requires_grad
+    assert "in a debugger" in str(private.certificate())
 
 
 def counted(m, x):
