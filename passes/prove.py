@@ -20,6 +20,7 @@ from fxdp.graph.study import Joint, RaggedAxes, Samples, Seen, study
 from fxdp.graph.sums import is_total
 from fxdp.placement import Mixed, Partial, Placement, Replicate, Shard
 from fxdp.proof.faults import (
+    COUNTS,
     KEEPS,
     Faults,
     forward_outputs,
@@ -146,8 +147,12 @@ def batch_symbol(mask: torch.Tensor) -> sympy.Symbol:
     return n
 
 
+SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
 def _judge_outputs(gm: GraphModule, faults: Faults, spoilt: set[Node]) -> None:
     """Gradients must be sums over samples, and state must not be made of them."""
+    here = study(gm)
     for name, node in gradients(gm).items():
         if node not in spoilt and not isinstance(node.meta["placement"], Partial | Replicate):
             faults[node] = (
@@ -161,3 +166,9 @@ def _judge_outputs(gm: GraphModule, faults: Faults, spoilt: set[Node]) -> None:
         at = node.meta.get("placement")
         if node not in spoilt and at is not None and not isinstance(at, Replicate):
             faults.setdefault(node, KEEPS)
+    # How many there are is a fact of the samples, too: one more or less is a neighbour.
+    counted = {here.of(Samples).n, *here.of(RaggedAxes).owners}
+    for node in forward_outputs(gm):
+        value = node.meta.get("val")
+        if isinstance(value, SIZES) and not counted.isdisjoint(expr(value).free_symbols):
+            faults.setdefault(node, COUNTS)

@@ -58,6 +58,17 @@ def ancestors(ends: list[Node]) -> set[Node]:
     return found
 
 
+def counts(gm: GraphModule, n: sympy.Symbol) -> Node | None:
+    """A number that leaves a joint graph, and is made of the number of samples."""
+    values: Any = gm.graph.output_node().args[0]
+    for node in values:
+        value = node.meta.get("val") if isinstance(node, Node) else None
+        symbolic = isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+        if symbolic and n in value.node.expr.free_symbols:
+            return node
+    return None
+
+
 def trouble(role: str, known: list[Claims]) -> str | None:
     """Why an output is not what it must be; None if it is."""
     allowed = (Partial | Replicate) if role == "gradient" else Replicate

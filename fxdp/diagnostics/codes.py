@@ -136,6 +136,17 @@ CODES: dict[str, Code] = {
             allowable=True,
         ),
         Code(
+            "FXD304",
+            "keeps-count",
+            "take the number of samples from x.shape at each step, in a variable of forward; keep "
+            "none of it in an attribute, a list, a global or a hook, and return none",
+            "a number made of the number of samples outlives the step",
+            "How many there are tells of a sample that was added or left out: later steps may be "
+            "computed from it, without noise.",
+            "self.seen += len(x)",
+            "n = len(x)",
+        ),
+        Code(
             "FXD401",
             "no-rule",
             "write the model with other ops, or pass a Rule for this one",

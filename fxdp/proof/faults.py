@@ -30,6 +30,7 @@ from fxdp.shapes import shape_of, show
 
 Faults = dict[Node, tuple[str, str]]  # where: (why, name of the code)
 KEEPS = ("the model keeps a value made of samples, without noise", "keeps-samples")
+COUNTS = ("the number of samples outlives the step, without noise", "keeps-count")
 WRITES = ("a buffer is written from the samples, without noise", "writes-samples")
 
 
@@ -63,7 +64,7 @@ def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> N
         # What is written is reported first: only what is merely kept can be allowed.
         for leaks, leak in ((written, WRITES), (kept, KEEPS)):
             if path is None and (path := way(flow, node, leaks)) is not None:
-                fault = leak if fault[1] != "no-rule" else fault
+                fault = fault if fault == COUNTS or fault[1] == "no-rule" else leak
         if path is not None:
             found.append((node, told(node, fault, path)))
     if not found:
