@@ -64,6 +64,11 @@ def capture_errors(model: Any, pairs: Asked = lambda: None) -> Iterator[None]:
             raise
         why = f"a batch is larger than it is proven for: {asked[1].strip()}"
         raise BatchMixingError(captured("depends-on-batch-size", error, why)) from None
+    except (IndexError, TypeError, ValueError) as error:
+        if FROM_MODEL not in str(error):  # raised outside of what was captured
+            raise
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise StepFails(captured("graph-break", error, why)) from None
     except RuntimeError as error:
         if str(error).startswith(FORBIDDEN):
             raise NotCompiled(first_line(error)) from None
@@ -80,6 +85,9 @@ def paired(found: Diagnostic, pairs: Asked) -> Diagnostic:
     return replace(found, code=CODES["mixes-samples"], why=why, remedy=help)
 
 
+# Where in the model an error was raised, in the words of torch.
+FROM_MODEL = "\n\nfrom user code:\n"
+FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (\w+)$', re.MULTILINE)
 FORBIDDEN = (
     "Detected recompile when torch.compile stance",
     "torch.compile with fullgraph=True found no compiled frames",
@@ -161,6 +169,7 @@ def captured(name: str, error: Exception, why: str) -> Diagnostic:
     """The diagnostic of a failed capture."""
     stack: Any = getattr(error, "real_stack", None) or ()
     frames = [Location(f.filename, f.lineno or 0, f.name) for f in stack]
+    frames = frames or [Location(m[1], int(m[2]), m[3]) for m in FRAME.finditer(str(error))]
     own = [f for f in frames if not is_library(f.file)]
     usual = OWN if ERROR.match(why) else CODES[name].remedy
     remedy = next((r for text, r in BETTER.items() if text in why), usual)

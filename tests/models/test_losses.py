@@ -1,6 +1,7 @@
 """Losses: each sample's gradient is that of its own loss, however the batch's loss is written."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -179,3 +180,31 @@ def test_refused(loss: Loss):
                            expected_batch_size=N, backend="eager")  # fmt: skip
     with pytest.raises(fxdp.ProofError):
         private(torch.randn(N, 6), torch.randn(N, C))
+
+
+class Total(nn.Module):
+    """A loss that is made of a total over the batch, and linear in it."""
+
+    def __init__(self, of: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.w = nn.Linear(6, 6), nn.Parameter(torch.randn(6))
+        self.table, self.of = nn.Parameter(torch.randn(6, 6)), of
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.of(self, x, self.fc(x))
+
+
+TOTALS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "rows": lambda m, x, h: h.sum(0) @ m.w,
+    "a product with ones": lambda m, x, h: (h.t() @ torch.ones(len(x))) @ m.w,
+    "of products": lambda m, x, h: (h.t() @ h * m.table).sum(),
+    "einsum": lambda m, x, h: torch.einsum("nt,ns->ts", h, x).mul(m.table).sum(),
+    "by class": lambda m, x, h: (
+        torch.zeros(6, 6).index_add(0, (x[:, 0] > 0).long(), h).mul(m.table).sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("of", TOTALS.values(), ids=TOTALS)
+def test_a_weighted_total(of: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+    compare(Total(of), torch.randn(N, 6))

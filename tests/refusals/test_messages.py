@@ -53,8 +53,9 @@ class TestOwnErrors:
             ((X, Y.float()), None, "int64"),
             ((X[:, :4], Y), None, "reduction dim"),
             ((X, Y), lambda out: out.nothing, "nothing"),
+            ((X, Y), lambda out: out.sum(2), "Dimension out of range"),
         ],
-        ids=["dict", "target's dtype", "width", "attribute"],
+        ids=["dict", "target's dtype", "width", "attribute", "axis"],
     )
     def test_reason(self, args: Any, then: Any, words: str) -> None:
         found = refused(*args, then=then)
