@@ -191,7 +191,7 @@ def test_torch_refuses_axes_that_are_not_there(dims: list[int]) -> None:
     (x,) = faked(torch.rand(N, 3))
     with results_at_once():
         for op in (torch.sum, torch.linalg.vector_norm):
-            with pytest.raises((IndexError, RuntimeError), match="[dD]im"):
+            with pytest.raises((IndexError, RuntimeError), match="[dD]im|out of range"):
                 op(x, dim=dims)
 
 
