@@ -5,6 +5,7 @@ message and remedy for a fault there.
 import re
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from fxdp.diagnostics.codes import CODES
@@ -84,6 +85,8 @@ def spelled(node: Node) -> str:
     """The op of a node as the user would know it, before it was decomposed."""
     if node.target is marks.release.default:
         return "loss"
+    if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.SymInt):
+        return "size"
     original: Any = node.meta.get("original_aten") or node.target
     name = getattr(original, "_opname", None) or getattr(original, "__name__", str(original))
     own = getattr(node.target, "_opname", None) or str(node.target)
