@@ -35,6 +35,8 @@ from fxdp.proof.ragged import Owners, ragged_axes
 from fxdp.shapes import expr, is_whole, sample_axes, shape_of
 from fxdp.torch_internals import pytree
 
+SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
 
 def prove(gm: GraphModule) -> GraphModule:
     """Set `meta["placement"]` on every node that holds a tensor.
@@ -145,9 +147,6 @@ def batch_symbol(mask: torch.Tensor) -> sympy.Symbol:
             f"the batch size was fixed to {n} while the model was captured", "fixed-batch-size"
         )
     return n
-
-
-SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def _judge_outputs(gm: GraphModule, faults: Faults, spoilt: set[Node]) -> None:

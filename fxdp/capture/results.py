@@ -146,7 +146,12 @@ def left_open(size: Any) -> bool:
 def addmm(mode: FakeTensorMode, bias: Tensor, x: Tensor, y: Tensor, **named: Any) -> Tensor | None:
     """x y, [m, k] and [k, n], and one bias for all rows."""
     one = {(t.dtype, t.device) for t in (bias, x, y)}
-    if named or len(one) > 1 or not bias.dim() < x.dim() == y.dim() == 2:
+    if (
+        named
+        or len(one) > 1
+        or not (is_plain(x) and is_plain(y))
+        or not bias.dim() < x.dim() == y.dim() == 2
+    ):
         return None
     pairs = [(x.shape[1], y.shape[0]), *zip(bias.shape, y.shape[1:], strict=False)]
     if any(expr(a) != expr(b) for a, b in pairs):
@@ -209,7 +214,7 @@ def fast(op: OpOverload, result: Result, table: dict[OpOverload, Callable[..., A
         found = result(mode, *args, **kwargs)
         if found is not None:
             return found
-        del table[op]
+        table.pop(op, None)  # another thread may be here, too
         try:
             return mode.dispatch(op, (), args, kwargs)
         finally:
@@ -228,4 +233,4 @@ def results_at_once() -> Iterator[None]:
         yield
     finally:
         for op in added:
-            del table[op]
+            table.pop(op, None)

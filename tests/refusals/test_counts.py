@@ -117,6 +117,20 @@ def test_nor_through_the_door_of_torch_compile(name: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+class OfTargets(Counting):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().forward(x) + F.mse_loss(self.fc(y), y[:, :3]) + 0 * self.put(y)
+
+    def put(self, y: Tensor) -> int:
+        self.last = y.reshape(-1, 2).shape[0]
+        return 1
+
+
+def test_nor_by_another_argument() -> None:
+    with pytest.raises(fxdp.BatchMixingError, match="FXD304"):
+        fxdp.prove(OfTargets(within), torch.randn(4, D), torch.randn(4, D))
+
+
 class Returning(nn.Module):
     def __init__(self) -> None:
         super().__init__()
