@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxdp.forms.batch import cast
 from fxdp.graph import marks
 from fxdp.graph.emit import emit, emit_all
 from fxdp.graph.ends import gradient_places
@@ -19,6 +18,7 @@ from fxdp.graph.nodes import arguments, outputs
 from fxdp.graph.records import Clipped, Mark
 from fxdp.graph.study import ClippedSums, Factors, Joint, PerSample, study
 from fxdp.graph.sums import value
+from fxdp.kernels.precision import cast
 from fxdp.mechanism.gaussian import released
 from fxdp.proof.facts import NOISE
 

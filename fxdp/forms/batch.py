@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fxdp.kernels.clipped_sum import weighed_sum
 from fxdp.kernels.library import is_tiled
-from fxdp.kernels.precision import HALVES, wide
+from fxdp.kernels.precision import HALVES, cast, wide
 from fxdp.placement import Shard
 from fxdp.shapes import expr
 from fxdp.torch_internals import pytree
@@ -59,11 +59,6 @@ class Batch:
 def moved(x: Tensor, axis: int, to: int) -> Tensor:
     """x with an axis in another place: x itself, and no op in a graph, where it is there."""
     return x if axis == to else x.movedim(axis, to)
-
-
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a dtype: x itself, and no op in a graph, where it is in it already."""
-    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _sized(x: Tensor, size: Any) -> Any:

@@ -39,6 +39,11 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in HALVES else x.dtype
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a dtype: x itself, and no op in a graph, where it is in it already."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class Inside:
     """Who is inside of `full_precision`, for all threads: torch's settings are one for all.
 

@@ -29,8 +29,8 @@ class Clipping(ABC):
     a name, it gets a row in `fxdp.mechanism.clipping.NAMED`.
 
     Guarantees:
-        Whatever numbers from 0 up `factor` returns, `fxdp.passes.weigh` lets no sample exceed the
-        bound.
+        Whatever numbers from 0 up `factor` returns, `fxdp.mechanism.factors` lets no sample exceed
+        the bound.
 
     Attributes:
         needs_finite_bound: whether C = inf, which is no clipping, makes no sense.
