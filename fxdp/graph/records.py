@@ -52,6 +52,9 @@ class Gradient:
     linear: tuple[Node, ...]
 
 
+Kind = Literal["one", "joined", "tied", "general"]
+
+
 @dataclass(frozen=True)
 class Choice:
     """How the per-sample norms of one parameter's gradient are found.
@@ -68,7 +71,7 @@ class Choice:
     """
 
     gradient: Gradient
-    kind: Literal["one", "joined", "tied", "general"]
+    kind: Kind
     strategy: Strategy
     costs: Mapping[Strategy, sympy.Expr]
     keep: bool = True
