@@ -10,6 +10,7 @@ from fxdp.passes.noise import noise
 from fxdp.passes.plan import plan
 from fxdp.passes.prove import prove
 from fxdp.passes.share import share
+from fxdp.passes.stream import stream
 from fxdp.passes.tidy import tidy
 from fxdp.passes.weigh import weigh
 from fxdp.proof import facts
@@ -31,6 +32,8 @@ PASSES: tuple[Pass, ...] = (
     ),
     # Emit squared norms.
     Pass(measure),
+    # Emit norms, factors and clipped sums of what is streamed.
+    Pass(stream, options=("clipping", "streams")),
     # Emit clip factors.
     Pass(weigh, options=("clipping",)),
     # One Gram matrix for all norms that it is in.

@@ -13,7 +13,15 @@ from torch.fx import GraphModule, Node
 from fxdp.forms.batch import HALVES, all_wide, summed, wide
 from fxdp.graph.emit import emit_all
 from fxdp.graph.records import Choice, Clipped, Gradient
-from fxdp.graph.study import Choices, ClippedSums, Factors, GradientSums, PerSample, study
+from fxdp.graph.study import (
+    Choices,
+    ClippedSums,
+    Factors,
+    GradientSums,
+    PerSample,
+    Streamed,
+    study,
+)
 from fxdp.graph.sums import image, sum_at, value, whole
 from fxdp.torch_internals import pytree
 
@@ -60,6 +68,9 @@ def clipped_sums(gm: GraphModule, choice: Choice) -> dict[Node, Total]:
     taken = [s for s in (sum_at(gm, n) for n in gradient.sums) if s is not None]
     if each is not None:
         return {taken[0].node: (each_total, (each, factor))}
+    done = study(gm).found(Streamed)
+    if done is not None and gradient.parameter in done.sums:
+        return {taken[0].node: (lambda total: total, (done.sums[gradient.parameter],))}
 
     def total(factor: Tensor, *groups: Any) -> Tensor:
         return whole(taken, groups).total(factor)

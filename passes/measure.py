@@ -20,8 +20,12 @@ from fxdp.kernels.ghost import covered
 
 
 def measure(gm: GraphModule) -> GraphModule:
-    """Add nodes for the squared norms [N] of the gradients of each parameter, float32 at least."""
-    choices, end = study(gm).of(Choices).all, gm.graph.output_node()
+    """Add nodes for the squared norms [N] of the gradients of each parameter, float32 at least.
+
+    Those that are streamed are left to `stream`.
+    """
+    end = gm.graph.output_node()
+    choices = [c for c in study(gm).of(Choices).all if not STRATEGIES[c.strategy].streams]
     ways = [way(gm, choice, end) for choice in choices]
     squares: dict[int, Node] = {}
     per_sample: dict[str, Node] = {}

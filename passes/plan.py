@@ -4,7 +4,8 @@ What the sums of one gradient are together decides what is possible (`fxdp.graph
 the strategies that a form offers, the cost model decides, or trials on this machine.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import sympy
@@ -14,8 +15,8 @@ from torch.fx import GraphModule
 from fxdp.autotune.trials import Trial, trials
 from fxdp.forms.strategy import STRATEGIES, Strategy
 from fxdp.graph.kinds import together
-from fxdp.graph.records import Choice, Gradient
-from fxdp.graph.study import Choices, GradientSums, at_hand, hinted, study
+from fxdp.graph.records import Choice, Gradient, Kind
+from fxdp.graph.study import Choices, GradientSums, Size, at_hand, hinted, study
 from fxdp.graph.sums import fake_form, sum_at, value
 from fxdp.shapes import expr
 
@@ -47,39 +48,92 @@ def plan(
     """
     gradients = [g for g in study(gm).of(GradientSums).all if g.sums]
     room = max(bytes_summed(gm, gradients), memory_budget or 0)
-    choices = [
-        choose(gm, g, "instantiate" if inspect_each else strategy, how, room) for g in gradients
-    ]
+    budget = memory_budget if memory_budget is not None else int(SHARE * room)
+    cases = [case(gm, g) for g in gradients]
+    rows = rows_at_once(gm, cases, budget)
+    wanted = "instantiate" if inspect_each else strategy
+    choices = [choose(gm, c, wanted, how, room, rows) for c in cases]
     if inspect_each:
         choices = [replace(c, kind="general") for c in choices]
     else:
-        budget = memory_budget if memory_budget is not None else int(SHARE * room)
-        choices = within(choices, budget)
-    study(gm).put(Choices(tuple(choices)))
+        choices = within(choices, budget, lambda c: rows * streamed_bytes(gm, c))
+    study(gm).put(Choices(tuple(choices), rows))
     return gm
+
+
+@dataclass(frozen=True)
+class Case:
+    """What there is to choose for one gradient.
+
+    Attributes:
+        gradient: which.
+        kind: what its sums are together.
+        forms: to be measured, as one where that is possible.
+        offered: the strategies that do.
+    """
+
+    gradient: Gradient
+    kind: Kind
+    forms: list[Any]
+    offered: list[Strategy]
+
+
+def case(gm: GraphModule, gradient: Gradient) -> Case:
+    """What there is to choose for a gradient."""
+    taken = [sum_at(gm, s) for s in gradient.sums]
+    kind, forms = together(gm, gradient, [fake_form(s) for s in taken if s is not None])
+    if any(value(s).is_complex() for s in gradient.sums):
+        return Case(gradient, kind, forms, ["instantiate"])
+    offered: list[Strategy] = [s for s in STRATEGIES if all(offers(f, s, kind) for f in forms)]
+    return Case(gradient, kind, forms, offered)
+
+
+def offers(form: Any, strategy: Strategy, kind: Kind) -> bool:
+    """Can a form's norms be found by a strategy?"""
+    traits = STRATEGIES[strategy]
+    if strategy not in form.strategies or (kind == "general" and not traits.materialises):
+        return False
+    return not traits.streams or form.streams
+
+
+def rows_at_once(gm: GraphModule, cases: list[Case], budget: int) -> int:
+    """Of how many samples gradients are streamed at a time: as many as a budget in bytes has room
+    for, a power of two; of one at least, of all at most."""
+    each = sum(
+        hinted(gm, total_extra(c.forms, "stream")) * WIDEST for c in cases if "stream" in c.offered
+    )
+    samples = at_hand(gm)(value(study(gm).of(Size).node))
+    fitting = min(samples, int(budget // each)) if each else 1
+    return 1 << max(0, fitting.bit_length() - 1)
+
+
+def streamed_bytes(gm: GraphModule, choice: Choice) -> int:
+    """Bytes of one sample's gradient, where that is streamed."""
+    if not STRATEGIES[choice.strategy].streams:
+        return 0
+    return int(hinted(gm, expr(value(choice.gradient.node).numel()))) * WIDEST
 
 
 def choose(
     gm: GraphModule,
-    gradient: Gradient,
+    case: Case,
     strategy: Strategy | Literal["auto"],
     how: Plan,
     room: float,
+    rows: int,
 ) -> Choice:
-    """The kind of a gradient's sums, and a strategy for them.
+    """A strategy for a gradient's sums.
 
     Args:
+        strategy: "auto", or what is taken where it is offered; else what is streamed elsewhere
+            goes by "auto", and any other is instantiated.
         room: bytes that per-sample gradients may take up for a moment, if "measured" has
             something else to choose; that much is in the operands of all sums.
+        rows: of how many samples at a time gradients are streamed.
     """
-    taken = [sum_at(gm, s) for s in gradient.sums]
-    forms = [fake_form(s) for s in taken if s is not None]
-    kind, merged = together(gm, gradient, forms)
-    offered: list[Strategy] = [s for s in STRATEGIES if all(s in f.strategies for f in merged)]
-    if kind == "general":
-        offered = [s for s in offered if STRATEGIES[s].materialises]
-    if any(value(s).is_complex() for s in gradient.sums):
-        offered = ["instantiate"]
+    gradient, kind, merged, offered = case.gradient, case.kind, case.forms, case.offered
+    if strategy != "auto" and STRATEGIES[strategy].streams and strategy not in offered:
+        strategy = "auto"
     costs: dict[Strategy, sympy.Expr] = {s: total_cost(merged, s) for s in offered}
     if strategy == "auto":
         if how == "measured" and len(merged) == 1 and kind != "general":
@@ -93,7 +147,7 @@ def choose(
             }
             doubted = doubtful(small or known)
             if len(doubted) > 1:
-                ways = trials(merged[0], doubted, at_hand(gm))
+                ways = trials(merged[0], doubted, at_hand(gm), rows)
                 best = min(ways, key=lambda t: t.seconds)
                 return Choice(gradient, kind, best.strategy, costs, best.keep, tuple(ways))
             return Choice(gradient, kind, doubted[0], costs)
@@ -118,10 +172,13 @@ def bytes_summed(gm: GraphModule, gradients: list[Gradient]) -> float:
     return sum(hinted(gm, expr(x.numel())) * x.element_size() for x in stored)
 
 
-def within(choices: list[Choice], budget: int) -> list[Choice]:
+def within(choices: list[Choice], budget: int, streamed: Callable[[Choice], int]) -> list[Choice]:
     """The choices, with fewer per-sample gradients kept where they exceed a budget in bytes.
 
     What gains the least time for its bytes goes first.
+
+    Args:
+        streamed: the bytes that streaming takes for a choice.
     """
     used = {i: kept(c) for i, c in enumerate(choices)}
 
@@ -130,7 +187,7 @@ def within(choices: list[Choice], budget: int) -> list[Choice]:
 
     choices = list(choices)
     for i in sorted((i for i, size in used.items() if size), key=gain):
-        if sum(used.values()) <= budget:
+        if sum(used.values()) + sum(map(streamed, choices)) <= budget:
             break
         other, used[i] = lighter(choices[i]), 0
         choices[i] = replace(choices[i], strategy=other.strategy, keep=other.keep)

@@ -9,13 +9,11 @@ smallest normal number for each element. Factors are made of norms to which that
 
 from functools import partial
 
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.graph.emit import emit
-from fxdp.graph.records import Choice
-from fxdp.graph.study import Choices, Factors, Joint, Squares, study
+from fxdp.graph.study import Choices, Factors, Joint, Squares, Streamed, study
 from fxdp.graph.sums import value
 from fxdp.kernels.precision import cast
 from fxdp.mechanism.clipping_rule import Clipping
@@ -25,6 +23,7 @@ from fxdp.mechanism.factors import (
     narrowed,
     safe_norm,
     total,
+    underflow,
     widest,
 )
 from fxdp.placement import Shard
@@ -39,8 +38,15 @@ def weigh(gm: GraphModule, clipping: Clipping) -> GraphModule:
     here = study(gm)
     end = gm.graph.output_node()
     squares, mark = here.take(Squares).nodes, here.of(Joint).mark
+    if (streamed := here.found(Streamed)) is not None:
+        return found_before(gm, streamed, clipping)
     groups = clipping.groups(list(squares))
-    losts = {c.gradient.parameter: underflow(c, squares) for c in here.of(Choices).all}
+    losts = {
+        c.gradient.parameter: underflow(
+            value(c.gradient.node).numel(), value(squares[c.gradient.parameter]).dtype
+        )
+        for c in here.of(Choices).all
+    }
     lost = [sum(losts[p] for p in group.parameters) for group in groups]
     functions = [partial(clip_factor, clipping, group.share) for group in groups]
     loss = None if mark.reduction else mark.loss.meta.get("twin", mark.loss)
@@ -72,9 +78,21 @@ def named(node: Node, name: str) -> Node:
     return node
 
 
-def underflow(choice: Choice, squares: dict[str, Node]) -> float:
-    """What the squared norms of one parameter's gradients may lack because numbers underflow:
-    squares of elements, of the lengths of rows of them, and of the length of all rows."""
-    gradient = choice.gradient
-    tiny = torch.finfo(value(squares[gradient.parameter]).dtype).tiny
-    return 4 * value(gradient.node).numel() * tiny
+def found_before(gm: GraphModule, streamed: Streamed, clipping: Clipping) -> GraphModule:
+    """Put down the norms and factors that `stream` has emitted."""
+    here, end = study(gm), gm.graph.output_node()
+    mark = here.of(Joint).mark
+    loss = None if mark.reduction else mark.loss.meta.get("twin", mark.loss)
+    dtype = value(streamed.factors[0]).dtype
+
+    def weighed(squares: list[Tensor], loss: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
+        norms = cast(total(squares, mask).sqrt(), dtype)
+        return norms, finite_samples(norms, loss)
+
+    norms, finite = emit(end, weighed, list(streamed.squares), loss, mark.mask)
+    groups = clipping.groups([c.gradient.parameter for c in here.of(Choices).all])
+    factors: dict[str, Node] = {}
+    for group, factor in zip(groups, streamed.factors, strict=True):
+        factors |= dict.fromkeys(group.parameters, named(factor, "factor"))
+    here.put(Factors(factors, named(norms, "norms"), named(finite, "finite")))
+    return gm

@@ -18,6 +18,11 @@ from torch import Tensor
 from fxdp.autotune.timings import REPEATS, described, seconds, timed
 from fxdp.forms.batch import sq_sum, summed
 from fxdp.forms.strategy import STRATEGIES, Strategy
+from fxdp.forms.streamed import part_of, tensors
+from fxdp.kernels.precision import wide_dtype
+from fxdp.mechanism.clipping import Flat
+from fxdp.mechanism.streaming import Rule, Stream, Streams
+from fxdp.mechanism.streaming import run as run_stream
 
 FRESH = 1 << 24  # numbers; allocators ask the system for so many at a time
 
@@ -41,22 +46,28 @@ class Trial:
     kept: int
 
 
-def trials(form: Any, strategies: Sequence[Strategy], hint: Callable[[Any], int]) -> list[Trial]:
+def trials(
+    form: Any, strategies: Sequence[Strategy], hint: Callable[[Any], int], rows: int = 1
+) -> list[Trial]:
     """Every way to a form's norms and clipped sum, timed.
 
     Args:
         form: on fake tensors.
         strategies: that are tried, the most promising first.
         hint: what a symbolic size is at the moment.
+        rows: of how many samples at a time gradients are streamed.
     """
     shapes = [f"{k}={described(v, hint)}" for k, v in vars(form).items()]
     device = next(v.device for v in vars(form).values() if isinstance(v, Tensor))
     key = f"{type(form).__name__} {' '.join(shapes)} {','.join(strategies)}"
-    found = timed(key, device, lambda: [asdict(t) for t in run(concrete(form, hint), strategies)])
+    if any(STRATEGIES[s].streams for s in strategies):
+        key += f" by {rows}"
+    ways = partial(run, strategies=strategies, rows=rows)
+    found = timed(key, device, lambda: [asdict(t) for t in ways(concrete(form, hint))])
     return [Trial(**t) for t in found]
 
 
-def run(form: Any, strategies: Sequence[Strategy]) -> list[Trial]:
+def run(form: Any, strategies: Sequence[Strategy], rows: int) -> list[Trial]:
     """Time a form on real tensors."""
     operands = [v for v in vars(form).values() if isinstance(v, Tensor)]
     factor = torch.ones(len(operands[0]), device=operands[0].device)
@@ -65,6 +76,9 @@ def run(form: Any, strategies: Sequence[Strategy]) -> list[Trial]:
     found: list[Trial] = []
     for strategy in strategies:
         best = min((t.seconds for t in found), default=inf)
+        if STRATEGIES[strategy].streams:
+            found.append(Trial(strategy, False, seconds(streamed(form, rows), best), 0))
+            continue
         if not STRATEGIES[strategy].materialises:
             norm = seconds(partial(form.sq_norm, strategy), best)
             found.append(Trial(strategy, False, norm + total, 0))
@@ -78,6 +92,23 @@ def run(form: Any, strategies: Sequence[Strategy]) -> list[Trial]:
             Trial(strategy, False, norm + total, 0),
         ]
     return found
+
+
+class Ones(Rule):
+    """Factors of 1: real ones are made for all parameters at once, and are not in one's time."""
+
+    def factors(self, squares: Tensor, counts: Tensor, bound: Tensor) -> Tensor:
+        return counts.expand(squares.shape).to(self.dtype)
+
+
+def streamed(form: Any, rows: int) -> Callable[[], Any]:
+    """A function that streams the gradients of a form, so many samples at a time."""
+    operands = list(tensors(form).values())
+    samples = len(operands[0])
+    rule = Ones(Flat(), (1.0,), (0.0,), wide_dtype(operands[0]))
+    streams, stream = Streams(), Stream((part_of(form, 0),), rule, rows)
+    rest, counts = torch.zeros(1, samples, dtype=torch.float64), torch.ones(samples).bool()
+    return lambda: run_stream(streams, stream, operands, rest, counts, torch.ones(()))
 
 
 @cache

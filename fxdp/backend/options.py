@@ -24,7 +24,7 @@ class Options(TypedDict, total=False):
 
     Attributes:
         strategy: "auto", or how all per-sample norms are found: "instantiate", "unfold", "ghost",
-            "crb", "naive" or "multi".
+            "stream", "crb", "naive" or "multi".
         plan: how "auto" chooses for each parameter: "measured" times on this machine what
             cannot be predicted, "model" predicts, "fixed" takes what is smaller (2 T^2 or p d).
         memory_budget: bytes that per-sample gradients may take up at a time; a twentieth of what

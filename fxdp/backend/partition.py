@@ -86,6 +86,7 @@ def compile_marked(
             how=settings.plan,
             memory_budget=settings.memory_budget,
             clipping=settings.clipping,
+            streams=record.streams,
             terms=SECURE_TERMS if settings.secure else 1,
             number=record.keys.number,
             decompositions=for_inductor if backend == "inductor" else None,

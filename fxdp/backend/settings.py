@@ -12,6 +12,7 @@ from fxdp.diagnostics.errors import NotCompiled
 from fxdp.graph.study import Readable, Study
 from fxdp.mechanism.clipping import Clipping, Flat
 from fxdp.mechanism.run_key import RunKey
+from fxdp.mechanism.streaming import Streams
 from fxdp.ops import RULES
 from fxdp.passes.plan import Plan
 from fxdp.rules import Table
@@ -67,6 +68,7 @@ class Record:
         fallbacks: what compiled code got wrong, for the certificate.
         ran: the step that ran last, until somebody takes it.
         keys: of the noise; they number the parameters, too.
+        streams: of gradients, and the memory that they work in.
     """
 
     study: Study | None = None
@@ -75,6 +77,7 @@ class Record:
     fallbacks: list[str] = field(default_factory=lambda: [])
     ran: Ran | None = None
     keys: RunKey = field(default_factory=RunKey)
+    streams: Streams = field(default_factory=Streams)
 
     def compiled(self) -> Study:
         """What is known of the last compiled graph.

@@ -53,7 +53,7 @@ class Conv:
     g: Tensor
     spec: Spec
     strategies: ClassVar[tuple[Strategy, ...]] = (
-        "instantiate", "unfold", "crb", "ghost", "naive", "multi",
+        "instantiate", "unfold", "crb", "ghost", "stream", "naive", "multi",
     )  # fmt: skip
 
     def exact(self) -> "Conv":
@@ -134,6 +134,20 @@ class Conv:
         """Do the ops of `fxdp.kernels.unfold` take this?"""
         return has_ops(self.x, self.g) and len(self.spec.kernel) < 3
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the sum."""
+        return self.spec.weight
+
+    @property
+    def streams(self) -> bool:
+        """Can `write` make its per-sample gradients?"""
+        return self.has_windows
+
+    def write(self, room: Tensor) -> Tensor:
+        """[m, D, C / G, *k]; not in the room, for positions may have to be added up."""
+        return self.exact().by_windows()
+
     def folded(self) -> tuple[Any, ...]:
         """The operands of an op: positions among the samples, and the convolution."""
         s, x, g = self.spec, wide(self.x).flatten(0, 1), wide(self.g).flatten(0, 1)
@@ -190,6 +204,8 @@ class Conv:
         t = expr(self.g.shape[1]) * product(expr(s) for s in self.g.shape[3:])
         if strategy == "ghost":
             return 2 * expr(self.g.shape[0]) * self.spec.groups * t * t
+        if strategy == "stream":
+            return product(expr(s) for s in self.spec.weight)  # of one sample, at least
         return expr(self.g.shape[0]) * product(expr(s) for s in self.spec.weight)
 
     def cost(self, strategy: Strategy) -> sympy.Expr:
@@ -202,4 +218,4 @@ class Conv:
         if strategy == "ghost":
             grams = 2 * t * t * (groups * window + d) + 10 * groups * t * t
             return batch * (grams + 8 * groups * t * window + 2 * t * d * window)
-        return batch * (2 * t * d * window + 12 * d * window)
+        return batch * (2 * t * d * window + (4 if strategy == "stream" else 12) * d * window)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fxdp.forms.batch import (
     as_taken,
     has_halves,
+    has_ops,
     has_products,
     muted,
     one_each,
@@ -40,7 +41,9 @@ class Outer:
 
     a: Tensor
     b: Tensor
-    strategies: ClassVar[tuple[Strategy, ...]] = ("instantiate", "ghost", "naive", "multi")
+    strategies: ClassVar[tuple[Strategy, ...]] = (
+        "instantiate", "ghost", "stream", "naive", "multi",
+    )  # fmt: skip
 
     @staticmethod
     def joined(forms: "list[Outer]") -> "Outer":
@@ -74,6 +77,20 @@ class Outer:
                 return torch.einsum("ni,no->nio", a.squeeze(1), b.squeeze(1))
             case _:
                 return torch.einsum("nti,nto->nio", a, b)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the sum of a form without leading axes."""
+        return int(self.a.shape[-1]), int(self.b.shape[-1])
+
+    @property
+    def streams(self) -> bool:
+        """Can `write` make its per-sample gradients?"""
+        return self.a.dim() == 3 and has_ops(self.a, self.b)
+
+    def write(self, room: Tensor) -> Tensor:
+        """[m, i, o], in memory that is there."""
+        return torch.bmm(wide(self.a).mT, wide(self.b), out=room)
 
     def sq_norm(self, strategy: Strategy = "instantiate") -> Tensor:
         """[N] squared norms.
@@ -114,6 +131,8 @@ class Outer:
         *lead, t, i = (expr(s) for s in self.a.shape)
         if strategy == "ghost":
             return 2 * product(lead) * t * t if t != 1 else sympy.Integer(0)
+        if strategy == "stream":
+            return i * expr(self.b.shape[-1])  # of one sample, at least
         return product(lead) * i * expr(self.b.shape[-1])
 
     def cost(self, strategy: Strategy) -> sympy.Expr:
@@ -124,4 +143,4 @@ class Outer:
             return batch * (2 * (i + o) + 2 * i * o)
         if strategy == "ghost":
             return batch * (2 * t * t * (i + o) + 10 * t * t + 2 * t * i * o)
-        return batch * (2 * t * i * o + 12 * i * o)
+        return batch * (2 * t * i * o + (4 if strategy == "stream" else 12) * i * o)

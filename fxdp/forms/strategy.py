@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Strategy = Literal["instantiate", "unfold", "crb", "ghost", "naive", "multi"]
+Strategy = Literal["instantiate", "unfold", "crb", "ghost", "stream", "naive", "multi"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Traits:
         sentence: what it does, for people.
         materialises: whether it makes per-sample gradients, which may then be kept for the clipped
             sum; if not, it finds squared norms alone, of forms as they are.
+        streams: whether it makes them of a few samples at a time, from norms to clipped sums.
         traceable: whether composite ops stay whole where it is traced.
         tried: whether it is timed where the cost model leaves a doubt.
         modelled: whether the cost model, a count of flops and bytes, may choose it without timing.
@@ -27,6 +28,7 @@ class Traits:
 
     sentence: str
     materialises: bool = True
+    streams: bool = False
     traceable: bool = True
     tried: bool = True
     modelled: bool = False
@@ -50,6 +52,12 @@ STRATEGIES: Mapping[Strategy, Traits] = {
         materialises=False,
         modelled=True,
         shown=True,
+    ),
+    "stream": Traits(
+        "per-sample gradients of a few samples at a time, in memory that stays, from their norms "
+        "to the clipped sums; a convolution's by its windows",
+        materialises=False,
+        streams=True,
     ),
     "naive": Traits("a loop over samples"),
     # torch.vmap is traced only as what it dispatches to.

@@ -122,9 +122,15 @@ class GradientSums:
 
 @dataclass(frozen=True)
 class Choices:
-    """How the norms of every gradient with sums are found (from `plan`)."""
+    """How the norms of every gradient with sums are found (from `plan`).
+
+    Attributes:
+        all: the choices.
+        rows: of how many samples at a time gradients are streamed.
+    """
 
     all: tuple[Choice, ...]
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,21 @@ class PerSample:
     """Per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`)."""
 
     nodes: dict[str, Node]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What is known of streamed gradients (from `stream`, where there are some).
+
+    Attributes:
+        squares: [N] float64, squared norms over all parameters of each group.
+        factors: [N], the clip factors of each group.
+        sums: the clipped sums, by parameter.
+    """
+
+    squares: tuple[Node, ...]
+    factors: tuple[Node, ...]
+    sums: dict[str, Node]
 
 
 @dataclass(frozen=True)
@@ -197,6 +218,7 @@ StageRecord = (
     | Choices
     | Squares
     | PerSample
+    | Streamed
     | Factors
     | ClippedSums
     | Readable

@@ -11,6 +11,12 @@ from fxdp.kernels.precision import cast
 from fxdp.mechanism.clipping_rule import Clipping
 
 
+def underflow(numbers: int, dtype: torch.dtype) -> float:
+    """What the squared norm of so many numbers may lack because numbers underflow: squares of
+    elements, of the lengths of rows of them, and of the length of all rows."""
+    return 4 * numbers * torch.finfo(dtype).tiny
+
+
 def widest(squares: list[Tensor]) -> torch.dtype:
     """The dtype of norms over several parameters."""
     return max((s.dtype for s in squares), key=lambda d: d.itemsize, default=torch.float32)

@@ -25,7 +25,9 @@ def test_every_way_is_timed(form: Any) -> None:
     names = [s for s in form.strategies if s != "multi"]
     found = trials(form, names, int)
     assert [t.strategy for t in found if not t.keep] == names
-    assert [t.strategy for t in found if t.keep] == [s for s in names if s != "ghost"]
+    assert [t.strategy for t in found if t.keep] == [
+        s for s in names if s not in ("ghost", "stream")
+    ]
     assert all(t.seconds > 0 for t in found)
     assert all(t.kept == 0 for t in found if not t.keep)
 
@@ -53,3 +55,13 @@ def test_timing_changes_no_random_numbers() -> None:
     torch.manual_seed(0)
     trials(OUTER, ["instantiate", "ghost"], int)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_what_is_streamed_is_timed_by_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many samples at a time, which is part of what a time is known by."""
+    asked: list[str] = []
+    monkeypatch.setattr(tried, "timed", lambda key, *_: asked.append(key) or [])
+    for rows in (1, 4):
+        trials(OUTER, ["ghost", "stream"], int, rows)
+        trials(OUTER, ["ghost"], int, rows)
+    assert len(set(asked)) == 3

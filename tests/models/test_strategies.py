@@ -57,7 +57,7 @@ def test_every_strategy_releases_the_same(strategy: str) -> None:
         assert got is not None
         torch.testing.assert_close(got, clipped, rtol=1e-4, atol=1e-6)
     used = {row.strategy for row in private.report().rows if row.parameter.endswith("weight")}
-    if strategy in ("instantiate", "naive", "multi", "ghost"):
+    if strategy in ("instantiate", "naive", "multi", "ghost", "stream"):
         assert used == {strategy}
 
 
