@@ -67,7 +67,7 @@ def trials(
     return [Trial(**t) for t in found]
 
 
-def run(form: Any, strategies: Sequence[Strategy], rows: int) -> list[Trial]:
+def run(form: Any, strategies: Sequence[Strategy], rows: int = 1) -> list[Trial]:
     """Time a form on real tensors."""
     operands = [v for v in vars(form).values() if isinstance(v, Tensor)]
     factor = torch.ones(len(operands[0]), device=operands[0].device)

@@ -43,7 +43,7 @@ def test_linear(strategy: str, taken: str) -> None:
     assert chosen(sequence("plan", strategy)) == [("weight", "one", taken)]
 
 
-@pytest.mark.parametrize("strategy", ["instantiate", "ghost", "crb", "naive", "multi"])
+@pytest.mark.parametrize("strategy", ["instantiate", "ghost", "crb", "stream", "naive", "multi"])
 def test_conv(strategy: str) -> None:
     """Convolutions offer every strategy."""
     assert chosen(conv("plan", strategy)) == [("weight", "one", strategy)]
@@ -136,7 +136,7 @@ def test_what_has_no_room_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wide layer's per-sample gradients are larger than all that the step holds."""
     tried: list[list[str]] = []
 
-    def try_all(form: Any, strategies: list[str], hint: Any) -> list[Trial]:
+    def try_all(form: Any, strategies: list[str], hint: Any, rows: int) -> list[Trial]:
         tried.append(sorted(strategies))
         return [Trial("ghost", False, 1.0, 0)]
 
@@ -148,7 +148,7 @@ def test_what_has_no_room_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(run)[0] == ("weight", "one", "ghost")
     roomy: dict[str, Any] = how | {"memory_budget": 4 * 40 * 40 * 4}
     passed(nn.Linear(40, 40), mean_square, x, torch.zeros(4, 40), **roomy)
-    assert tried == [["ghost", "instantiate", "naive"]]
+    assert tried == [["ghost", "instantiate", "naive", "stream"]]
 
 
 def test_what_gains_least_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
