@@ -64,7 +64,9 @@ def stream(gm: GraphModule, clipping: Clipping, streams: Streams) -> GraphModule
     found: list[Node] = emit(end, run, inputs, rest, loss, mark.bound, mark.mask)
     k = len(groups)
     sums = dict(zip(taken, found[2 * k :], strict=True))
-    here.put(Streamed(tuple(found[:k]), tuple(found[k : 2 * k]), sums))
+    sizes = {n: dtypes[n].itemsize * value(node).numel() for n, node in sums.items()}
+    scratch = choices.rows * sum(map(int, sizes.values()))
+    here.put(Streamed(tuple(found[:k]), tuple(found[k : 2 * k]), sums, scratch))
     return gm
 
 

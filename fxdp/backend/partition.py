@@ -26,7 +26,7 @@ from fxdp.graph.memory import Peak, peak
 from fxdp.graph.nodes import arguments, outputs
 from fxdp.graph.passes import Pass, run
 from fxdp.graph.randomness import draws_apart, refuse_second_draws
-from fxdp.graph.study import PictureLayout, Size, Study, at_hand, study
+from fxdp.graph.study import PictureLayout, Size, Streamed, Study, at_hand, study
 from fxdp.kernels.precision import full_precision, readable_precision
 from fxdp.mechanism import gaussian
 from fxdp.mechanism.keystream import SECURE_TERMS
@@ -187,7 +187,9 @@ def cut_off_what_is_kept(gm: GraphModule) -> None:
 def predicted(joint: GraphModule, forward: GraphModule, back: GraphModule, outputs: int) -> Peak:
     """How much memory a step takes, at the batch size at hand."""
     size, n = at_hand(joint), study(joint).of(Size).node
-    return peak(forward, back, outputs, size(n.meta["val"]), size)
+    found = peak(forward, back, outputs, size(n.meta["val"]), size)
+    streamed = study(joint).found(Streamed)
+    return found if streamed is None else replace(found, highest=found.highest + streamed.scratch)
 
 
 def hide_extras(back: GraphModule) -> None:

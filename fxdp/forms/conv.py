@@ -18,7 +18,7 @@ from fxdp.kernels import loops
 from fxdp.kernels.clipped_sum import weighed_conv
 from fxdp.kernels.crb import chained, crb_conv
 from fxdp.kernels.ghost import ghost_whole
-from fxdp.kernels.unfold import ghost_conv, unfolded_conv
+from fxdp.kernels.unfold import ghost_conv, unfold, unfolded_conv
 from fxdp.shapes import expr, product
 
 WEIGHT_ONLY = [False, True, False]
@@ -145,8 +145,13 @@ class Conv:
         return self.has_windows
 
     def write(self, room: Tensor) -> Tensor:
-        """[m, D, C / G, *k]; not in the room, for positions may have to be added up."""
-        return self.exact().by_windows()
+        """[m, D, C / G, *k], in memory that is there."""
+        exact = self.exact()
+        if exact.x.shape[1] == 1:
+            return unfold(room, *exact.folded())
+        return torch.sum(
+            unfolded_conv(*exact.folded()).unflatten(0, exact.x.shape[:2]), 1, out=room
+        )
 
     def folded(self) -> tuple[Any, ...]:
         """The operands of an op: positions among the samples, and the convolution."""

@@ -158,11 +158,13 @@ class Streamed:
         squares: [N] float64, squared norms over all parameters of each group.
         factors: [N], the clip factors of each group.
         sums: the clipped sums, by parameter.
+        scratch: bytes that it takes in addition, which stay for the next step.
     """
 
     squares: tuple[Node, ...]
     factors: tuple[Node, ...]
     sums: dict[str, Node]
+    scratch: int
 
 
 @dataclass(frozen=True)

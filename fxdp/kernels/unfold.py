@@ -5,7 +5,7 @@ as much memory as the kernel has places times the input, so they are made for a 
 time, as many as the processor's cache holds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ CACHED = 1 << 19  # numbers in the windows of the samples that are taken at once
 
 
 def windows(
-    x: Tensor, g: Tensor, weight: list[int], stride: list[int], padding: list[int],
-    dilation: list[int], groups: int,
+    x: Tensor, g: Tensor, weight: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:  # fmt: skip
     """Slices of samples, with windows [n G, C/G k, t] and gradients [n G, D/G, t] of each."""
     stops = g.shape[2:].numel()
@@ -46,7 +46,7 @@ def _flat(x: Tensor) -> Tensor:
     return x.unsqueeze(2) if x.dim() == 3 else x
 
 
-def _two(sizes: list[int], added: int) -> list[int]:
+def _two(sizes: Sequence[int], added: int) -> list[int]:
     """Settings for two axes, of which one may have been added."""
     return [*[added] * (2 - len(sizes)), *sizes]
 
@@ -57,9 +57,15 @@ def unfolded_conv(
     dilation: list[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """[N, *weight] from x [N, C, ...] and g [N, D, ...], a layer of one or two axes."""
-    out = x.new_empty(len(x), *weight)
-    spec = (weight, stride, padding, dilation, groups)
-    for part, cut, own in windows(x, g, *spec):
+    return unfold(x.new_empty(len(x), *weight), x, g, weight, stride, padding, dilation, groups)
+
+
+def unfold(
+    out: Tensor, x: Tensor, g: Tensor, weight: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int,
+) -> Tensor:  # fmt: skip
+    """What `unfolded_conv` gives, in memory that is there."""
+    for part, cut, own in windows(x, g, weight, stride, padding, dilation, groups):
         torch.bmm(own, cut.transpose(1, 2), out=out[part].view(len(cut), own.shape[1], -1))
     return out
 

@@ -31,8 +31,8 @@ class Part:
 
     Attributes:
         operands: how many tensors [N, ...] its sum is made of.
-        write: makes per-sample gradients [m, *shape] of m samples' operands, in the memory that
-            comes first or in its own.
+        write: puts per-sample gradients into the memory [m, *shape] that it is given first, from
+            m samples' operands; returns them.
         shape: of the parameter's sum.
         group: the number of its group.
     """

@@ -137,3 +137,10 @@ def test_memory_is_shared_with_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> 
     assert "instantiate" in {strategies(rich)[k] for k in ("0.weight", "1.weight")}
     poor = two.__wrapped__("plan", memory_budget=110, **own)
     assert {strategies(poor)[k] for k in ("0.weight", "1.weight")} == {"stream", "ghost"}
+
+
+def test_the_predicted_peak_has_its_memory() -> None:
+    run = two()
+    assert run.study.of(Streamed).scratch == 4 * (3 * 4 + 4 * 2)
+    more = two(memory_budget=10**6)
+    assert more.study.of(Streamed).scratch == 4 * run.study.of(Streamed).scratch

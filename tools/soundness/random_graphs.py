@@ -28,6 +28,7 @@ from fxdp.graph.records import Gradient
 from fxdp.graph.study import ClippedSums, Factors, GradientSums, Joint, Seen, study
 from fxdp.graph.sums import image, is_total, sum_at
 from fxdp.mechanism.clipping import Flat
+from fxdp.mechanism.streaming import Streams
 from fxdp.ops import RULES
 from fxdp.passes.clip import clip
 from fxdp.passes.explain import explain
@@ -36,6 +37,7 @@ from fxdp.passes.measure import measure
 from fxdp.passes.plan import plan
 from fxdp.passes.prove import prove
 from fxdp.passes.share import share
+from fxdp.passes.stream import stream
 from fxdp.passes.tidy import tidy
 from fxdp.passes.weigh import weigh
 from fxdp.placement import Partial, Shard
@@ -45,7 +47,7 @@ from tools.soundness.local_runs import Whole, alone, held, run_whole, same, size
 from tools.soundness.menu import Made, make
 from tools.soundness.programs import NotCapturedError, Program, captured
 
-STRATEGIES = ("auto", "ghost", "instantiate")
+STRATEGIES = ("auto", "ghost", "instantiate", "stream")
 weigh_flat = partial(weigh, clipping=Flat())
 
 
@@ -165,7 +167,9 @@ def clipping_trouble(
     here = study(gm)
     loss = here.of(Joint).mark.loss.meta["val"]
     with torch.backends.opt_einsum.flags(enabled=False), loss.fake_mode:
-        for step in (partial(plan, strategy=strategy), measure, weigh_flat, share, clip):
+        streams = Streams()
+        streamed = partial(stream, clipping=Flat(), streams=streams)
+        for step in (partial(plan, strategy=strategy), measure, streamed, weigh_flat, share, clip):
             gm = step(gm)
     gm.recompile()
     n = size_of(tensors, program.dims)
