@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxdp.forms.batch import HALVES, all_wide, summed, wide
-from fxdp.graph.emit import emit_all
+from fxdp.graph.emit import emit, emit_all
 from fxdp.graph.records import Choice, Clipped, Gradient
 from fxdp.graph.study import (
     Choices,
@@ -23,6 +23,7 @@ from fxdp.graph.study import (
     study,
 )
 from fxdp.graph.sums import image, sum_at, value, whole
+from fxdp.kernels.clipped_sum import weighed_sums
 from fxdp.torch_internals import pytree
 
 
@@ -31,10 +32,11 @@ def clip(gm: GraphModule) -> GraphModule:
     here, end = study(gm), gm.graph.output_node()
     gradients = here.of(GradientSums).all
     choices = {c.gradient: c for c in here.of(Choices).all}
-    totals = {g: clipped_sums(gm, c) for g, c in choices.items()}
+    given = {g: dict[Node, Node]() for g in gradients}
+    summed_at_once(gm, choices, given)
+    totals = {g: clipped_sums(gm, c) for g, c in choices.items() if not given[g]}
     flat = [(g, node, call) for g, found in totals.items() for node, call in found.items()]
     written = emit_all(end, [call for _, _, call in flat])
-    given: dict[Gradient, dict[Node, Node]] = {g: {} for g in gradients}
     for (g, node, _), total in zip(flat, written, strict=True):
         given[g][node] = total
 
@@ -52,6 +54,23 @@ def clip(gm: GraphModule) -> GraphModule:
     )
     here.put(ClippedSums(clipped))
     return gm
+
+
+def summed_at_once(
+    gm: GraphModule, choices: dict[Gradient, Choice], given: dict[Gradient, dict[Node, Node]]
+) -> None:
+    """Put down the clipped sums of per-sample gradients that were measured at once: by one op for
+    all that have one factor."""
+    here, end = study(gm), gm.graph.output_node()
+    each, factors = here.of(PerSample), here.of(Factors).nodes
+    alike: dict[Node, list[Gradient]] = {}
+    for gradient in choices:
+        if gradient.parameter in each.at_once:
+            alike.setdefault(factors[gradient.parameter], []).append(gradient)
+    for factor, own in alike.items():
+        kept = [each.nodes[g.parameter] for g in own]
+        for g, total in zip(own, emit(end, weighed_sums, kept, factor), strict=True):
+            given[g][g.sums[0]] = total
 
 
 # A function that computes a clipped sum, and its arguments.

@@ -145,9 +145,15 @@ class Squares:
 
 @dataclass(frozen=True)
 class PerSample:
-    """Per-sample gradients [N, ...] that exist as nodes, by parameter (from `measure`)."""
+    """Per-sample gradients [N, ...] that exist as nodes (from `measure`).
+
+    Attributes:
+        nodes: by parameter.
+        at_once: the parameters among them that one op measured, and one op is to sum.
+    """
 
     nodes: dict[str, Node]
+    at_once: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
