@@ -7,9 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
+from fxdp.kernels import native_code
+from fxdp.kernels.native_code import built, machine
 from fxdp.mechanism import native as module
 from fxdp.mechanism.keystream import GROUP, noise_of
-from fxdp.mechanism.native import SOURCE, Native, built, machine, native
+from fxdp.mechanism.native import SOURCE, Native, native
 
 KEY = torch.tensor([5, -7])
 DTYPES = [torch.float32, torch.float64]
@@ -76,7 +78,7 @@ def test_there_is_none_without_a_key() -> None:
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a source that may be spoilt."""
-    monkeypatch.setattr(module, "cache_dir", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(native_code, "cache_dir", lambda: str(tmp_path / "cache"))
     source = tmp_path / "noise.c"
     source.write_text(SOURCE.read_text())
     monkeypatch.setattr(module, "SOURCE", source)
@@ -122,12 +124,3 @@ def test_half_a_file_in_the_cache_is_compiled_again(elsewhere: Path) -> None:
     assert native() is None
     native.cache_clear()
     assert native() is not None
-
-
-def test_another_processor_has_another_file(elsewhere: Path) -> None:
-    mine, other, unknown = (built(elsewhere, name) for name in (machine(), "another", ""))
-    assert mine is not None
-    assert other is not None
-    assert unknown is not None
-    assert mine.parent == other.parent != unknown.parent
-    assert mine != other
