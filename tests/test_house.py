@@ -116,7 +116,7 @@ COVERED = {
     "ops/test_each": "forms.each",
     "ops/test_linalg": "kernels.matrix_exp",
     "ops/test_own_rule": "proof.ownership",
-    "ops/test_recurrent": "kernels.recurrent",
+    "ops/test_recurrent": "kernels.recurrent kernels.recurrent_loops",
     "ops/test_rules": "ops.decompositions rules",
     "passes/test_explain": "graph.sums",
     "passes/test_measure": "graph.emit",
