@@ -1,4 +1,4 @@
-"""Compiles C to code for this processor, by the compiler that Inductor uses.
+"""Compiles C and C++ to code for this processor, by the compiler that Inductor uses.
 
 Once a machine: shared libraries are kept beside Inductor's code, under the hash of what went into
 them.
@@ -15,7 +15,12 @@ from pathlib import Path
 
 from fxdp.torch_internals import InvalidCxxCompiler, cache_dir, get_cpp_compiler
 
-FLAGS = ("-x", "c", "-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
+# By a source's suffix. In C a * b + c is rounded twice, in C++ once where the processor can.
+LANGUAGES = {
+    ".c": ("-x", "c", "-std=c11"),
+    ".cpp": ("-x", "c++", "-std=gnu++17", "-ffp-contract=fast", "-Wno-psabi"),
+}
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math")
 LINK = ("-fopenmp", "-shared", "-fPIC")
 LONGEST = 120  # seconds that the compiler may take
 
@@ -29,8 +34,11 @@ def machine() -> str:
     return ""
 
 
-def built(source: Path, processor: str) -> Path | None:
+def built(source: Path, processor: str, *macros: str) -> Path | None:
     """The shared library of a source, from the cache if it is there.
+
+    Args:
+        macros: NAME=VALUE, for the compiler.
 
     Returns:
         None where it cannot be compiled. Where the processor is not known, a file of this process's
@@ -40,7 +48,8 @@ def built(source: Path, processor: str) -> Path | None:
         compiler, text = get_cpp_compiler(), source.read_bytes()
     except (InvalidCxxCompiler, OSError):
         return None
-    flags = (*FLAGS, *LINK)
+    defined = (f"-D{macro}" for macro in macros)
+    flags = (*LANGUAGES[source.suffix], *FLAGS, *LINK, *defined)
     told = "\n".join((compiler, processor, *flags)).encode() + text
     name = f"fxdp-{source.stem}-{sha256(told).hexdigest()[:16]}.so"
     with suppress(OSError):

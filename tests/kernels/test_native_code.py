@@ -38,6 +38,16 @@ def test_another_processor_has_another_file(source: Path) -> None:
     assert mine != other
 
 
+def test_macros_and_another_language(source: Path) -> None:
+    path = source.with_suffix(".cpp")
+    path.write_text(
+        "template <class T> T same(T x) { return x; }\n"
+        'extern "C" int number() { return same(NUMBER); }\n'
+    )
+    found = [built(path, machine(), f"NUMBER={number}") for number in (3, 4)]
+    assert [ctypes.CDLL(str(one)).number() for one in found] == [3, 4]
+
+
 def test_what_does_not_compile_leaves_nothing(source: Path) -> None:
     before = set((source.parent / "cache").iterdir())
     source.write_text("#error nothing to be had\n")
