@@ -13,11 +13,17 @@ from torch import Tensor
 from fxdp.kernels import recurrent_loops as loops
 from fxdp.kernels.library import define, fake
 from fxdp.kernels.recurrent_loops import earlier
+from fxdp.kernels.recurrent_native import native_for
+
+
+def steps_of(*operands: Tensor) -> Any:
+    """Who runs the steps of such operands: compiled code, or the loops."""
+    return native_for(*operands) or loops
 
 
 @torch.library.custom_op("fxdp::lstm", mutates_args=())
 def _lstm(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return loops.lstm(x, h, c, w)
+    return steps_of(x, h, c, w).lstm(x, h, c, w)
 
 
 @_lstm.register_fake
@@ -32,7 +38,9 @@ def _(x: Tensor, h: Tensor, c: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tenso
 def lstm_backward(
     g_states: Tensor, g_last: Tensor, gates: Tensor, cells: Tensor, c: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return loops.lstm_backward(g_states, g_last, gates, cells, c, w)
+    return steps_of(g_states, g_last, gates, cells, c, w).lstm_backward(
+        g_states, g_last, gates, cells, c, w
+    )
 
 
 @fake("lstm_backward")
@@ -45,7 +53,7 @@ def _(
 
 @torch.library.custom_op("fxdp::gru", mutates_args=())
 def _gru(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return loops.gru(x, h, w, b)
+    return steps_of(x, h, w, b).gru(x, h, w, b)
 
 
 @_gru.register_fake
@@ -58,7 +66,7 @@ def _(x: Tensor, h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def gru_backward(
     g_states: Tensor, states: Tensor, kept: Tensor, h: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return loops.gru_backward(g_states, states, kept, h, w)
+    return steps_of(g_states, states, kept, h, w).gru_backward(g_states, states, kept, h, w)
 
 
 @fake("gru_backward")
@@ -72,7 +80,7 @@ def _(
 
 @torch.library.custom_op("fxdp::rnn", mutates_args=())
 def _rnn(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
-    return loops.rnn(x, h, w, relu)
+    return steps_of(x, h, w).rnn(x, h, w, relu)
 
 
 @_rnn.register_fake
@@ -82,7 +90,7 @@ def _(x: Tensor, h: Tensor, w: Tensor, relu: bool) -> Tensor:
 
 @define("rnn_backward")
 def rnn_backward(g_states: Tensor, states: Tensor, w: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
-    return loops.rnn_backward(g_states, states, w, relu)
+    return steps_of(g_states, states, w).rnn_backward(g_states, states, w, relu)
 
 
 @fake("rnn_backward")

@@ -99,7 +99,7 @@ def gru_backward(
         torch.mul(g_h, of_z[t], out=given[t, :, 1])
         own[t, :, :2] = given[t, :, :2]
         torch.mul(last, r[t], out=own[t, :, 2])
-        g_h = torch.addmm(g_h * z[t], own[t].view(n, -1), w)
+        g_h = torch.addmm(g_h * z[t], own[t].view(n, 3 * size), w)
     return given.view(steps, n, 3 * size), own.view(steps, n, 3 * size), g_h
 
 
