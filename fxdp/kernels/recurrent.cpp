@@ -128,20 +128,35 @@ template <class T, int GATES, class Each> INLINE void panels(int64_t width, Each
 }
 
 // Writes a weight panel by panel, and line by line, in the order in which `multiply` reads it.
-// Line k of column c is w[k * down + c * across]. `deep`: lines of a panel before the next one's.
+// Line k of column c is w[k * down + c * across], and one of the two is 1. `deep`: lines of a panel
+// before those of the next one.
 template <class T, int GATES> static void pack(
     T *to, const T *w, int64_t depth, int64_t width, int64_t down, int64_t across, int64_t deep
 ) {
-    static_assert(PADDING >= 2 * Kind<T>::L, "a panel may be wider than what is left");
-    for (int64_t k = 0; k < depth; k += deep)
+    constexpr int L = Kind<T>::L;
+    static_assert(PADDING >= 2 * L, "a panel may be wider than what is left");
+    for (int64_t k = 0; k < depth; k += deep) {
+        const int64_t end = depth - k < deep ? depth : k + deep;
         panels<T, GATES>(width, [&](auto panel) {
-            for (int64_t line = k; line < depth && line < k + deep; line++)
-                for (int v = 0; v < panel.V; v++)
-                    for (int l = 0; l < Kind<T>::L; l++) {
-                        const int64_t at = line * down + (panel.column(v) + l) * across;
-                        *to++ = l < panel.count(v) ? w[at] : 0;
+            constexpr int V = panel.V;
+            if (across == 1) {
+                for (int64_t line = k; line < end; line++)
+                    for (int v = 0; v < V; v++, to += L)
+                        store(to, load(w + line * down + panel.column(v), panel.count(v)), L);
+                return;
+            }
+            for (int64_t first = k; first < end; first += L) {  // turned in squares
+                const int64_t lines = end - first < L ? end - first : (int64_t)L;
+                for (int v = 0; v < V; v++)
+                    for (int l = 0; l < L; l++) {
+                        const T *column = w + (panel.column(v) + l) * across + first;
+                        const Vec<T> x = load(column, l < panel.count(v) ? lines : 0);
+                        for (int64_t i = 0; i < lines; i++) to[(i * V + v) * L + l] = x[i];
                     }
+                to += lines * V * L;
+            }
         });
+    }
 }
 
 // R rows by V vectors: `depth` products of each added to what `start` gives.
