@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxdp.forms import Outer
+from fxdp.kernels.clipped_sum import squared_norms, weighed_sums
 from tests.forms.loops import DTYPES, QUICK, close, drawn, hold, silent
 
 size = st.integers(1, 4)
@@ -67,3 +68,16 @@ def test_positions_may_come_first() -> None:
     a, b = drawn(1, 5, 3, 4).transpose(0, 1), drawn(2, 5, 3, 6).transpose(0, 1)
     hold(Outer(a, b), loop(Outer(a, b)))
     hold(Outer(a, b.contiguous()), loop(Outer(a, b)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_sums_at_once(dtype: torch.dtype) -> None:
+    """The ops for biases and scales, and what a factor of 0 mutes."""
+    xs = [drawn(k, 4, *shape, dtype=dtype) for k, shape in enumerate(((), (3,), (2, 3, 2)))]
+    close(squared_norms(xs), torch.stack([x.reshape(4, -1).square().sum(1) for x in xs]))
+    factor = torch.tensor([0.5, 0.0, 2.0, 1.0])
+    wanted = [torch.einsum("n,n...->...", factor.to(dtype), x) for x in xs]
+    for x in xs:
+        x[1] = torch.inf
+    for got, want in zip(weighed_sums(xs, factor), wanted, strict=True):
+        close(got, want)

@@ -3,9 +3,12 @@
 import re
 
 import pytest
+import torch
+from torch import nn
 
 from fxdp.graph.study import PerSample
-from tests.passes.graphs import block, conv, cut, linear, sequence, shape
+from fxdp.mechanism.clipping import PerGroup
+from tests.passes.graphs import block, conv, cut, linear, passed, sequence, shape, sum_square
 
 
 def test_ghost() -> None:
@@ -69,3 +72,24 @@ def test_crb_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         reshape_2 = reshape(^unsqueeze, [mul_2, 1, 1, 4])
         conv2d = conv2d(reshape, reshape_2, None, [1, 1], [0, 0], [1, 2], mul)
     """)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_biases_and_scales_at_once(dtype: torch.dtype) -> None:
+    """One op for the norms of all that are there already, and one for their clipped sums."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).to(dtype)
+    x = torch.zeros(4, 5, 3, dtype=dtype)
+    run = passed(model, sum_square, x, torch.zeros(4), last="clip", strategy="ghost")
+    own = {"0.bias", "1.weight", "1.bias", "2.bias"}
+    assert run.study.of(PerSample).at_once == own
+    assert run.texts["measure"].count("fxdp.squared_norms(") == 1
+    assert run.texts["clip"].count("fxdp.weighed_sums(") == 1
+    assert "fxdp.weighed_sum(" not in run.texts["clip"]
+
+
+def test_groups_have_sums_of_their_own() -> None:
+    """Each with its own factor."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    x, how = torch.zeros(4, 5, 3), {"last": "clip", "clipping": PerGroup()}
+    run = passed(model, sum_square, x, torch.zeros(4), **how)
+    assert run.texts["clip"].count("fxdp.weighed_sums(") == 3

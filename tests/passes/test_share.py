@@ -65,7 +65,7 @@ def test_layers_of_one_input() -> None:
     assert count(run_of(Heads(), "measure")) == (3, [])
     run = run_of(Heads())
     assert count(run) == (0, [3])
-    assert cut(run.texts["share"], "ghost_outers(", "unbind[0]") == block("""
+    assert cut(run.texts["share"], "ghost_outers(", "unbind_2[0]") == block("""
         ghost_outers = fxdp.ghost_outers(^reshape, [^reshape, ^reshape, ^reshape])
         unbind = unbind(ghost_outers)
         getitem = unbind[0]
