@@ -1,5 +1,7 @@
 """A small share of what `tools/run soundness` does; and proof that it would notice a wrong rule."""
 
+import copy
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +13,8 @@ from fxdp.ops import RULES
 from fxdp.placement import Placement, Replicate, Shard
 from fxdp.rules import Call
 from tools.soundness import op_db, random_graphs
+from tools.soundness.__main__ import options, run_ops
+from tools.soundness.apart import Died, apart
 
 aten = torch.ops.aten
 GRAPHS = 30
@@ -40,6 +44,40 @@ def test_operators(operators: dict[str, Any]) -> None:
         assert not tally.false, "\n".join(tally.false)
         checked += tally.checked
     assert checked > 100
+
+
+def test_what_dies_takes_nothing_else_with_it() -> None:
+    seen: list[int] = []
+
+    def work(item: int) -> list[int]:
+        seen.append(item)
+        if item == 1:
+            os.write(2, b"free(): invalid pointer\n")  # as the C library does
+            os.abort()
+        return seen
+
+    found = list(apart(work, [0, 1, 2]))
+    assert found == [[0], Died("SIGABRT: free(): invalid pointer"), [2]]
+    assert list(apart(lambda _: 1 / 0, [0])) == [
+        Died("exit code 1: ZeroDivisionError: division by zero")
+    ]
+
+
+def test_an_operator_that_dies_is_no_success(
+    operators: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dying, well = copy.copy(operators["add"]), operators["lu_unpack"]
+    monkeypatch.setattr(dying, "op", lambda *_, **__: os.abort())
+    monkeypatch.setattr(op_db, "database", lambda: [dying, well])
+    assert not run_ops(options().parse_args(["ops"]))
+    printed = capsys.readouterr().out
+    assert "CRASHED --op add: SIGABRT" in printed
+    assert (
+        "1  torch's own kernel writes outside of its memory, without fxdp too: lu_unpack" in printed
+    )
+    assert "0 FALSE, 1 CRASHED" in printed
+    monkeypatch.setattr(op_db, "database", lambda: [well])
+    assert run_ops(options().parse_args(["ops"]))
 
 
 def test_random_graphs() -> None:

@@ -1,6 +1,6 @@
 """Soundness, tested by machine: `tools/run soundness --help`.
 
-Exit code 1 if fxdp claimed anything that is not true.
+Exit code 1 if fxdp claimed anything that is not true, or an operator's process died.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections import Counter
 import torch
 
 from tools.soundness import fallbacks, op_db, random_graphs
-from tools.soundness.apart import apart
+from tools.soundness.apart import Died, apart
 
 
 def options() -> argparse.ArgumentParser:
@@ -34,7 +34,8 @@ def options() -> argparse.ArgumentParser:
 
 
 def run_ops(args: argparse.Namespace) -> bool:
-    """The operators of torch's database; true if no claim is false."""
+    """The operators of torch's database, each in a process of its own; true if no claim is false
+    and none died, for what died was not checked."""
     begin, tally = time.time(), op_db.Tally()
     chosen = [
         op
@@ -43,17 +44,18 @@ def run_ops(args: argparse.Namespace) -> bool:
     ]
     tried = apart(lambda op: op_db.tried(op, args.samples, args.placements), chosen)
     for op, own in zip(chosen, tried, strict=True):
-        if own is None:
-            why = "its kernel crashed: it does not check its inputs"
-            own = op_db.Tally(skipped={op_db.full_name(op): why})
+        if isinstance(own, Died):
+            own = op_db.Tally(crashed=[f"--op {op_db.full_name(op)}: {own.why}"])
         if args.verbose:
             print(f"{op_db.full_name(op)}: {time.time() - begin:.0f} s", flush=True)
         for line in own.false:
             print(f"FALSE {line}", flush=True)
+        for line in own.crashed:
+            print(f"CRASHED {line}", flush=True)
         tally += own
     show_ops(tally, args.verbose)
     print(f"seed {op_db.SEED}; {time.time() - begin:.0f} s")
-    return not tally.false
+    return not tally.false and not tally.crashed
 
 
 def show_ops(tally: op_db.Tally, verbose: bool) -> None:
@@ -77,8 +79,8 @@ def show_ops(tally: op_db.Tally, verbose: bool) -> None:
         f"\n{tally.ops} operators ({len(tally.skipped)} more skipped), {tally.samples} samples, "
         f"{tally.placements} placements: {tally.claimed} results claimed, "
         f"{tally.unproven} without a claim; {tally.checked} claims checked, "
-        f"{tally.untried} that no batch could try, {len(tally.false)} FALSE; "
-        f"{sum(tally.refused.values())} true and not claimed"
+        f"{tally.untried} that no batch could try, {len(tally.false)} FALSE, "
+        f"{len(tally.crashed)} CRASHED; {sum(tally.refused.values())} true and not claimed"
     )
 
 
