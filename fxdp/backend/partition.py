@@ -13,6 +13,7 @@ from fxdp.backend.checkpointing import recompute_forward
 from fxdp.backend.delivery import run_apart
 from fxdp.backend.halves import RANDOM, UncompiledWarning, finish, noise_check, uncompiled
 from fxdp.backend.settings import Record, Settings, usable
+from fxdp.capture.dtypes import dtypes_of_kernels
 from fxdp.capture.naming import Names, input_names, known_names
 from fxdp.capture.patches import scalars_stay_tensors
 from fxdp.capture.polyfills import symbolic_kernels
@@ -140,6 +141,7 @@ def compile_marked(
         with (
             line(),
             symbolic_kernels(),
+            dtypes_of_kernels(),
             results_at_once(),
             readable_precision(),
             code_when_called(True),  # most graphs on the way never run

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from fxdp.capture.dtypes import DtypeError
 from fxdp.diagnostics.codes import CODES
 from fxdp.diagnostics.diagnostic import (
     BatchMixingError,
@@ -58,6 +59,9 @@ def capture_errors(model: Any, pairs: Asked = lambda: None) -> Iterator[None]:
     except dynamo_exc.BackendCompilerFailed as error:
         if isinstance(error.inner_exception, StepError):  # of ours, in a wrapping of torch's
             raise error.inner_exception from None
+        if isinstance(error.inner_exception, DtypeError):  # torch adds the line to its text
+            why = f"DtypeError: {first_line(error.inner_exception)}"
+            raise StepFails(captured("graph-break", error, why)) from None
         raise
     except AssertionError as error:
         if (asked := CEILING.search(str(error))) is None:
@@ -108,8 +112,32 @@ RAISED = re.compile(r"raised exception (\w+)\((.*)\)$", re.MULTILINE)
 EXPLAINED = re.compile(r"^ *Explanation: (.*)$", re.MULTILINE)
 ERROR = re.compile(r"\w+(Error|Exception): ")
 OWN = "this is of the model, its loss and the arguments: called without fxdp, they show where"
+ONE_DTYPE = (
+    "give the model numbers of the dtype of its parameters: x.float() where they are float32 (or "
+    "x.to(self.weight.dtype)), or make them those of the data: model.double(); called without "
+    "fxdp, model and loss fail likewise"
+)
 # What helps against a graph break, by what torch says of it.
 BETTER = {
+    **dict.fromkeys(
+        (
+            "must be of one dtype",
+            "takes floating-point numbers",
+            "have the same dtype",
+            "type and bias type",
+            "should be the same",
+            "expected scalar type torch.",
+            "not match weight dtype",
+            "infer output dtype",
+            "Autograd not support dtype",
+            "mixed dtype",
+        ),  # fmt: skip
+        ONE_DTYPE,
+    ),
+    **dict.fromkeys(
+        ("scalar types: Long, Int", "Expected dtype int32/int64", "expected scalar type Long"),
+        "pass what counts rows or classes as whole numbers: y.long()",
+    ),
     "`lock` context": "call the model once before the first step: what takes a lock, mostly what "
     "a model sets up at its first call, is done then",
     "loss_fn returned": "return a tensor from loss_fn, 0-d or [N], made of the model's output",

@@ -17,6 +17,8 @@ Python are captured       `x.requires_grad = True`, break the       asks, and ta
 (`fxdp.capture.bytecode`) graph, and change nothing of a step       `requires_grad_()`
 kernels of ops            their Python asks about sizes, and would    a mode around the forward
                           fix N (`fxdp.capture.polyfills`)
+dtypes that ops take      fake tensors are of any dtype where        checks of dtypes on fake
+(`fxdp.capture.dtypes`)   kernels fail, in the first step           tensors
 what common ops return    torch's references in Python take ten     kernels of its own for
 on fake tensors           times as long as the question           symbolic sizes
                           (`fxdp.capture.results`)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fxdp.capture.bytecode import statements
+from fxdp.capture.dtypes import dtypes_of_kernels
 from fxdp.capture.packed import packed_sequences
 from fxdp.capture.patches import leaves_within, one_kernel, users_lines
 from fxdp.capture.polyfills import symbolic_kernels
@@ -96,6 +97,7 @@ def capture_settings(dynamic: bool = True) -> Iterator[None]:
         leaves_within(),
         one_kernel(),
         symbolic_kernels(),
+        dtypes_of_kernels(),
         results_at_once(),
         packed_sequences(),
         transforms(),
