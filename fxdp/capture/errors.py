@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fxdp.capture.dtypes import DtypeError
+from fxdp.capture.step import COMPLEX
 from fxdp.diagnostics.codes import CODES
 from fxdp.diagnostics.diagnostic import (
     BatchMixingError,
@@ -140,6 +141,7 @@ BETTER = {
     ),
     "`lock` context": "call the model once before the first step: what takes a lock, mostly what "
     "a model sets up at its first call, is done then",
+    COMPLEX: "return its real part or its size: loss.real, out.abs().square().mean()",
     "loss_fn returned": "return a tensor from loss_fn, 0-d or [N], made of the model's output",
     "`print`": "leave print out of forward: a compiled step runs it at most once",
     "backwards hooks": "remove the hooks on the modules' backward: gradients of single samples are "

@@ -15,6 +15,8 @@ from fxdp.torch_internals import (
     torch_check,
 )
 
+COMPLEX = "a complex loss, and a loss must be real"
+
 
 class Step(nn.Module):
     """What is captured: the model, its loss, and the marks around them."""
@@ -45,7 +47,8 @@ class Step(nn.Module):
             marked.append(leaf)
         args, kwargs = pytree.tree_unflatten(marked, spec)
         loss, others = local_loss(self.fxdp_model, self.loss_fn, args, kwargs, self.reduction)
-        check_loss(loss, "loss_fn" if self.loss_fn is not None else "the model")
+        source = "loss_fn" if self.loss_fn is not None else "the model"
+        check_loss(loss, source, self.reduction)
         others = pytree.tree_map_only(Tensor, shown, others)
         return marks.release(loss, *scales, mask, self.reduction), others
 
@@ -128,8 +131,11 @@ def check_alone(others: Any, reduction: str) -> None:
             )
 
 
-def check_loss(loss: Any, source: str) -> None:
-    """A loss must be a tensor of numbers that some parameter has a part in.
+def check_loss(loss: Any, source: str, reduction: str = "") -> None:
+    """A loss must be a tensor of real numbers that some parameter has a part in.
+
+    Args:
+        reduction: with one, this is no loss yet, and may be complex.
 
     Raises:
         NoLoss: it is not.
@@ -138,6 +144,8 @@ def check_loss(loss: Any, source: str) -> None:
         raise NoLoss(f"{source} returned a {type(loss).__name__} where a loss is needed")
     if not loss.requires_grad:
         raise NoLoss(f"{source} returned a loss that depends on no trainable parameter")
+    if loss.is_complex() and not reduction:
+        raise NoLoss(f"{source} returned {COMPLEX}")
 
 
 def shown(x: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxdp.backend.partition import compile_marked
+from fxdp.capture.errors import BETTER
 from fxdp.capture.naming import names_in, roots
+from fxdp.capture.step import COMPLEX
 from fxdp.capture.totals import check_total
 from fxdp.diagnostics.codes import CODES
 from fxdp.diagnostics.diagnostic import CaptureError, Diagnostic, ProofError
@@ -338,4 +340,7 @@ def loss_place(results: list[Any]) -> int:
         why = f"the model returns {len(losses)} tensors that could be its loss"
         code = CODES["no-loss"]
         raise ProofError(Diagnostic(code, None, "forward", why, code.remedy))
+    if values[losses[0]].is_complex():
+        why, help = f"the model returned {COMPLEX}", BETTER[COMPLEX]
+        raise CaptureError(Diagnostic(CODES["no-loss"], None, "forward", why, help))
     return losses[0]

@@ -311,3 +311,52 @@ def test_shares_of_a_total_with_a_public_term_are_not_guessed():
         model, max_grad_norm=1.0, noise_multiplier=0.0, expected_batch_size=N, backend="eager"
     )
     torch.testing.assert_close(private(x), torch.stack([model(row[None]) for row in x]).mean())
+
+
+WHOLE = {
+    "mean": lambda out, y: torch.fft.fft(out).mean(),
+    "each": lambda out, y: torch.fft.fft(out).sum(1),
+    "of parts": lambda out, y: torch.complex(out, out).sum(),
+    "squares": lambda out, y: (torch.fft.fft(out) - 1).square().mean(),
+}
+
+
+@pytest.mark.parametrize("loss_fn", WHOLE.values(), ids=WHOLE)
+def test_a_complex_loss_is_called_one(loss_fn: Any) -> None:
+    model = Scores()
+    private = fxdp.compile(
+        model, loss_fn, max_grad_norm=1.0, noise_multiplier=1.0, expected_batch_size=N
+    )
+    for call in (lambda: fxdp.prove(model, X, Y, loss_fn=loss_fn), lambda: private(X, Y)):
+        with pytest.raises(fxdp.CaptureError, match="FXD202.*complex loss.*must be real") as found:
+            call()
+        assert "loss.real" in found.value.diagnostics[0].remedy
+    assert private.releases == 0
+
+
+class Spectrum(Scores):
+    def forward(self, x):
+        return torch.fft.fft(self.fc(x)).mean()
+
+
+def test_so_it_is_at_the_door_of_torch_compile() -> None:
+    torch._dynamo.reset()
+    options = {"max_grad_norm": 1.0, "noise_multiplier": 1.0, "expected_batch_size": N}
+    with pytest.raises(fxdp.CaptureError, match="FXD202.*complex loss.*must be real"):
+        torch.compile(Spectrum(), backend="fxdp", fullgraph=True, options=options)(X)
+
+
+def test_a_complex_output_may_become_a_loss() -> None:
+    model = Scores()
+    compare(model, X, Y, loss_fn=lambda out, y: torch.fft.fft(out).abs().square().mean())
+    private = fxdp.compile(
+        nn.Sequential(model, Fourier()), max_grad_norm=1e9, noise_multiplier=0.0,
+        expected_batch_size=1, backend="eager", loss_reduction="mean",
+    )  # fmt: skip
+    private(X).abs().square().mean(1).mean().backward()
+    assert private.releases == 1
+
+
+class Fourier(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft(x)
