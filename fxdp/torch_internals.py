@@ -128,6 +128,9 @@ from torch._functorch import config as functorch_config
 # Common subexpressions.
 from torch._functorch.compile_utils import fx_graph_cse as fx_graph_cse
 
+# Where in the user's program Dynamo is.
+from torch._guards import TracingContext as TracingContext
+
 # An op that writes to its operands, as a graph without writes holds it.
 from torch._higher_order_ops.auto_functionalize import auto_functionalized as auto_functionalized
 
@@ -191,8 +194,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv as ShapeEnv
 from torch.fx.experimental.symbolic_shapes import ShapeGuard as ShapeGuard
 from torch.fx.experimental.symbolic_shapes import statically_known_true as statically_known_true
 
-# Files whose lines torch does not note with a guard.
-from torch.fx.experimental.symbolic_shapes import uninteresting_files as uninteresting_files
+# Which node is run while a graph is captured again.
+from torch.fx.traceback import get_current_meta as get_current_meta
 
 # Which ops were defined from Python.
 from torch.library import _defs as library_defs
@@ -229,6 +232,7 @@ ATTRIBUTES = {
     "_dynamo_dynamic_indices": "of a tensor: the axes that mark_dynamic made symbols",
     "_dynamo_source": "of a placeholder: where Dynamo found what it stands for",
     "_erased": "of an fx node: it is no longer in its graph",
+    "_get_stack_summary": "of ShapeEnv: where a question about sizes was asked",
     "_id_dispatch": "of Dynamo's builder: what it makes of certain objects, by their id",
     "_current_level": "of forward_ad: how deep in forward mode we are, -1 outside",
     "_modules": "of a module: its submodules, which a private module shares",

@@ -367,7 +367,8 @@ NAMES: dict[str, Callable[[], bool]] = {
     "symbol_is_type": is_a_rare_float,
     "torch_c": lambda: callable(T.torch_c._select_conv_backend),
     "torch_check": lambda: T.torch_check is torch._check,
-    "uninteresting_files": lambda: isinstance(T.uninteresting_files(), set),
+    "TracingContext": lambda: len(T.TracingContext.extract_stack()) == 0,
+    "get_current_meta": lambda: isinstance(T.get_current_meta(), dict),
 }  # fmt: skip
 
 
@@ -422,6 +423,12 @@ def renames() -> bool:
     return node.name == "other"
 
 
+def notes_lines() -> bool:
+    """Is a question about sizes noted with where it was asked, first of what is returned?"""
+    sloc: Any = T.ShapeEnv()._get_stack_summary(True)[0]
+    return has(sloc, "maybe_user_loc", "framework_loc")
+
+
 ATTRIBUTES: dict[str, Callable[[], bool]] = {
     "_fsdp_flattened": lambda: "_fsdp_flattened" in source_of("torch.distributed.fsdp"),
     "_is_flat_param": lambda: "_is_flat_param" in source_of("torch.distributed.fsdp"),
@@ -429,6 +436,7 @@ ATTRIBUTES: dict[str, Callable[[], bool]] = {
     "_torchdynamo_orig_backend": wraps_captures,
     "_version": lambda: torch.ones(1)._version == 0,
     "_boxed_call": lambda: "_boxed_call" in source_of("torch._functorch"),
+    "_get_stack_summary": notes_lines,
     "_id_dispatch": lambda: isinstance(T.VariableBuilder._id_dispatch(), dict),
     "_buffers": lambda: isinstance(nn.Linear(1, 1)._buffers, dict),
     "_cdata": lambda: isinstance(torch.ones(1).untyped_storage()._cdata, int),

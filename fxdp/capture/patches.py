@@ -10,8 +10,8 @@ what                      why                                        what would 
 a check of outputs        a loss that a gradient within the step is    torch seeing that such a loss
 (`leaves_within`)         part of hangs on a leaf made there, which   is differentiated by others
                           nobody differentiates by outside
-`uninteresting_files`     a guard names the line in torch.nn, and     a user's stack with each guard
-(`users_lines`)           not the user's that called it
+`_get_stack_summary`      a guard names a line in torch or Python,  a user's stack with each guard
+(`users_lines`)           and not the user's that called it
 how instructions of       a check of values that raises, and        torch asserting what a check
 Python are captured       `x.requires_grad = True`, break the       asks, and taking the second for
 (`fxdp.capture.bytecode`) graph, and change nothing of a step       `requires_grad_()`
@@ -43,26 +43,28 @@ there. What else is set while a step is captured are torch's settings (`fxdp.cap
 """
 
 import contextlib
-import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
+from fxdp.diagnostics.location import Location, Noted, is_library, locate
 from fxdp.torch_internals import (
     FakeTensor,
     GuardBuilder,
     OutputGraph,
+    ShapeEnv,
     SymT,
     TensorifyState,
+    TracingContext,
     UserFunctionVariable,
     VariableBuilder,
     conv_input,
+    get_current_meta,
     symbol_is_type,
     torch_c,
-    uninteresting_files,
     values_at_capture,
 )
 
@@ -123,24 +125,34 @@ def leaves_within() -> Iterator[None]:
         setattr(OutputGraph, name, check)
 
 
-@functools.cache
-def layers() -> frozenset[str]:
-    """The files of torch.nn."""
-    modules = [m for name, m in sys.modules.items() if name.startswith("torch.nn")]
-    return frozenset(f for m in modules if (f := getattr(m, "__file__", None)))
+def users_line() -> Location | None:
+    """Where in the user's program is what is captured now?"""
+    for frame in reversed(TracingContext.extract_stack()):
+        if not is_library(frame.filename):
+            return Location(frame.filename, frame.lineno or 0, frame.name)
+    return locate(get_current_meta().get("stack_trace"))  # of a graph that is captured again
 
 
 @contextlib.contextmanager
 def users_lines() -> Iterator[None]:
-    """While a model is captured: note with each guard the line that called a layer of torch.nn,
-    not the line in the layer."""
-    dull = uninteresting_files()
-    added = layers() - dull
-    dull |= added
+    """While a model is captured: note with each question about sizes the user's line, not one of
+    torch, of Python or of fxdp that this one called."""
+    env: Any = ShapeEnv
+    own = env._get_stack_summary
+
+    def summary(self: Any, *args: Any, **kwargs: Any) -> Any:
+        sloc, *rest = own(self, *args, **kwargs)
+        if (place := users_line()) is not None:
+            noted = Noted(sloc.maybe_user_loc or place)
+            noted.location = place
+            sloc = replace(sloc, maybe_user_loc=noted)
+        return (sloc, *rest)
+
+    env._get_stack_summary = summary
     try:
         yield
     finally:
-        dull -= added
+        env._get_stack_summary = own
 
 
 @contextlib.contextmanager

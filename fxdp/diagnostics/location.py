@@ -40,6 +40,12 @@ class Location:
         return f"{self.file}:{self.line}" + (f":{self.column}" if self.column else "")
 
 
+class Noted(str):
+    """A line as torch notes it with a question about sizes, as text; with the place that it is."""
+
+    location: Location
+
+
 FRAME = re.compile(
     r'File "(?P<file>.+?)", line (?P<line>\d+), in (?P<function>\S+)'
     r"(?:\n    (?P<text>\S.*)\n(?P<marks> +[~^]+)$)?",

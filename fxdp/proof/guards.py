@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 
 from fxdp.diagnostics.codes import CODES
 from fxdp.diagnostics.diagnostic import BatchMixingError, Diagnostic, ProofError
-from fxdp.diagnostics.location import Location, is_library
+from fxdp.diagnostics.location import Location, Noted, is_library
 from fxdp.graph.origin import diagnose
 from fxdp.proof.ownership import is_torchs, overloads, whose
 from fxdp.rules import Table
@@ -152,6 +152,17 @@ def refuse_other_programs(mask: Tensor, what: str = "N") -> None:
         raise BatchMixingError(*(located or found.values()))
 
 
+def asking_line(tensor: Tensor, size: sympy.Expr) -> Location | None:
+    """The user's first line that asked about a size, whatever torch has made of its symbol since.
+
+    Args:
+        tensor: a fake tensor of that program.
+    """
+    env: ShapeEnv = tensor.fake_mode.shape_env  # type: ignore[attr-defined]
+    asked = (g for g in env.guards if any(env.simplify(s) == size for s in g.expr.free_symbols))  # type: ignore[arg-type]
+    return next((line for g in asked if (line := asker(g)) is not None), None)
+
+
 def names_of(mask: Tensor) -> tuple[ShapeEnv, sympy.Expr]:
     """What torch knows of sizes, and what N is there: a symbol, or a number."""
     env: ShapeEnv = mask.fake_mode.shape_env  # type: ignore[attr-defined]
@@ -188,7 +199,10 @@ def is_ceiling(asked: sympy.Basic) -> bool:
 
 
 def asker(guard: ShapeGuard) -> Location | None:
-    """The user's line that asked; torch keeps it as text, with the front of the path cut off."""
+    """The user's line that asked. Where capture did not note it (`fxdp.capture.patches`), torch has
+    it as text, with the front of the path cut off."""
+    if isinstance(guard.sloc.maybe_user_loc, Noted):
+        return guard.sloc.maybe_user_loc.location
     noted = NOTED.search(guard.sloc.maybe_user_loc or "")
     if noted is None:
         return None

@@ -32,6 +32,7 @@ from fxdp.placement import (
     Shard,
     Starts,
 )
+from fxdp.proof.guards import asking_line
 from fxdp.rules import ROWS, Call, Rule, SumRule, Value, refuse_counts
 from fxdp.shapes import Shape, expr, is_whole, sample_axes, shape_of, show
 from fxdp.torch_internals import pytree
@@ -54,8 +55,8 @@ def ragged_axes(gm: GraphModule, n: sympy.Symbol) -> dict[sympy.Symbol, Node]:
             rows = expr(owner.meta["val"].shape[0])
             known = isinstance(rows, sympy.Symbol) and rows != n
             if not known or found.setdefault(rows, owner) is not owner:  # pyright: ignore[reportArgumentType]
-                code = CODES["fixed-batch-size"]
-                raise BatchMixingError(Diagnostic(code, None, "forward", FIXED, code.remedy))
+                code, where = CODES["fixed-batch-size"], asking_line(owner.meta["val"], rows)
+                raise BatchMixingError(Diagnostic(code, where, "forward", FIXED, code.remedy))
     return found
 
 

@@ -1,5 +1,6 @@
 """What cannot be captured is refused by the user's line, in words of ours."""
 
+import functools
 import logging
 import threading
 from typing import Any
@@ -64,6 +65,23 @@ def each_by_itself(net, x):
     return torch.stack([net.fc(row) for row in x])  # FXD105
 
 
+def mapped(net, x):
+    return torch.vmap(lambda a, b: net.fc(a) * b)(x, torch.ones(6, 4))  # FXD105
+
+
+def reduced(net, x):
+    return functools.reduce(torch.add, [net.fc(x), torch.ones(6, 1)])  # FXD105
+
+
+def likelihood(net, x):
+    return torch.distributions.Normal(net.fc(x), 1.0).log_prob(torch.zeros(6, 4))  # FXD105
+
+
+def gaussian(net, x):
+    out, ones = net.fc(x), torch.ones(6, 4)
+    return F.gaussian_nll_loss(out, ones, ones, reduction="none")  # FXD105
+
+
 def transposed(net, x):
     return net.layers["wide"](net.fc(x).t())  # FXD105
 
@@ -80,7 +98,10 @@ def test_not_captured(body: Any):
     refused(fxdp.CaptureError, __file__, marked(body), Net(body), torch.randn(N, D))
 
 
-@pytest.mark.parametrize("body", [fixed_view, fixed_constant, each_by_itself])
+@pytest.mark.parametrize(
+    "body",
+    [fixed_view, fixed_constant, each_by_itself, mapped, reduced, likelihood, gaussian],
+)
 def test_for_one_batch_size_only(body: Any):
     refused(fxdp.BatchMixingError, __file__, marked(body), Net(body), torch.randn(N, D))
 

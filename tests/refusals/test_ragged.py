@@ -150,3 +150,31 @@ def test_packed_steps_of_other_samples_are_refused(then: Any, options: Any, word
     said = refused(model, torch.ones(4, 5, 3), Y + 1, Y, kind=fxdp.CaptureError)
     assert "FXD501" in said
     assert words in said
+
+
+class Fixed(nn.Module):
+    def __init__(self, then: Any) -> None:
+        super().__init__()
+        self.fc, self.then = nn.Linear(3, 3), then
+
+    def forward(self, x: Tensor, batch: Tensor, y: Tensor) -> Tensor:
+        h = self.then(self.fc(x), y)
+        sums = torch.zeros(y.shape[0], 3).index_add(0, batch, h)
+        return F.cross_entropy(sums, y)
+
+
+FIXES = {
+    "a number": lambda h, y: h + torch.ones(9, 1),  # here: a number
+    "a view": lambda h, y: h.view(9, 3),  # here: a view
+}
+
+
+@pytest.mark.parametrize("name", FIXES)
+def test_a_fixed_number_of_rows_names_its_line(name: str) -> None:
+    with pytest.raises(fxdp.BatchMixingError, match="FXD105.*one number of rows only") as found:
+        fxdp.prove(
+            Fixed(FIXES[name]), NODES, OWNERS, Y, batch_dims={"x": fxdp.Ragged(index="batch")}
+        )
+    (d,) = found.value.diagnostics
+    assert d.location is not None
+    assert f"# here: {name}" in d.location.source
