@@ -6,7 +6,9 @@ promise that samples stay apart, what would make it right, and how the fault tra
 gradient.
 """
 
+import ast
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from fxdp.diagnostics import sources
@@ -89,13 +91,41 @@ class StepFails(CaptureError):
 ALLOW = re.compile(r"#\s*fxdp:\s*allow\[(?P<codes>[^\]]*)\][\s:,-]*(?P<reason>.*)$")
 
 
+def speaks_of(line: str, code: Code) -> re.Match[str] | None:
+    """The comment on a line that allows a kind of fault."""
+    comment = ALLOW.search(line)
+    named = comment is not None and code.code in re.split(r"[\s,]+", comment["codes"])
+    return comment if named else None
+
+
 def allowance(d: Diagnostic) -> str | None:
     """The reason for which the user's line allows a fault, "" if it gives none; None if it does
     not speak of that fault."""
-    comment = ALLOW.search(sources.line(d.location.file, d.location.line)) if d.location else None
-    if comment is None or d.code.code not in re.split(r"[\s,]+", comment["codes"]):
+    if d.location is None:
         return None
-    return comment["reason"].strip()
+    comment = speaks_of(sources.line(d.location.file, d.location.line), d.code)
+    return comment["reason"].strip() if comment else None
+
+
+def comment_elsewhere(d: Diagnostic, used: Collection[tuple[str, int]]) -> int | None:
+    """The nearest line of the same class or function with a comment that allows such a fault.
+
+    Args:
+        used: files and lines of those that allow another.
+    """
+    if d.location is None or not d.code.allowable:
+        return None
+    file, own = d.location.file, d.location.line
+    text = sources.lines(file)
+    try:
+        body = ast.parse("".join(text)).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    parts = [(s.lineno, s.end_lineno or s.lineno) for s in body]
+    first, last = next(((i, j) for i, j in parts if i <= own <= j), (own, own))
+    found = [k for k in range(first, last + 1) if speaks_of(text[k - 1], d.code)]
+    found = [k for k in found if k != own and (file, k) not in used]
+    return min(found, key=lambda k: abs(k - own), default=None)
 
 
 def is_allowed(d: Diagnostic) -> bool:
@@ -103,9 +133,18 @@ def is_allowed(d: Diagnostic) -> bool:
     return d.code.allowable and bool(allowance(d))
 
 
-def not_allowed(d: Diagnostic) -> Diagnostic:
-    """The fault as it is; where a comment tries to lift it, with why that does not help."""
-    if allowance(d) is None:
+def not_allowed(d: Diagnostic, used: Collection[tuple[str, int]] = ()) -> Diagnostic:
+    """The fault as it is; where a comment tries to lift it, with why that does not help.
+
+    Args:
+        used: files and lines of comments that lift another.
+    """
+    if allowance(d) is not None:
+        why = "allow[] needs a reason behind it"
+        why = why if d.code.allowable else "no comment can allow this"
+    elif (line := comment_elsewhere(d, used)) is not None and d.location is not None:
+        why = f"a comment allow[{d.code.code}] stands on line {line}, and the value is computed on "
+        why += f"line {d.location.line}: put it there"
+    else:
         return d
-    why = "allow[] needs a reason behind it" if d.code.allowable else "no comment can allow this"
     return replace(d, remedy=f"{d.remedy}; {why}")

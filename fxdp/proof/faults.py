@@ -78,7 +78,8 @@ def report(gm: GraphModule, faults: Faults, later: Faults, lost: set[Node]) -> N
     study(gm).notes += dict.fromkeys(
         f"{d.why}, at {shortly(d)}: {allowance(d)}" for _, d in allowed
     )
-    refused = [not_allowed(d) for d in once([f for f in found if f not in allowed], later)]
+    used = {line(d) for _, d in allowed}
+    refused = [not_allowed(d, used) for d in once([f for f in found if f not in allowed], later)]
     if refused:
         mixing = any(d.code.code < "FXD400" for d in refused)
         raise (BatchMixingError if mixing else ProofError)(*refused)

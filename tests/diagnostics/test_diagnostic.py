@@ -79,3 +79,65 @@ def test_a_fault_does_not_hide_the_next_but_its_consequences_are_not_told(
     lines = [d.location.line for d in found if d.location]
     assert len(set(lines)) == 3
     assert lines == sorted(lines)
+
+
+class Kept(nn.Module):
+    """Comments that allow what they do not stand on."""
+
+    def __init__(self, aside):
+        super().__init__()
+        self.fc, self.aside = nn.Linear(D, D), aside
+
+    def forward(self, x):
+        h = self.fc(x)
+        getattr(self, self.aside)(h)
+        return h.square().sum(1)
+
+    def assigned(self, h):
+        middle = h.relu()  # assigned
+        self.last = middle  # fxdp: allow[FXD303] for the debugger
+
+    def another_allowed(self, h):
+        self.first = h.sigmoid()  # fxdp: allow[FXD303] for the debugger
+        middle = h.relu()  # another allowed
+        self.last = middle
+
+
+def line_of(text):
+    with open(__file__) as file:
+        return next(k for k, line in enumerate(file, 1) if line.rstrip().endswith(text))
+
+
+def test_a_comment_on_the_line_of_the_assignment_is_seen():
+    with pytest.raises(fxdp.BatchMixingError) as caught:
+        fxdp.prove(Kept("assigned"), X)
+    (d,) = caught.value.diagnostics
+    own = line_of("  # assigned")
+    assert d.location is not None
+    assert d.location.line == own
+    said = f"allow[FXD303] stands on line {own + 1}, and the value is computed on line {own}: put"
+    assert said in d.remedy
+
+
+def test_of_several_comments_the_nearest_that_allows_nothing_else():
+    with pytest.raises(fxdp.BatchMixingError) as caught:
+        fxdp.prove(Kept("another_allowed"), X)
+    (d,) = caught.value.diagnostics
+    own = line_of("  # another allowed")
+    assert d.location is not None
+    assert d.location.line == own
+    assert f"stands on line {own - 4}, and" in d.remedy
+
+
+class Alone(nn.Linear):
+    def forward(self, x):
+        self.first = x.sigmoid()  # fxdp: allow[FXD303] for the debugger
+        h = super().forward(x)
+        self.last = h.relu()
+        return h.square().sum(1)
+
+
+def test_a_comment_that_allows_something_is_not_named():
+    with pytest.raises(fxdp.BatchMixingError) as caught:
+        fxdp.prove(Alone(D, D), X)
+    assert ["stands on line" in d.remedy for d in caught.value.diagnostics] == [False]
