@@ -218,7 +218,7 @@ def check_ends(gm: GraphModule, certificate: Certificate, forward: int, walk: Wa
     if not any(role == "gradient" for _, role in leaving):
         raise Refused("there is no gradient")
     if (number := ends.counts(gm, walk.n)) is not None:
-        raise Refused(f"{told(number)}: the number of samples leaves the step")
+        raise Refused(f"{told(number)}: the number of samples, or of their rows, leaves the step")
     # What a line allows to be kept may be made in any way.
     strict = [(node, role) for node, role in leaving if role != "kept" or not allowed]
     needed = ends.ancestors([node for node, _ in strict] + found)

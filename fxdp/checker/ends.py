@@ -58,13 +58,26 @@ def ancestors(ends: list[Node]) -> set[Node]:
     return found
 
 
+def numbers(gm: GraphModule, n: sympy.Symbol) -> set[sympy.Symbol]:
+    """The symbols of how many samples there are, and how many rows of theirs of each kind."""
+    found = {n}
+    for target in (marks.ragged.default, marks.owned.default):
+        for node in gm.graph.find_nodes(op="call_function", target=target):
+            for owner in node.all_input_nodes[1:]:
+                rows = owner.meta["val"].shape[0]
+                if isinstance(rows, torch.SymInt):
+                    found |= rows.node.expr.free_symbols
+    return found
+
+
 def counts(gm: GraphModule, n: sympy.Symbol) -> Node | None:
-    """A number that leaves a joint graph, and is made of the number of samples."""
+    """A number that leaves a joint graph, and is made of the number of samples or of rows."""
+    counted = numbers(gm, n)
     values: Any = gm.graph.output_node().args[0]
     for node in values:
         value = node.meta.get("val") if isinstance(node, Node) else None
         symbolic = isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
-        if symbolic and n in value.node.expr.free_symbols:
+        if symbolic and not counted.isdisjoint(value.node.expr.free_symbols):
             return node
     return None
 

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from fxdp.checker import ends
 from fxdp.checker.check import check_certificate
+from fxdp.compiler import attempt
+from fxdp.graph.study import Captured, Program
 from fxdp.passes import prove as proving
 
 D = 6
@@ -168,6 +171,58 @@ def test_the_checker_sees_it_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     counting = Counting(KEPT["attribute"])
     certificate = fxdp.prove(counting, x)
     verdict = check_certificate(certificate, counting, x)
-    assert "the number of samples leaves the step" in verdict.why
+    assert "the number of samples, or of their rows, leaves the step" in verdict.why
     certificate = fxdp.prove(model, x, y, loss_fn=F.cross_entropy)
     assert check_certificate(certificate, model, x, y, loss_fn=F.cross_entropy).why == ""
+
+
+class Rows(nn.Module):
+    """Rows of samples and edges between them, and a number of either that is kept."""
+
+    def __init__(self, of: Callable[[Tensor, Tensor], int] | None) -> None:
+        super().__init__()
+        self.fc, self.seen, self.of = nn.Linear(D, 3), 0, of
+
+    def forward(self, x: Tensor, edges: Tensor, batch: Tensor, y: Tensor) -> Tensor:
+        if self.of is not None:
+            self.seen = self.of(x, edges)
+        h = self.fc(x)
+        return F.cross_entropy(h.new_zeros(len(y), 3).index_add(0, batch, h), y)
+
+
+ROWS: dict[str, Any] = {
+    "x": torch.randn(7, D), "edges": torch.tensor([[0, 2], [2, 0]]),
+    "batch": torch.tensor([0, 1, 0, 2, 2, 3, 3]), "y": torch.tensor([0, 1, 2, 0]),
+    "batch_dims": {"x": fxdp.Ragged(index="batch"), "edges": fxdp.Ragged(points_to="x", dim=1)},
+}  # fmt: skip
+NUMBERS: dict[str, Callable[[Tensor, Tensor], int]] = {
+    "rows": lambda x, edges: len(x),
+    "elements": lambda x, edges: x.numel(),
+    "edges, otherwise not read": lambda x, edges: edges.shape[1],
+    "both": lambda x, edges: len(x) - edges.shape[1],
+}
+
+
+@pytest.mark.parametrize("of", NUMBERS.values(), ids=NUMBERS)
+def test_nor_is_the_number_of_rows_which_the_checker_sees(
+    of: Callable[[Tensor, Tensor], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(fxdp.BatchMixingError, match="FXD304"):
+        fxdp.prove(Rows(of), **ROWS)
+    monkeypatch.setattr(proving, "SIZES", ())
+    certificate = fxdp.prove(Rows(of), **ROWS)
+    assert not check_certificate(certificate, Rows(of), **ROWS)
+    assert number_that_leaves(Rows(of)) is not None
+
+
+def number_that_leaves(model: nn.Module) -> Any:
+    """What the checker finds at the ends of a captured graph; it has no rules for what is within,
+    where rows are."""
+    study = attempt(model, **ROWS).study
+    assert study is not None
+    symbols = {str(name): symbol for symbol, name in study.of(Program).sizes.items()}
+    return ends.counts(study.of(Captured).graph, symbols["N"])
+
+
+def test_of_rows_without_their_number_none_leaves() -> None:
+    assert number_that_leaves(Rows(None)) is None
