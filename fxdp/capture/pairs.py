@@ -1,6 +1,7 @@
 """Whether a batch size is fixed because samples are paired with each other, as nodes are."""
 
 import copy
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxdp.capture.inputs import Inputs, padded
+from fxdp.capture.settings import quiet
 from fxdp.capture.step import local_loss
 from fxdp.torch_internals import FakeTensorMode, pytree
 
@@ -45,7 +47,7 @@ def pair_axis(model: nn.Module, loss_fn: Any, inputs: Inputs, reduction: str) ->
             return False
         return True
 
-    with mode:
+    with mode, quiet(logging.getLogger("torch._subclasses.fake_tensor")):
         inputs = replace(inputs, leaves=tuple(fake(x) for x in inputs.leaves))
         more = inputs.resized(inputs.size + 1)
         if not runs(inputs) or runs(more):

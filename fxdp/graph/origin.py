@@ -39,6 +39,8 @@ REMEDIES = {
     "norm": "take the norm over axes of the sample, not over the batch",
     "bmm": "say which axis is the batch: attention wants [N, T, D] and batch_first=True",
     "mm": "multiply samples by parameters or by themselves, not by other samples",
+    "as_strided": "write the view with unfold, narrow, transpose or an index: as_strided goes by "
+    "memory, of which single samples have another",
     "arange": "count positions in a sample, not samples",
     "view": "keep the batch axis whole: x.flatten(1), or x.transpose(0, 1) to move it",
     "index_add": ADD,

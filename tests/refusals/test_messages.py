@@ -1,6 +1,7 @@
 """What a user reads who made an ordinary mistake: one line, its cause, and what to do."""
 
 import copy
+import logging
 from typing import Any
 
 import pytest
@@ -120,6 +121,29 @@ def test_nothing_is_left_of_a_refusal() -> None:
     assert all(p.grad is None for p in model.parameters())
     assert not model.box
     assert torch.equal(model.kept, torch.zeros(3))
+
+
+def test_torch_logs_nothing_of_what_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while the model is captured, nor while it is asked whether samples are paired."""
+    logger, handler = logging.getLogger("torch._subclasses.fake_tensor"), logging.Handler()
+    records: list[logging.LogRecord] = []
+    monkeypatch.setattr(handler, "emit", records.append)
+    logger.addHandler(handler)
+    try:
+        found = refused(X, Y, then=lambda out: out * torch.ones(4, 1))
+    finally:
+        logger.removeHandler(handler)
+    assert found.diagnostics[0].code.code == "FXD105"
+    assert not records
+
+
+def test_a_view_by_memory_is_told_what_to_be_instead() -> None:
+    found = refused(X, then=strided, loss_fn=None)
+    assert "unfold" in found.diagnostics[0].remedy
+
+
+def strided(out: Tensor) -> Tensor:
+    return out.as_strided((2, 2), (1, 1)).sum()
 
 
 class TestAnOpacusLoop:
