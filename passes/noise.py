@@ -4,7 +4,8 @@ Released for each parameter: (clipped sum + sigma C xi) / L, xi standard normal,
 expected batch size; times the gradient that arrives at the loss, which is the user's constant.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fxdp.graph.study import ClippedSums, Factors, Joint, PerSample, study
 from fxdp.graph.sums import value
 from fxdp.kernels.precision import cast
 from fxdp.mechanism.gaussian import released
+from fxdp.mechanism.together import is_small, released_together
 from fxdp.proof.facts import NOISE
 
 SEED = marks.seed.default
@@ -46,17 +48,13 @@ def noise(
     places = dict(gradient_places(gm))
     first = end.prev
     scale = emit(end, noise_scale, mark.sigma, mark.bound)
-    gradients = emit_all(
-        end,
-        [
-            release(c, tangents[0], mark, scale, number(c.gradient.parameter), terms)
-            for c in clipped_sums
-        ],
-    )
+    numbers = {c.gradient.parameter: number(c.gradient.parameter) for c in clipped_sums}
+    groups = sharing(clipped_sums)
+    made = emit_all(end, [release(g, tangents[0], mark, scale, numbers, terms) for g in groups])
     while first.next is not end:
         first = first.next
         first.meta["custom"] = NOISE  # which goes along when a graph is traced anew
-    for clipped, gradient in zip(clipped_sums, gradients, strict=True):
+    for clipped, gradient in zip(chain(*groups), chain(*made), strict=True):
         gradient._rename(f"private_{clipped.gradient.node.name}")
         found[places.pop(clipped.gradient.parameter)] = gradient
     if places:
@@ -97,16 +95,40 @@ def noise_scale(sigma: Tensor, bound: Tensor) -> Tensor:
     return (sigma * bound).masked_fill(sigma == 0, 0)
 
 
+def sharing(clipped_sums: Sequence[Clipped]) -> list[list[Clipped]]:
+    """Which of them get their noise from one op: all small ones of a dtype and device that have no
+    public part. Each other has one of its own, so that none waits and takes up memory."""
+    groups: dict[Any, list[Clipped]] = {}
+    for place, clipped in enumerate(clipped_sums):
+        shared: Any = place
+        if clipped.total is not None and clipped.public is None:
+            total = value(clipped.total)
+            shared = (total.dtype, total.device) if is_small(total) else place
+        groups.setdefault(shared, []).append(clipped)
+    return list(groups.values())
+
+
 def release(
-    clipped: Clipped, tangent: Node, mark: Mark, scale: Node, draw: int, terms: int
-) -> tuple[Callable[..., Tensor], Any]:
-    """A function that computes the private gradient of one parameter, in its dtype; and its
-    arguments."""
-    dtype = value(clipped.gradient.node).dtype
+    group: Sequence[Clipped], tangent: Node, mark: Mark, scale: Node, numbers: dict[str, int],
+    terms: int,
+) -> tuple[Callable[..., list[Tensor]], Any]:  # fmt: skip
+    """A function that computes the private gradients of parameters that share an op, each in its
+    dtype; and its arguments."""
+    clipped = group[0]
     if clipped.total is None:
-        return lambda p, t: p * cast(t, p.dtype), (clipped.public, tangent)
+        return lambda p, t: [p * cast(t, p.dtype)], (clipped.public, tangent)
+    dtypes = [value(c.gradient.node).dtype for c in group]
+    draws = [numbers[c.gradient.parameter] for c in group]
 
-    def private(total: Tensor, scale: Tensor, *rest: Any) -> Tensor:
-        return cast(released(total, cast(scale, total.dtype), *rest, draw, terms), dtype)
+    def alone(total: Tensor, scale: Tensor, *rest: Any) -> list[Tensor]:
+        found = released(total, cast(scale, total.dtype), *rest, draws[0], terms)
+        return [cast(found, dtypes[0])]
 
-    return private, (clipped.total, scale, mark.expected, tangent, clipped.public, mark.key)
+    def together(totals: list[Tensor], scale: Tensor, *rest: Any) -> list[Tensor]:
+        found = released_together(totals, cast(scale, totals[0].dtype), *rest, draws, terms)
+        return [cast(x, dtype) for x, dtype in zip(found, dtypes, strict=True)]
+
+    rest = (scale, mark.expected, tangent)
+    if len(group) == 1:
+        return alone, (clipped.total, *rest, clipped.public, mark.key)
+    return together, ([c.total for c in group], *rest, mark.key)

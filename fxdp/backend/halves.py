@@ -13,13 +13,13 @@ from fxdp.backend.rows import Rows
 from fxdp.backend.settings import Backend, Record, Settings
 from fxdp.capture.errors import first_line
 from fxdp.forms.batch import HALVES
-from fxdp.graph.nodes import arguments, copied
+from fxdp.graph.nodes import copied
 from fxdp.graph.study import ClippedSums, Joint, PictureLayout, Size
 from fxdp.graph.sums import value
 from fxdp.mechanism.deviation import check_deviation
+from fxdp.proof.facts import noise_arguments
 from fxdp.status import say
 from fxdp.torch_internals import (
-    OpOverload,
     compile_fx_inner,
     dynamo_exc,
     inductor_config,
@@ -100,7 +100,7 @@ def noise_check(graph: GraphModule, record: Record) -> Callable[[list[Any]], Non
     clipped = record.compiled().of(ClippedSums).all
     dtypes = {value(c.gradient.node).dtype for c in clipped}
     inputs = graph.graph.find_nodes(op="placeholder")
-    given = noise_arguments(graph)
+    given = noise_given(graph)
     wanted = [given.get(name) for name in ("scale", "expected", "tangent")]
     if not all(node in inputs for node in wanted):
         return lambda args: None
@@ -115,16 +115,9 @@ def noise_check(graph: GraphModule, record: Record) -> Callable[[list[Any]], Non
     return check
 
 
-def noise_arguments(graph: GraphModule) -> dict[str, Any]:
+def noise_given(graph: GraphModule) -> dict[str, Any]:
     """The arguments of the first op that makes noise from a key, by their names."""
-    for node in graph.graph.nodes:
-        if "draw" in node.kwargs:  # of an op that works in place
-            return dict(node.kwargs)
-        if isinstance(node.target, OpOverload):
-            names = [a.name for a in node.target._schema.arguments]
-            if "draw" in names:
-                return dict(zip(names, arguments(node), strict=False)) | dict(node.kwargs)
-    return {}
+    return next(filter(None, map(noise_arguments, graph.graph.nodes)), {})
 
 
 def noise_input(graph: GraphModule, record: Record) -> int | None:
@@ -135,5 +128,5 @@ def noise_input(graph: GraphModule, record: Record) -> int | None:
     names = [n.name for n in inputs]
     if (name := sigma.name) in names:
         return names.index(name)
-    scale = noise_arguments(graph).get("scale")
+    scale = noise_given(graph).get("scale")
     return inputs.index(scale) if scale in inputs else None

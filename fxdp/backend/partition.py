@@ -29,7 +29,7 @@ from fxdp.graph.passes import Pass, run
 from fxdp.graph.randomness import draws_apart, refuse_second_draws
 from fxdp.graph.study import PictureLayout, Size, Streamed, Study, at_hand, study
 from fxdp.kernels.precision import full_precision, readable_precision
-from fxdp.mechanism import gaussian
+from fxdp.mechanism import gaussian, together
 from fxdp.mechanism.keystream import SECURE_TERMS
 from fxdp.ops import DECOMPOSITIONS, FOR_INDUCTOR
 from fxdp.proof import facts
@@ -68,7 +68,8 @@ def compile_marked(
     """
     backend = usable(settings.backend)
     with inductor_config.patch(RANDOM):
-        for_inductor = select_decomp_table() | FOR_INDUCTOR | gaussian.FOR_INDUCTOR
+        own = FOR_INDUCTOR | gaussian.FOR_INDUCTOR | together.FOR_INDUCTOR
+        for_inductor = select_decomp_table() | own
     refuse_closed(gm, settings.table)
     scalars_stay_tensors(gm)
     cut_off_what_is_kept(gm)

@@ -24,6 +24,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 MOST_TERMS = 4  # as in noise.c
 WORDS = [ctypes.c_int64, ctypes.c_int64, ctypes.c_char_p, ctypes.c_uint64]
 NUMBERS = [ctypes.c_double, ctypes.c_double, ctypes.c_int, ctypes.c_int]
+LISTS = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p]
+ALONE = 16 * GROUP  # elements of which one thread makes the noise
 
 
 class Native:
@@ -43,6 +45,12 @@ class Native:
         }  # fmt: skip
         for function in self._adds.values():
             function.argtypes, function.restype = [ctypes.c_void_p, *WORDS, *NUMBERS], None
+        self._add_all: dict[torch.dtype, Any] = {
+            torch.float32: library.fxdp_noise_float_of_all,
+            torch.float64: library.fxdp_noise_double_of_all,
+        }
+        for function in self._add_all.values():
+            function.argtypes, function.restype = [*LISTS, *NUMBERS[:3]], None
         self._narrow, self._wide = library.fxdp_narrow_group, library.fxdp_wide_group
         self._narrow.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self._wide.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
@@ -64,11 +72,30 @@ class Native:
         Raises:
             AssertionError: there is no key.
         """
-        threads = torch.get_num_threads() if flat.numel() > 16 * GROUP else 1
+        threads = torch.get_num_threads() if flat.numel() > ALONE else 1
         self._adds[flat.dtype](
             flat.data_ptr(), flat.numel(), start, secret_of(key), number, scale, factor, terms,
             threads,
         )  # fmt: skip
+
+    def add_all(
+        self, totals: Sequence[Tensor], key: Tensor, numbers: Sequence[int], scale: float,
+        factor: float = 1.0, terms: int = 1,
+    ) -> None:  # fmt: skip
+        """The same for all elements of several parameters of one dtype, in one call and thread.
+
+        Raises:
+            AssertionError: there is no key, or not one number for each.
+        """
+        count = len(totals)
+        if len(numbers) != count:
+            raise AssertionError(f"{count} sums would get the noise of {len(numbers)}")
+        places = (ctypes.c_void_p * count)(*[x.data_ptr() for x in totals])
+        lengths = (ctypes.c_int64 * count)(*[x.numel() for x in totals])
+        which = (ctypes.c_uint64 * count)(*numbers)
+        self._add_all[totals[0].dtype](
+            count, places, lengths, which, secret_of(key), scale, factor, terms
+        )
 
     def group(self, bits: Tensor) -> Tensor:
         """[GROUP] normal numbers of one group of bits, int32 [1, 2, h] or int64 [k, 2, h]."""
@@ -97,6 +124,14 @@ class Native:
                     self.add(flat, key, 2**40, 0.7, 0.3, terms, at)
                     if not agree(flat, want, dtype):
                         return f"elements {at} to {at + length} in {dtype}, {terms} terms"
+            flats = [torch.linspace(-1, 1, n, dtype=dtype) for n in (5, 0, GROUP + 3)]
+            numbers = (7, 2**40, 0)
+            wanted = [x.clone() for x in flats]
+            for x, number in zip(wanted, numbers, strict=True):
+                self.add(x, key, number, 0.7, 0.3, terms)
+            self.add_all(flats, key, numbers, 0.7, 0.3, terms)
+            if not all(map(torch.equal, flats, wanted)):
+                return f"several parameters in {dtype}, {terms} terms"
         return None
 
 

@@ -182,33 +182,44 @@ void fxdp_wide_group(const int64_t *bits, int terms, double *restrict out) {
 }
 
 #define DEFINE(NAME, TYPE)                                                                        \
-    /* x[i] becomes (x[i] + scale xi) * factor, for elements start ... start + n of a parameter. */ \
-    void NAME(TYPE *restrict x, int64_t n, int64_t start, const uint8_t *secret, uint64_t number, \
-              double scale, double factor, int terms, int threads) {                              \
-        const Keys keys = keys_of(secret);                                                        \
+    static void NAME##_of(const Keys *keys, TYPE *restrict x, int64_t n, int64_t start,           \
+                          uint64_t number, double scale, double factor, int terms, int threads) { \
         const int64_t first = start / GROUP, last = (start + n + GROUP - 1) / GROUP;              \
         const int is_wide = terms > 1 || sizeof(TYPE) == 8;                                       \
         const int64_t blocks = is_wide ? terms * GROUP / 2 : GROUP / 4;                           \
-        _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")       \
+        _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")        \
         for (int64_t g = first; g < last; g++) {                                                  \
             _Alignas(64) uint8_t bits[MOST_TERMS * GROUP * 8];                                    \
             _Alignas(64) double drawn[GROUP];                                                     \
-            bits_of(&keys, number, (uint64_t)(g * blocks), blocks, bits);                         \
+            bits_of(keys, number, (uint64_t)(g * blocks), blocks, bits);                          \
             const int64_t from = g == first ? start - g * GROUP : 0;                              \
             const int64_t to = g == last - 1 ? start + n - g * GROUP : GROUP;                     \
             TYPE *part = x + (g * GROUP - start);                                                 \
             if (is_wide) {                                                                        \
-               fxdp_wide_group((const int64_t *)bits, terms, drawn);                                  \
+                fxdp_wide_group((const int64_t *)bits, terms, drawn);                             \
                 for (int64_t i = from; i < to; i++)                                               \
-                    part[i] = (TYPE)(part[i] + drawn[i] * scale) * (TYPE)factor;            \
+                    part[i] = (TYPE)(part[i] + drawn[i] * scale) * (TYPE)factor;                  \
             } else {                                                                              \
                 float *single = (float *)drawn;                                                   \
                 const float by = (float)scale;                                                    \
-               fxdp_narrow_group((const int32_t *)bits, single);                                      \
+                fxdp_narrow_group((const int32_t *)bits, single);                                 \
                 for (int64_t i = from; i < to; i++)                                               \
                     part[i] = (part[i] + single[i] * by) * (TYPE)factor;                          \
             }                                                                                     \
         }                                                                                         \
+    }                                                                                             \
+    /* x[i] becomes (x[i] + scale xi) * factor, for elements start ... start + n of a parameter. */ \
+    void NAME(TYPE *restrict x, int64_t n, int64_t start, const uint8_t *secret, uint64_t number, \
+              double scale, double factor, int terms, int threads) {                              \
+        const Keys keys = keys_of(secret);                                                        \
+        NAME##_of(&keys, x, n, start, number, scale, factor, terms, threads);                     \
+    }                                                                                             \
+    /* The same for all elements of `count` parameters. */                                        \
+    void NAME##_of_all(int count, TYPE *const *xs, const int64_t *ns, const uint64_t *numbers,    \
+                       const uint8_t *secret, double scale, double factor, int terms) {           \
+        const Keys keys = keys_of(secret);                                                        \
+        for (int k = 0; k < count; k++)                                                           \
+            NAME##_of(&keys, xs[k], ns[k], 0, numbers[k], scale, factor, terms, 1);               \
     }
 
 DEFINE(fxdp_noise_float, float)

@@ -4,6 +4,8 @@ A fact looks at a graph and returns None if it holds, else what is wrong. The ru
 facts a pass gives on its result, so a pass cannot merely believe that it did its work.
 """
 
+from typing import Any
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -99,20 +101,33 @@ def private_outputs(gm: GraphModule) -> str | None:
     return None
 
 
+def noise_arguments(node: Node) -> dict[str, Any]:
+    """The arguments, by their names, of an op that makes noise from a key; {} of another node."""
+    found: dict[str, Any] = dict(node.kwargs)  # all of them, of an op that works in place
+    if isinstance(node.target, OpOverload):
+        names = [a.name for a in node.target._schema.arguments]
+        found |= dict(zip(names, node.args, strict=False))
+    return found if "draw" in found or "draws" in found else {}
+
+
 def draws(gm: GraphModule) -> list[object]:
-    """The noises that are drawn: each by its number, or by its node if it has none."""
+    """The noises that are drawn: each by its number, or by its node if it has none.
+
+    Raises:
+        ValueError: an op has not one number for each of its sums.
+    """
     found: list[object] = []
     for node in gm.graph.nodes:
         if node.meta.get("custom") != NOISE:
             continue
-        if "draw" in node.kwargs:  # of an op that works in place
-            found.append(node.kwargs["draw"])
+        given = noise_arguments(node)
+        if "draws" in given:
+            found += [draw for draw, _ in zip(given["draws"], given["totals"], strict=True)]
+        elif given:
+            found.append(given["draw"])
         elif isinstance(node.target, OpOverload):
-            names = [a.name for a in node.target._schema.arguments]
-            if "draw" in names:
-                found.append(node.args[names.index("draw")])
-            elif torch.Tag.nondeterministic_seeded in node.target.tags:
-                found.append(node)
+            random = torch.Tag.nondeterministic_seeded in node.target.tags
+            found += [node] if random else []
     return found
 
 

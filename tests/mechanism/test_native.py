@@ -70,9 +70,33 @@ def test_parameters_and_releases_have_nothing_in_common() -> None:
     assert float(off.abs().max()) < 5 / (50 * GROUP) ** 0.5
 
 
+@pytest.mark.parametrize("terms", [1, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_several_parameters_in_one_call(dtype: torch.dtype, terms: int) -> None:
+    """Each has the noise that it has on its own, to the bit."""
+    numbers = (4, 0, 2**40, 1)
+    flats = [torch.linspace(-2, 2, n, dtype=dtype) for n in (3, 0, 5 * GROUP + 1, GROUP)]
+    wanted = [x.clone() for x in flats]
+    for x, number in zip(wanted, numbers, strict=True):
+        own().add(x, KEY, number, 3.0, 0.25, terms)
+    own().add_all(flats, KEY, numbers, 3.0, 0.25, terms)
+    assert all(map(torch.equal, flats, wanted))
+
+
+@pytest.mark.parametrize("numbers", [(1,), (1, 2, 3)])
+def test_each_sum_has_a_number(numbers: tuple[int, ...]) -> None:
+    flats = [torch.zeros(3), torch.zeros(3)]
+    with pytest.raises(AssertionError, match=f"2 sums would get the noise of {len(numbers)}"):
+        own().add_all(flats, KEY, numbers, 1.0)
+    assert not any(x.any() for x in flats)
+
+
 def test_there_is_none_without_a_key() -> None:
+    none = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(AssertionError, match="no key"):
-        own().add(torch.zeros(3), torch.zeros(2, dtype=torch.int64), 0, 1.0)
+        own().add(torch.zeros(3), none, 0, 1.0)
+    with pytest.raises(AssertionError, match="no key"):
+        own().add_all([torch.zeros(3)], none, [0], 1.0)
 
 
 @pytest.fixture
@@ -96,8 +120,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("q & 2 ? -b : b", "b"),
         ("(float)scale", "1"),
         ("start + n - g * GROUP : GROUP", "GROUP : GROUP"),
+        ("ns[k], 0, numbers[k]", "ns[k], 0, numbers[0]"),
     ],
-    ids=["cipher", "length", "wide length", "sign", "scale", "end"],
+    ids=["cipher", "length", "wide length", "sign", "scale", "end", "whose"],
 )
 def test_what_is_compiled_wrongly_is_not_used(elsewhere: Path, right: str, wrong: str) -> None:
     text = elsewhere.read_text()

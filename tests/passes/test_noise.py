@@ -1,5 +1,6 @@
 """Noise, once for each parameter."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from fxdp.graph.study import ClippedSums, study
 from fxdp.mechanism.run_key import RunKey
 from fxdp.passes.noise import noise
 from fxdp.pipeline import PASSES
-from tests.passes.graphs import Decay, block, cut, linear, passed
+from tests.passes.graphs import Decay, block, cut, linear, mean_square, passed
 
 
 def test_text() -> None:
@@ -25,9 +26,10 @@ def test_text() -> None:
         eq = eq(sigma, 0)
         masked_fill = masked_fill(mul, eq, 0)
         to = to(masked_fill, torch.float32)
-        private_permute = fxdp.released(^permute, to, L, tangent, None, key, 0, 1)
-    """)
-    assert texts["noise"].count("released(") == 2
+        released_together = fxdp.released_together(SUMS, to, L, tangent, key, [0, 1], 1)
+        private_permute = released_together[0]
+    """).replace("SUMS", "[^permute, ^view]")
+    assert texts["noise"].count("released") == texts["noise"].count("released_together")
 
 
 def test_outputs() -> None:
@@ -40,9 +42,35 @@ def test_outputs() -> None:
     assert outputs(gm)[0].name == "loss"
 
 
+class Wide(torch.nn.Module):
+    """Two large weights, and three small parameters of two dtypes between and behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(3, 8192), torch.nn.Linear(8192, 3)
+        self.b.bias = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.c = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.nn.functional.linear(self.a(x), self.b.weight) * self.c
+        return (out + self.b.bias).square().sum(-1).float()
+
+
+def test_small_ones_share_an_op() -> None:
+    """Of one dtype; a large sum gets its noise before the next one is made, and waits for none."""
+    text = passed(Wide(), None, torch.zeros(4, 3)).texts["noise"]
+    (together,) = re.findall(r"fxdp.released_together\(\[(\w+), (\w+)\].* \[1, 3\], 1\)", text)
+    assert len(set(together)) == 2
+    assert re.findall(r"released\(.* (\d), 1\)", text) == ["0", "2", "4"]
+
+
 def test_one_gradient_after_the_other() -> None:
     """A clipped sum gets its noise before the next one is made."""
-    _, text = linear().texts["noise"].split("\nfactor = ")
+    layers = [torch.nn.Linear(130, 130, bias=False) for _ in range(2)]
+    run = passed(
+        torch.nn.Sequential(*layers), mean_square, torch.zeros(4, 130), torch.zeros(4, 130)
+    )
+    _, text = run.texts["noise"].split("\nfactor = ")
     made = [line for line in text.splitlines() if "= fxdp." in line]
     assert [("released(" in line) for line in made] == [False, True, False, True]
 

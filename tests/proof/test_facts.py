@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch.fx import GraphModule, Node
 
@@ -9,6 +10,7 @@ from fxdp.graph import marks
 from fxdp.graph.nodes import outputs
 from fxdp.graph.study import GradientSums, Samples, study
 from fxdp.mechanism.gaussian import released
+from fxdp.mechanism.together import released_together
 from fxdp.proof import facts
 from tests.passes.graphs import linear, made
 
@@ -107,9 +109,43 @@ def test_private_outputs_norms() -> None:
     assert facts.private_outputs(gm) == f"the plain sum {plain} is still used"
 
 
+def noisy_alone() -> GraphModule:
+    """A graph in which each noise has an op of its own."""
+    gm = graph("noise")
+    (together,) = find(gm, released_together.default)
+    totals, *rest, key, draws, terms = together.args
+    for getitem in list(together.users):
+        at = getitem.args[1]
+        with gm.graph.inserting_after(together):
+            args = (totals[at], *rest, None, key, draws[at], terms)
+            alone = gm.graph.call_function(released.default, args)
+        alone.meta |= together.meta | {"val": getitem.meta["val"]}
+        getitem.replace_all_uses_with(alone)
+        gm.graph.erase_node(getitem)
+    gm.graph.erase_node(together)
+    gm.graph.lint()
+    return gm
+
+
+def test_noise_once_together() -> None:
+    """An op for several sums counts for as many; one number for two of them is one noise."""
+    gm = graph("noise")
+    assert facts.noise_once(gm) is None
+    (together,) = find(gm, released_together.default)
+    totals, *rest, draws, terms = together.args
+    assert facts.draws(gm) == draws == [0, 1]
+    together.args = (totals, *rest, [1, 1], terms)
+    assert facts.noise_once(gm) == "two gradients have the same noise"
+    together.args = (totals[:1], *rest, [0], terms)
+    assert facts.noise_once(gm) == "1 noises are drawn for 2 gradients"
+    together.args = (totals[:1], *rest, [0, 1], terms)
+    with pytest.raises(ValueError, match="zip"):
+        facts.noise_once(gm)
+
+
 def test_noise_once() -> None:
     """A draw that is missing, one too many, and a graph that has no gradients."""
-    gm = graph("noise")
+    gm = noisy_alone()
     assert facts.noise_once(gm) is None
     first, second = find(gm, released.default)
     with gm.graph.inserting_after(second):
