@@ -86,16 +86,22 @@ def run_apart(
         NotCompiled: that output has no gradient.
         StepError: what has a gradient was computed from parameters, outside of the step.
     """
-    if any(isinstance(a, Tensor) and a.requires_grad and not a.is_leaf for a in args):
-        raise StepError(
-            "the model uses a tensor that was computed from its parameters outside of forward, and "
-            "still has their gradients: what reaches them through it would not be bounded; nothing "
-            "was released. Detach it where it is kept, or compute it in forward"
-        )
-    leaves = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
-    shadows = [a.detach().requires_grad_() for a in leaves]
-    rest = iter(shadows)
-    given = [next(rest) if isinstance(a, Tensor) and a.requires_grad else a for a in args]
+    leaves: list[Tensor] = []
+    shadows: list[Tensor] = []
+    given: list[Any] = []
+    for a in args:
+        if isinstance(a, Tensor) and a.requires_grad:
+            if not a.is_leaf:
+                raise StepError(
+                    "the model uses a tensor that was computed from its parameters outside of "
+                    "forward, and still has their gradients: what reaches them through it would "
+                    "not be bounded; nothing was released. Detach it where it is kept, or compute "
+                    "it in forward"
+                )
+            leaves.append(a)
+            shadows.append(a.detach().requires_grad_())
+            a = shadows[-1]
+        given.append(a)
     with saved_as_they_are():
         outputs = list(compiled(*given))
     value = outputs[place]

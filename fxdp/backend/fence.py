@@ -30,7 +30,8 @@ class InThisThread:
         self._of(of).number = number
 
     def _of(self, of: Any) -> threading.local:
-        return of.__dict__.setdefault(self.name, threading.local())
+        found = of.__dict__.get(self.name)
+        return found or of.__dict__.setdefault(self.name, threading.local())
 
 
 class Post:

@@ -1,5 +1,6 @@
 """The arguments of a step: flattened, checked, and split into samples and what they share."""
 
+import functools
 import inspect
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -136,13 +137,14 @@ def gather(
         wanted = wanted.dim if isinstance(wanted, Ragged) else wanted
         check_total(key, value, wanted)
         refuse_ragged(key, value)
-        flat = pytree.tree_leaves(value)
+        flat = [value] if type(value) is Tensor else pytree.tree_leaves(value)
         for leaf in flat:
             leaves.append(leaf)
             names.append(key)
             dims.append(sample_axis(key, leaf, wanted, alone=len(flat) == 1 and leaf is value))
-    spec = pytree.tree_structure((args, kwargs))
-    of_rows = {*declared, *(k for k, how in named_by(declared).items() if how == "index")}
+    spec = structure(args, kwargs)
+    indexed = (k for k, how in named_by(declared).items() if how == "index") if declared else ()
+    of_rows = {*declared, *indexed}
     sizes = {
         n: x.shape[d]
         for x, d, n in zip(leaves, dims, names, strict=True)
@@ -157,6 +159,8 @@ def gather(
             advice += f". If samples have different numbers of rows, {way}"
         raise ValueError(f"the arguments disagree on the number of samples: {listed}; {advice}")
     size = next(iter(sizes.values()))
+    if not declared:
+        return Inputs(tuple(leaves), tuple(dims), tuple(names), spec, size)
     alone = {n: x for n, x in zip(names, leaves, strict=True) if names.count(n) == 1}
     tensors = {n: x for n, x in alone.items() if isinstance(x, Tensor)}
     if missing := set(declared) - set(tensors):
@@ -164,6 +168,19 @@ def gather(
     rows = looked_at(declared, tensors, size)
     dims = [rows.roles.get(n, d) for n, d in zip(names, dims, strict=True)]
     return Inputs(tuple(leaves), tuple(dims), tuple(names), spec, size, rows.owners)
+
+
+def structure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """How to put arguments together again."""
+    if all(type(x) is Tensor for x in (*args, *kwargs.values())):
+        return structure_of_tensors(len(args), tuple(kwargs))
+    return pytree.tree_structure((args, kwargs))
+
+
+@functools.lru_cache
+def structure_of_tensors(count: int, keywords: tuple[str, ...]) -> Any:
+    """That of so many tensors, and of one for each keyword."""
+    return pytree.tree_structure(((0,) * count, dict.fromkeys(keywords, 0)))
 
 
 def check_target(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

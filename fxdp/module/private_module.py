@@ -197,7 +197,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
 
     def _finish(self, lot: Lot) -> None:
         """What follows a release that was recorded."""
-        self._last = lot.tally
+        self.__dict__["_last"] = lot.tally  # as a module it would look at it first, for long
         bound = lot.next_bound(lambda: self._stepper.keys.next(self.releases))
         if bound != lot.scales[0]:
             self.max_grad_norm = bound

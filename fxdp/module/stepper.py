@@ -85,7 +85,9 @@ class Stepper:
         self.dynamic = True
         self.rows: int | None = None
         self.key = no_key()
-        self.given: tuple[Any, Tensor] = None, torch.empty(0)
+        self.given: tuple[Any, list[Tensor]] = None, []
+        self.everyone = torch.ones(0, dtype=torch.bool)
+        self.dtypes: set[torch.dtype] = set()
         self.step = self.earlier = self.another(settings, self.record)
         if settings.checkpoint == "except_last":
             self.earlier = self.another(replace(settings, checkpoint="always"), self.record)
@@ -139,7 +141,7 @@ class Stepper:
         """Checked arguments with at least two rows, the mask of the real ones, their number."""
         inputs = self.gathered(args, kwargs)
         if mask is None:
-            mask = torch.ones(inputs.size, dtype=torch.bool, device=inputs.device)
+            mask = self.nobody_masked(inputs.size, inputs.device)
         if not isinstance(mask, Tensor):
             raise TypeError(f"sample_mask must be a bool tensor, not {type(mask).__name__}")
         if mask.dtype != torch.bool or tuple(mask.shape) != (inputs.size,):
@@ -152,6 +154,15 @@ class Stepper:
             mask = torch.cat([mask, mask.new_zeros(wanted - size)])
             inputs = inputs.resized(wanted)
         return inputs, mask, size
+
+    def nobody_masked(self, size: int, device: torch.device) -> Tensor:
+        """bool [size], all True: the last step's, as long as that fits and nobody wrote to it."""
+        mask = self.everyone
+        fits = mask.shape == (size,) and mask.device == device and type(mask) is Tensor
+        if not fits or mask._version != 0:
+            with torch.inference_mode(False):
+                mask = self.everyone = torch.ones(size, dtype=torch.bool, device=device)
+        return mask
 
     def captured(
         self, step: Compiled, inputs: Inputs, mask: Tensor, scales: Scales, released: int = 0
@@ -170,7 +181,7 @@ class Stepper:
         """
         scales = checked_scales(*scales)
         refuse_transforms()
-        check_deviation(*scales, {p.dtype for p in self.model.parameters() if p.requires_grad})
+        self.check_noise(scales)
         numbers = self.numbers_on(mask.device, scales)
         # Without noise nothing is drawn, and no number is used up.
         key = self.keys.next(released) if scales[1] > 0 else no_key()
@@ -189,7 +200,23 @@ class Stepper:
         except NotCompiled:
             step.renew()
             raise
+        if {leaf.dtype for leaf in ran.leaves} != self.dtypes:
+            self.dtypes = set()  # of the step before, and not of this one
+            self.check_noise(scales)
         return others, ran
+
+    def check_noise(self, scales: Scales) -> None:
+        """Refuse noise that the parameters' dtypes do not hold: those of the step before, for
+        which all parameters need not be looked at, and if those do not either, those of now.
+
+        Raises:
+            ValueError: as `check_deviation`.
+        """
+        if self.dtypes:
+            with contextlib.suppress(ValueError):
+                return check_deviation(*scales, self.dtypes)
+        self.dtypes = {p.dtype for p in self.trained().values()}
+        return check_deviation(*scales, self.dtypes)
 
     def numbers_on(self, device: torch.device, scales: Scales) -> list[Tensor]:
         """A step's scales, each 0-d, and nobody else's: what writes over them spoils no other step.
@@ -200,7 +227,7 @@ class Stepper:
         before, given = self.given
         if before != (device, scales):
             with torch.inference_mode(False):
-                given = torch.tensor(scales, dtype=torch.float64, device=device)
+                given = [*torch.tensor(scales, dtype=torch.float64, device=device)]
             self.given = (device, scales), given
         return [number.clone() for number in given]
 
