@@ -26,6 +26,8 @@ def require(holds: bool, name: str, value: object, wanted: str) -> None:
 
 def require_number(name: str, value: object) -> int | float:
     """The number, as Python's own. Raises TypeError unless it is a real number; True is not."""
+    if type(value) is float:  # what a step checks has been checked before, and is one
+        return value
     if isinstance(value, Tensor) and value.dim() == 0:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -41,7 +43,7 @@ def plain(record: Any) -> None:
     """Make the numbers among a frozen dataclass's fields Python's own, in place."""
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
-        if isinstance(value, Real | Tensor) and not isinstance(value, bool | int | float):
+        if not isinstance(value, bool | int | float) and isinstance(value, Real | Tensor):
             object.__setattr__(record, field.name, require_number(field.name, value))
 
 
@@ -59,6 +61,8 @@ def require_one_of(literal: Any, name: str, value: object) -> None:
 
 def require_whole(name: str, value: float, least: int) -> int:
     """The number. Raises ValueError unless it is whole, `least` or larger; inf is not."""
+    if type(value) is int and least <= value < 1 << 53:
+        return value
     value = require_number(name, value)
     holds = least <= value < math.inf and value % 1 == 0
     require(holds, name, value, f"a whole number >= {least}")

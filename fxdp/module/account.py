@@ -70,6 +70,7 @@ class Account:
     _open: "weakref.ref[Tensor] | None" = field(default=None, repr=False)
     _lock: Any = field(default_factory=threading.RLock, repr=False)
     _batch: Ticket | None = field(default=None, repr=False)  # of the release that is under way
+    _last: GaussianRelease | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_supported(self.sampling, self.ledger.accountant, self.ledger.neighbours)
@@ -171,7 +172,11 @@ class Account:
         if self.sampling is not None and self.sampling.takes_turns:
             bands = self.noise.strategy.bands if self.noise else 1
             return BandedRelease(noise_multiplier, bands, self.sampling, max_grad_norm)
-        return GaussianRelease(noise_multiplier, self.sampling, max_grad_norm)
+        wanted = noise_multiplier, self.sampling, max_grad_norm
+        last = self._last
+        if last is None or (last.noise_multiplier, last.sampling, last.max_grad_norm) != wanted:
+            last = self._last = GaussianRelease(*wanted)
+        return last
 
     def ask(self, release: Release) -> None:
         """Check a release that is about to happen.

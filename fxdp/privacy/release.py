@@ -8,6 +8,7 @@ at most C. Adding or removing a sample moves that sum by at most C, replacing on
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from fxdp.arguments import plain, require, require_noise, require_whole
 from fxdp.privacy.sampling_rule import Sampling, stated
@@ -74,7 +75,7 @@ class GaussianRelease:
         _require_noisy_sum(self.noise_multiplier, self.max_grad_norm)
         _require_no_turns(self.sampling)
 
-    @property
+    @cached_property
     def mechanism(self) -> Mechanism:
         """What the accountant is given."""
         return Mechanism(self.noise_multiplier, self.sampling)
@@ -113,7 +114,7 @@ class CountedRelease:
         require_noise("count_noise", self.count_noise)
         _require_no_turns(self.sampling)
 
-    @property
+    @cached_property
     def mechanism(self) -> Mechanism:
         """What the accountant is given: both releases as one."""
         return Mechanism(together(self.noise_multiplier, self.count_noise), self.sampling)
@@ -171,7 +172,7 @@ class BandedRelease:
         fits = self.bands <= self.sampling.turns
         require(fits, "bands", self.bands, f"at most parts = {self.sampling.turns}")
 
-    @property
+    @cached_property
     def mechanism(self) -> Mechanism:
         """What the accountant is given: the release, with whose turn it is."""
         return Mechanism(self.noise_multiplier, self.sampling)
