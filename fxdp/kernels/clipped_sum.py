@@ -56,7 +56,8 @@ def _(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
 def of_weighed(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
     """[i, o] as one product, of operands of which one was multiplied by the factors."""
     a, b = weigh_one(a, b, factor)
-    if max(a, b, key=Tensor.numel).transpose(0, 1).is_contiguous():  # steps first: no copy of it
+    steps_first = a.shape[1] > 1 and max(a, b, key=Tensor.numel).transpose(0, 1).is_contiguous()
+    if steps_first:  # no copy of the larger one
         a, b = a.transpose(0, 1), b.transpose(0, 1)
     return a.flatten(0, 1).T @ b.flatten(0, 1)
 
@@ -70,7 +71,8 @@ def _(a: Tensor, b: Tensor, factor: Tensor) -> Tensor:
 def weighed_sum(x: Tensor, factor: Tensor) -> Tensor:
     """[...] from x [N, ...] and factor [N]."""
     x = without_muted(x, factor)
-    return torch.mv(x.unsqueeze(-1).flatten(1).T, factor.to(x.dtype)).view(x.shape[1:])
+    flat = x.flatten(1) if x.dim() > 1 else x.unsqueeze(-1)
+    return torch.mv(flat.T, factor.to(x.dtype)).view(x.shape[1:])
 
 
 @fake("weighed_sum")
