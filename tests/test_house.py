@@ -111,7 +111,7 @@ COVERED = {
     "models/test_speech": "capture.hugging",
     "module/test_account": "module.accounting",
     "module/test_private_module": """
-        backend.partition capture.symbolic_batch module.reports module.stepper""",
+        backend.partition capture.symbolic_batch module.reports""",
     "module/test_tally": "module.inspection",
     "ops/test_each": "forms.each",
     "ops/test_linalg": "kernels.matrix_exp",
