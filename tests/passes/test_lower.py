@@ -76,7 +76,7 @@ def test_text() -> None:
         samples_2 = fxdp.samples(y, 0)
     """)
     own = set(re.findall(r"fxdp\.(\w+)", texts["lower"]))
-    assert own == {"weighed_outer", "weighed_sum", "released"}
+    assert own == {"weighed_outer", "weighed_sum", "released_together"}
     assert cut(texts["lower"], "mm(x") == "mm = mm(x, ^permute)"
     assert cut(texts["lower"], "isnan(tangent", "to(") == block("""
         isnan = isnan(tangent)
