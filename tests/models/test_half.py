@@ -19,7 +19,7 @@ class Small(nn.Sequential):
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        super().__init__(nn.Linear(D, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, C))
+        super().__init__(nn.Linear(D, C), nn.LayerNorm(C), nn.Tanh())
 
 
 class Net(nn.Module):
