@@ -8,6 +8,7 @@ import functools
 import gc
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,29 @@ def private_of(
         "sample_rate": TURNS, "noise": None if bands is None else BandMF(bands),
     }  # fmt: skip
     return fxdp.compile(model or net(), **grouped(given | options))
+
+
+@functools.cache
+def kept(bands: int | None) -> fxdp.PrivateModule:
+    return private_of(bands)
+
+
+def anew(bands: int | None = 3, **given: Any) -> fxdp.PrivateModule:
+    """As `private_of`, at the beginning of a run; compiled once for all tests.
+
+    Args:
+        given: scales, or the size of microbatches.
+    """
+    private = kept(bands)
+    same_noise(private)
+    if private._account.noise is not None:
+        private._account.noise.past = ()
+    start = {"max_grad_norm": BOUND, "noise_multiplier": SIGMA, "expected_batch_size": EXPECTED,
+             "microbatch_size": None}  # fmt: skip
+    for name, value in (start | given).items():
+        setattr(private, name, value)
+    private.zero_grad()
+    return private
 
 
 def taken(private: fxdp.PrivateModule) -> Tensor:
@@ -200,7 +224,7 @@ class TestNoise:
     @pytest.mark.parametrize("options", [{}, {"microbatch_size": 4}])
     def test_one_band_is_independent_noise(self, options: dict[str, object]) -> None:
         """Bit for bit."""
-        both = private_of(1, **options), private_of(None)
+        both = anew(1, **options), anew(None)
         found: list[list[Tensor]] = []
         for private in both:
             same_noise(private, 3)
@@ -209,10 +233,10 @@ class TestNoise:
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
     def test_it_is_added_to_the_clipped_sum(self) -> None:
-        clean = step(private_of(None, noise_multiplier=0.0))
+        clean = step(anew(None, noise_multiplier=0.0))
         found = []
         for mask in (None, NOBODY):
-            private = private_of(3)
+            private = anew(3)
             same_noise(private, 4)
             found.append(torch.stack([step(private, mask) for _ in range(4)]))
         torch.testing.assert_close(found[0] - found[1], clean.expand(4, -1), rtol=0, atol=1e-12)
@@ -220,7 +244,7 @@ class TestNoise:
     def test_in_pieces_and_in_calls(self) -> None:
         runs = []
         for options, cuts in (({}, None), ({"microbatch_size": 4}, None), ({}, (5, 6))):
-            private = private_of(3, **options)
+            private = anew(3, **options)
             same_noise(private, 5)
             found = []
             for _ in range(4):
@@ -237,13 +261,13 @@ class TestNoise:
 
     def test_scales_may_change_between_steps(self) -> None:
         """The correlation is of the noise in units of sigma C / L."""
-        private, y = private_of(3), []
+        private, y = anew(3), []
         same_noise(private, 6)
         for sigma, bound, expected in ((1.5, 0.3, 8), (0.5, 2.0, 3), (4.0, 0.1, 8), (1.5, 1.0, 1)):
             private.noise_multiplier, private.max_grad_norm = sigma, bound
             private.expected_batch_size = expected
             y.append(step(private, NOBODY) / (sigma * bound / expected))
-        plain = private_of(None, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=1.0)
+        plain = anew(None, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=1.0)
         same_noise(plain, 6)
         z = torch.stack([step(plain, NOBODY) for _ in range(4)])
         torch.testing.assert_close(whitened(torch.stack(y)), z, rtol=1e-10, atol=1e-12)
@@ -258,7 +282,7 @@ class TestPast:
         return len(noise.past)
 
     def test_it_is_as_long_as_needed(self) -> None:
-        private = private_of(3)
+        private = anew(3)
         lengths = []
         for _ in range(4):
             step(private)
@@ -296,7 +320,7 @@ class TestPast:
         raise MemoryError
 
     def test_a_step_without_noise(self) -> None:
-        private = private_of(3)
+        private = anew(3)
         y = [step(private, NOBODY)]
         private.noise_multiplier = 0.0
         assert not step(private, NOBODY).any()
@@ -351,7 +375,7 @@ class TestPast:
 
 class TestAccount:
     def test_a_run(self) -> None:
-        private = private_of(3)
+        private = anew(3)
         for _ in range(9):
             step(private)
         (run,) = private.ledger.runs
@@ -363,7 +387,7 @@ class TestAccount:
             assert words in text
 
     def test_independent_noise_in_turns(self) -> None:
-        private = private_of(None)
+        private = anew(None)
         step(private)
         (run,) = private.ledger.runs
         assert run.release == BandedRelease(SIGMA, 1, TURNS, BOUND)
@@ -455,7 +479,7 @@ class TestState:
         assert len(privacy["noise"]["past"]) == 3
 
     def test_it_loads_with_weights_only(self, tmp_path: Path) -> None:
-        private = private_of(3)
+        private = anew(3)
         step(private)
         torch.save(private.privacy_state_dict(), tmp_path / "state.pt")
         state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -495,7 +519,7 @@ class TestState:
         assert private._account.noise.past == ()
 
     def test_state_of_other_turns(self) -> None:
-        private = private_of(3)
+        private = anew(3)
         step(private)
         other = private_of(3, sample_rate=CyclicPoisson(0.5, 8))
         with pytest.raises(ValueError, match="the parts would not be the same"):
