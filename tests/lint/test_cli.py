@@ -135,6 +135,23 @@ def lint(folder: Path, capsys: Any, monkeypatch: Any) -> Any:
     return run
 
 
+KNOWN: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+
+@pytest.fixture
+def once(monkeypatch: Any) -> None:
+    """A model is proven once: for tests of what is done with a verdict."""
+    real = linting.examined
+
+    def examined(built: Any, wanted: Any) -> Any:
+        key = built.target, wanted.inputs
+        if key not in KNOWN:
+            KNOWN[key] = real(built, wanted)
+        return KNOWN[key]
+
+    monkeypatch.setattr(linting, "examined", examined)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -259,6 +276,7 @@ def test_what_the_model_raises_is_a_finding_at_its_line(lint: Any):
     assert out.startswith("net.py:45:9: FXD501 forward: ValueError: no such thing\n")
 
 
+@pytest.mark.usefixtures("once")
 def test_selection(lint: Any):
     assert lint("net.py:Normed", *X, "--ignore", "FXD1")[0] == 0
     assert lint("net.py:Normed", *X, "--ignore", "mixes-samples")[0] == 0
@@ -266,6 +284,7 @@ def test_selection(lint: Any):
     assert lint("net.py:Normed", *X, "--select", "FXD101", "--ignore", "FXD1")[0] == 1
 
 
+@pytest.mark.usefixtures("once")
 def test_files_may_be_let_off(lint: Any, folder: Path):
     """By patterns of the files that the faults are in; and all findings by --exit-zero."""
     net = ("net.py:Normed", *X)
@@ -278,6 +297,7 @@ def test_files_may_be_let_off(lint: Any, folder: Path):
     assert "is not like models/*.py:FXD303" in lint(*net, "--per-file-ignores", "net.py")[2]
 
 
+@pytest.mark.usefixtures("once")
 def test_a_terminal_gets_the_source(lint: Any, monkeypatch: Any):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     out = lint("net.py:Normed", *X)[1]
@@ -285,6 +305,7 @@ def test_a_terminal_gets_the_source(lint: Any, monkeypatch: Any):
     assert "\x1b" in out
 
 
+@pytest.mark.usefixtures("once")
 def test_statistics(lint: Any):
     status, out, _ = lint("net.py:Normed", *X, "--statistics")
     assert (status, out) == (1, "    1  FXD101  mixes-samples\n")
@@ -390,6 +411,7 @@ def test_a_directory(lint: Any, folder: Path):
     assert lint("package:Net")[2].startswith("fxdp-lint: package:Net: a directory has no objects")
 
 
+@pytest.mark.usefixtures("once")
 def test_settings_of_pyproject(lint: Any, folder: Path):
     file = folder / "pyproject.toml"
     try:
