@@ -1,5 +1,6 @@
 """One loss is one release, whatever the caller does with it, and whatever goes wrong."""
 
+import functools
 import threading
 import warnings
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
 
 import fxdp
+from tests.keys import same_noise
 from tests.keywords import grouped
 
 X, Y = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
@@ -23,6 +25,19 @@ def compiled(model: nn.Module | None = None, **options: Any) -> fxdp.PrivateModu
         "backend": "eager", "plan": "fixed",
     }  # fmt: skip
     return fxdp.compile(model or nn.Linear(5, 3), **grouped(given | options))
+
+
+@functools.cache
+def kept(**options: Any) -> fxdp.PrivateModule:
+    return compiled(**options)
+
+
+def anew(**options: Any) -> fxdp.PrivateModule:
+    """As `compiled`, at the beginning of a run; compiled once for all tests."""
+    private = kept(**options)
+    same_noise(private)
+    private.zero_grad()
+    return private
 
 
 def parameters(private: nn.Module) -> list[nn.Parameter]:
@@ -158,7 +173,7 @@ def test_compiled_autograd() -> None:
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev"])
 def test_transforms(transform: str) -> None:
-    private = compiled()
+    private = anew()
     run = getattr(torch.func, transform)(lambda x: private(x, Y))
     with pytest.raises(fxdp.StepError, match="torch.func"):
         run(X[None] if transform == "vmap" else X)
@@ -168,7 +183,7 @@ def test_transforms(transform: str) -> None:
 
 
 def test_an_interrupt_while_gradients_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    private = compiled()
+    private = anew()
     private(X, Y).backward()
     private.zero_grad()
     loss = private(X, Y)
@@ -190,10 +205,11 @@ def interrupt(*_: Any, **__: Any) -> Any:
 
 def test_an_interrupt_on_delivery() -> None:
     """What reaches a parameter first was counted."""
-    private = compiled()
-    private.bias.register_hook(interrupt)  # type: ignore[union-attr]
+    private = anew()
+    hook = private.bias.register_hook(interrupt)  # type: ignore[union-attr]
     with pytest.raises(KeyboardInterrupt):
         private(X, Y).backward()
+    hook.remove()
     assert private.releases == 1
 
 
@@ -208,15 +224,16 @@ def test_hooks_of_parameters_see_what_is_released() -> None:
 
 
 def test_gradients_are_handed_over_and_not_copied() -> None:
-    private = compiled()
+    private = anew()
     seen: list[int] = []
-    private.weight.register_hook(lambda g: seen.append(g.data_ptr()))  # type: ignore[union-attr]
+    hook = private.weight.register_hook(lambda g: seen.append(g.data_ptr()))  # type: ignore[union-attr]
     private(X, Y).backward()
+    hook.remove()
     assert seen == [private.weight.grad.data_ptr()]
 
 
 def test_what_the_last_step_left_is_gone() -> None:
-    private = compiled()
+    private = anew()
     private(X, Y).backward()
     assert private._stepper.record.extras
     loss = private(X, Y)
