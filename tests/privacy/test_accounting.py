@@ -109,11 +109,11 @@ class TestBothRelations:
         assert fixed >= epsilon(1.5, 0.01, 100, 1e-5, "pld", "replace-one")
 
     def test_truncation_costs_the_more_the_more_often_it_happens(self) -> None:
-        free = epsilon(1.0, 0.01, 10, 1e-5)
+        free = epsilon(3.0, 0.01, 10, 1e-5)
         rare, often = (
-            epsilon(1.0, TruncatedPoisson(0.01, 1000, most), 10, 1e-5) for most in (20, 12)
+            epsilon(3.0, TruncatedPoisson(0.01, 1000, most), 10, 1e-5) for most in (20, 12)
         )
-        never = epsilon(1.0, TruncatedPoisson(0.01, 1000, 1000), 10, 1e-5)
+        never = epsilon(3.0, TruncatedPoisson(0.01, 1000, 1000), 10, 1e-5)
         assert never == free < rare < often
 
     def test_known_batches_cost_what_full_batches_cost(self) -> None:
