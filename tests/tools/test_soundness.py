@@ -17,7 +17,7 @@ from tools.soundness.__main__ import options, run_ops
 from tools.soundness.apart import Died, apart
 
 aten = torch.ops.aten
-GRAPHS = 30
+GRAPHS = 20
 # One of each family of rules.
 OPERATORS = (
     "add", "where", "sum", "amax", "softmax", "cumsum", "sort", "permute", "reshape", "cat",
