@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 import fxdp
 from fxdp.auditing.neighbours import ROUNDING
-from fxdp.mechanism.gaussian import release_, released
+from fxdp.proof.facts import noise_arguments
 from tests.oracle import clipped_sum, norms, per_sample
 
 N, D, C = 24, 6, 3
-NOISE = (released.default, release_.default)
 
 
 class Small(nn.Sequential):
@@ -74,9 +73,10 @@ def test_parameters(dtype: torch.dtype, net: type[nn.Module], backend: str) -> N
     close({k: p.grad for k, p in model.named_parameters()}, want, 4 * ROUNDING[dtype])
     torch.testing.assert_close(private.last_norms, norms(each), rtol=4 * ROUNDING[dtype], atol=0.0)
     # Also where a gradient would be rounded on its way: rounding must not come before noise.
-    nodes = [n for n in private.graph_module.graph.nodes if n.target in NOISE]
-    assert len(nodes) == len(list(model.parameters()))
-    assert {n.args[0].meta["val"].dtype for n in nodes} == {torch.float32}
+    found = filter(None, map(noise_arguments, private.graph_module.graph.nodes))
+    sums = [total for given in found for total in given.get("totals") or [given["total"]]]
+    assert len(sums) == len(list(model.parameters()))
+    assert {total.meta["val"].dtype for total in sums} == {torch.float32}
 
 
 @pytest.mark.parametrize(
