@@ -9,6 +9,7 @@ for AES in it, the loops of `fxdp.mechanism.gaussian` make the same noise, more 
 import ctypes
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
