@@ -211,7 +211,9 @@ def _(scale: Tensor, name: str) -> Tensor:
 
 
 def compiled_with(release: Any) -> fxdp.PrivateModule:
+    """A step whose parameters each get their noise by a function of ours."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PASS, "sharing", lambda sums: [[clipped] for clipped in sums])
         patch.setattr(PASS, "release", release)
         private = private_of()
         private(X, Y).backward()
@@ -223,10 +225,12 @@ def compiled_with(release: Any) -> fxdp.PrivateModule:
 def redrawn() -> fxdp.PrivateModule:
     """A step that draws its noise in another way, which each call decides."""
 
-    def release(clipped: Any, tangent: Any, mark: Any, scale: Any, *rest: Any) -> Any:
-        def private(total: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor) -> Tensor:
-            noise = torch.ops.fxdp_test.draw(total, rest[0])
-            return (total + scale.to(total.dtype) * noise) / expected.to(total.dtype) * tangent
+    def release(group: Any, tangent: Any, mark: Any, scale: Any, numbers: Any, _: int) -> Any:
+        (clipped,) = group
+
+        def private(total: Tensor, scale: Tensor, expected: Tensor, tangent: Tensor) -> Any:
+            noise = torch.ops.fxdp_test.draw(total, numbers[clipped.gradient.parameter])
+            return [(total + scale.to(total.dtype) * noise) / expected.to(total.dtype) * tangent]
 
         return private, (clipped.total, scale, mark.expected, tangent)
 
@@ -238,11 +242,11 @@ def rescaled() -> fxdp.PrivateModule:
     """A step with another amount of noise, which each call decides."""
     true = PASS.release
 
-    def release(clipped: Any, tangent: Any, mark: Any, scale: Any, *rest: Any) -> Any:
-        private, args = true(clipped, tangent, mark, scale, *rest)
-        name = clipped.gradient.parameter
+    def release(group: Any, tangent: Any, mark: Any, scale: Any, *rest: Any) -> Any:
+        private, args = true(group, tangent, mark, scale, *rest)
+        name = group[0].gradient.parameter
 
-        def other(total: Tensor, scale: Tensor, *rest: Any) -> Tensor:
+        def other(total: Tensor, scale: Tensor, *rest: Any) -> Any:
             return private(total, torch.ops.fxdp_test.scaled(scale, name), *rest)
 
         return other, args
@@ -321,12 +325,12 @@ class TestBrokenNoise:
     def test_a_release_that_is_not_finite(self, monkeypatch: pytest.MonkeyPatch) -> None:
         true = PASS.release
 
-        def release(clipped: Any, tangent: Any, mark: Any, scale: Any, *rest: Any) -> Any:
-            private, args = true(clipped, tangent, mark, scale, *rest)
+        def release(group: Any, tangent: Any, mark: Any, scale: Any, *rest: Any) -> Any:
+            private, args = true(group, tangent, mark, scale, *rest)
 
-            def endless(total: Any, scale: Any, *rest: Any) -> Tensor:
-                more = torch.where(scale > 0.1 * rest[-1], math.inf, 0.0).to(total.dtype)
-                return private(total, scale, *rest[:-1]) + more
+            def endless(totals: Any, scale: Any, *rest: Any) -> list[Tensor]:
+                more = torch.where(scale > 0.1 * rest[-1], math.inf, 0.0)
+                return [x + more.to(x.dtype) for x in private(totals, scale, *rest[:-1])]
 
             return endless, (*args, mark.bound)
 
