@@ -75,8 +75,9 @@ def one_by_one(gm: GraphModule) -> None:
     """
     order = list(gm.graph.nodes)
     factors = study(gm).of(Factors)
-    measured = {factors.norms, *factors.nodes.values()}
-    open_nodes = set(order[max(map(order.index, measured)) + 1 : -1])
+    measured = {factors.norms, *factors.nodes.values()}  # nobody may need the factors
+    last = max(i for i, node in enumerate(order) if node in measured)
+    open_nodes = set(order[last + 1 : -1])
 
     def finish(node: Node) -> None:
         if node in open_nodes:

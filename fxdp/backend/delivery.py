@@ -39,11 +39,15 @@ class Ran:
         value: what is differentiated: a loss, or a model's output [N, ...].
         shadows: what it was made of.
         leaves: the parameters that those stand for.
+        noisy: the parameters, by name, that its graph adds noise to.
+        public: those whose gradients have terms without samples.
     """
 
     value: Tensor
     shadows: Sequence[Tensor]
     leaves: Sequence[Tensor]
+    noisy: frozenset[str] = frozenset()
+    public: frozenset[str] = frozenset()
 
     def gradients(self, tangent: Tensor | None = None) -> dict[Tensor, Tensor]:
         """Run the backward pass. A parameter that has no part in it is left out.

@@ -27,7 +27,7 @@ from fxdp.graph.memory import Peak, peak
 from fxdp.graph.nodes import arguments, outputs
 from fxdp.graph.passes import Pass, run
 from fxdp.graph.randomness import draws_apart, refuse_second_draws
-from fxdp.graph.study import PictureLayout, Size, Streamed, Study, at_hand, study
+from fxdp.graph.study import ClippedSums, PictureLayout, Size, Streamed, Study, at_hand, study
 from fxdp.kernels.precision import full_precision, readable_precision
 from fxdp.mechanism import gaussian, together
 from fxdp.mechanism.keystream import SECURE_TERMS
@@ -157,12 +157,15 @@ def compile_marked(
         eager = replace(settings, backend="eager")
         return compile_marked(gm, example_inputs, passes, eager, record, known)
 
+    sums = record.compiled().of(ClippedSums)
+    noisy, public = frozenset(sums.noisy), frozenset(sums.public)
     results: Any = arguments(gm.graph.output_node())[0]
     place = next(i for i, r in enumerate(results) if isinstance(r, Node) and is_mark(r))
 
     def apart(*args: Any) -> list[Any]:
         record.ran = None
-        outputs, record.ran = run_apart(compiled, args, place)
+        outputs, ran = run_apart(compiled, args, place)
+        record.ran = replace(ran, noisy=noisy, public=public)
         return outputs
 
     return apart

@@ -199,6 +199,11 @@ class ClippedSums:
         """The parameters whose gradients hold samples; others need no noise."""
         return {c.gradient.parameter for c in self.all if c.total is not None}
 
+    @property
+    def public(self) -> set[str]:
+        """The parameters whose gradients have terms that hold no samples."""
+        return {c.gradient.parameter for c in self.all if c.public is not None}
+
 
 @dataclass(frozen=True)
 class Readable:

@@ -9,7 +9,7 @@ Letters: N samples of the logical batch, m of a piece.
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,21 +24,64 @@ from fxdp.module.state import State
 Run = Callable[[Inputs, Tensor, float, bool], Ran]
 
 
+@dataclass
+class Trained:
+    """What the pieces of one logical batch train: all of them the same.
+
+    The noise comes with the last one. A parameter that another piece has clipped sums of, and the
+    last one has not, would get these without noise: one that was frozen or replaced in between, or
+    that the model did not use any more.
+
+    Attributes:
+        leaves: the parameters themselves, and their dtypes.
+        noisy: the names of those that get noise.
+        public: the names of those whose gradients have terms without samples.
+    """
+
+    leaves: frozenset[tuple[int, torch.dtype]] | None = None
+    noisy: frozenset[str] = frozenset()
+    public: frozenset[str] = frozenset()
+
+    def hold(self, ran: Ran, gradients: Gradients) -> None:
+        """Hold a piece to those before it.
+
+        Raises:
+            StepError: it trains other parameters.
+        """
+        leaves = frozenset((id(p), p.dtype) for p in gradients)
+        if self.leaves is None:
+            self.leaves, self.noisy, self.public = leaves, ran.noisy, ran.public
+            self._alive = list(gradients)  # so that no other tensor gets the identity of one
+        if (leaves, ran.noisy, ran.public) != (self.leaves, self.noisy, self.public):
+            names = sorted((ran.noisy ^ self.noisy) | (ran.public ^ self.public))
+            raise StepError(
+                "the pieces of one logical batch train other parameters than its first one"
+                f"{' (' + ', '.join(names) + ')' if names else ''}: what some pieces add up would "
+                "have no noise from the last. Nothing was released. Freeze and replace parameters, "
+                "and change what the model computes, between batches"
+            )
+
+
 @dataclass(frozen=True)
 class Piece:
     """What pieces are run with.
 
     Attributes:
         run: the compiled step.
-        has_public: whether gradients have terms without samples, which every piece repeats.
         seen: called with the mask of each piece whose backward pass is over.
         before: the state of the model when the logical batch began.
+        trained: what the pieces train, which the first one says.
     """
 
     run: Run
-    has_public: Callable[[], bool]
     seen: Callable[[Tensor], None]
     before: State
+    trained: "Trained" = field(default_factory=lambda: Trained())
+
+    @property
+    def has_public(self) -> bool:
+        """Have gradients terms without samples, which every piece repeats?"""
+        return bool(self.trained.public)
 
     def __call__(
         self, inputs: Inputs, mask: Tensor, sigma: float, last: bool = True
@@ -48,6 +91,7 @@ class Piece:
         with torch.enable_grad():
             ran = self.run(inputs, mask, sigma, last)
         gradients = ran.gradients()
+        self.trained.hold(ran, gradients)
         self.seen(mask)
         return ran.value.detach(), gradients
 
@@ -101,7 +145,7 @@ def summed(step: Piece, inputs: Inputs, mask: Tensor, size: int, sigma: float) -
         if len(parts) > 1:
             refuse_halves(gradients)
         total = added(total, gradients)
-    if len(parts) > 1 and step.has_public():
+    if len(parts) > 1 and step.has_public:
         total = added(total, step.without_samples(*parts[-1], 0.0), 1 - len(parts))
     return Sum(loss, total, parts[-1])
 
@@ -145,18 +189,22 @@ class Accumulation:
     a call without a backward pass       StepError at the next call, or at the end
     losses that are scaled differently   StepError: one noise cannot fit both
     no call at all                       StepError: there is nothing to release
+    pieces that train other parameters   StepError: some would have no noise
     an exception                         nothing is released, nothing is counted
     state that the model writes          is written once, from that before the batch
+    state that the caller changes        holds from then on
     ===================================  ===========================================
 
     Attributes:
         step: how its pieces are run; at the bound and the expected batch size when it began.
         sigma: the noise multiplier that the noise is to be made with.
+        left: the model's state as the last call left it.
     """
 
     step: Piece
     sigma: float
     gradients: Gradients = field(default_factory=lambda: {})
+    left: State | None = None
     tangent: float | None = None
     calls: int = 0
     last: tuple[Inputs, Tensor] | None = None
@@ -173,6 +221,9 @@ class Accumulation:
                 "a loss of this logical batch waits for its backward pass: call loss.backward() "
                 "before the next call, and before the batch ends; nothing was released"
             )
+        if self.left is not None:
+            before = self.step.before.changed_since(self.left)
+            self.step, self.left = replace(self.step, before=before), None
 
     def loss(self, found: Sum) -> Tensor:
         """The loss of one call, whose backward pass adds its clipped sums here."""
@@ -190,7 +241,7 @@ class Accumulation:
             return {}
 
         loss = delivered(found.loss, take, list(found.gradients))
-        self._open = weakref.ref(loss)
+        self._open, self.left = weakref.ref(loss), self.step.before.now()
         return loss
 
     def finished(self) -> Gradients:
@@ -205,7 +256,7 @@ class Accumulation:
         refuse_halves(self.gradients)
         inputs, mask = self.last
         total = added(self.gradients, self.step.without_samples(inputs, mask, self.sigma))
-        if self.step.has_public():  # once in every call, and once with the noise
+        if self.step.has_public:  # once in every call, and once with the noise
             nothing = self.step.without_samples(inputs, mask, 0.0)
             total = added(total, nothing, -self.calls)
         return {leaf: g * self.tangent for leaf, g in total.items()}

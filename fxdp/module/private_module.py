@@ -18,7 +18,7 @@ from fxdp.backend.settings import Settings
 from fxdp.capture.inputs import BatchDims, Inputs
 from fxdp.diagnostics.errors import StepError
 from fxdp.distributed.guard import Unwrapped, own, refuse_step
-from fxdp.graph.study import ClippedSums, Readable, Study
+from fxdp.graph.study import Readable, Study
 from fxdp.mechanism.clipping import Clipping
 from fxdp.module.account import Account
 from fxdp.module.accumulation import Accumulation, Piece, scaled, summed
@@ -228,10 +228,7 @@ class PrivateModule(Reports, Unwrapped, nn.Module):
             step, scales = here.step if last else here.earlier, (bound, sigma, expected)
             return here.captured(step, inputs, mask, scales, self.releases)[1]
 
-        def has_public() -> bool:
-            return any(c.public is not None for c in here.study().of(ClippedSums).all)
-
-        return Piece(run, has_public, lambda mask: self._see(lot, mask), here.state())
+        return Piece(run, lambda mask: self._see(lot, mask), here.state())
 
     def _following(self, lot: Lot) -> Following:
         """How the noise of a batch goes on from that of the steps before."""

@@ -45,6 +45,21 @@ class State:
         """The state of the same module as it is now."""
         return State.of(self.root)
 
+    def changed_since(self, left: "State") -> "State":
+        """This state, with what somebody else than the model has changed since it left it."""
+        now = self.now()
+        modules = dict(now.modules)
+        for module, (buffers, own) in self.modules.items():
+            if module in now.modules and module in left.modules:
+                given = zip((buffers, own), left.modules[module], now.modules[module], strict=True)
+                modules[module] = tuple(merged(*three) for three in given)  # type: ignore[assignment]
+        values = {
+            buffer: found
+            for buffer, found in now.values.items()
+            if buffer not in self.values or left.values.get(buffer, found)[1] != found[1]
+        }
+        return State(self.root, modules, {**self.values, **values})
+
     def put_back(self) -> None:
         """Make the module's state what it was."""
         for module, (buffers, own) in self.modules.items():
@@ -54,6 +69,13 @@ class State:
             for buffer, (value, version) in self.values.items():
                 if buffer._version != version:
                     buffer.copy_(value)
+
+
+def merged(before: dict[str, Any], left: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Entries as they were before, but those that changed since they were left."""
+    missing = object()
+    found = {k: v for k, v in before.items() if k in now or k not in left}
+    return found | {k: v for k, v in now.items() if left.get(k, missing) is not v}
 
 
 def restored(now: dict[str, Any], before: dict[str, Any]) -> None:

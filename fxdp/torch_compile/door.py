@@ -39,6 +39,8 @@ from fxdp.torch_internals import pytree, unsafe_stance
 
 NEEDED = ("max_grad_norm", "noise_multiplier", "expected_batch_size")
 KEYWORDS = (*NEEDED, "clipping", "noise", "accounting", "batch_dims", "rules", "backend", "mesh")
+# What a door sets itself.
+OWN = ("batch_dims", "scales", "settings", "record", "fence", "refusal", "unprotected")
 CALLED = threading.local()  # .door: whose step is being called in this thread
 
 # What torch.compile has no place for, and what to do in its stead.
@@ -81,6 +83,34 @@ class Door(Reports):
     """
 
     unprotected = InThisThread()  # how many `fxdp.unprotected` are around
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What a step is compiled with is settled by torch.compile's options.
+
+        Raises:
+            AttributeError: it is to be changed afterwards.
+        """
+        if name not in OWN and not name.startswith("_"):
+            raise AttributeError(
+                f"step.privacy has no {name} to set: the options of torch.compile settle what a "
+                "step releases. Compile it with others, or use fxdp.compile, where they can change"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """C, as the options have it."""
+        return self.scales[0]
+
+    @property
+    def noise_multiplier(self) -> float:
+        """sigma, as the options have it."""
+        return self.scales[1]
+
+    @property
+    def expected_batch_size(self) -> float:
+        """L, as the options have it."""
+        return self.scales[2]
 
     def __init__(self, options: Mapping[str, Any] | None) -> None:
         """Check the options of torch.compile.

@@ -254,3 +254,19 @@ def test_the_backend_alone_is_refused() -> None:
     step = torch.compile(Net(), backend=lambda gm, x: backend(gm, x, options=OPTIONS))
     with pytest.raises(Exception, match="called by torch.compile"):
         step(X, Y)
+
+
+@pytest.mark.parametrize(
+    "name", ["max_grad_norm", "noise_multiplier", "expected_batch_size", "foo"]
+)
+def test_what_options_settle_cannot_be_set(name: str) -> None:
+    """It was taken, and had no effect: a door then said more noise than there was."""
+    step = torch.compile(
+        nn.Linear(3, 2), backend="fxdp", fullgraph=True,
+        options={"max_grad_norm": 0.5, "noise_multiplier": 2.0, "expected_batch_size": 8},
+    )  # fmt: skip
+    privacy = step.privacy
+    with pytest.raises(AttributeError, match=f"no {name} to set"):
+        setattr(privacy, name, 100.0)
+    found = (privacy.max_grad_norm, privacy.noise_multiplier, privacy.expected_batch_size)
+    assert found == (0.5, 2.0, 8.0)

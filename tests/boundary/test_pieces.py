@@ -1,5 +1,6 @@
 """A batch in pieces is one batch: to the state that a model writes, and to a loss's parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxdp
+from fxdp.module import accumulation
 from tests.keywords import grouped
 
 X, Y = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3
@@ -106,3 +108,126 @@ def test_parameters_of_the_loss_train_in_pieces(how: str) -> None:
     options = correlated if how == "correlated" else {"microbatch_size": 3}
     for got, want in zip(gradient(**options), gradient(), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+class Fork(nn.Module):
+    """Two ways, of which the second has no sample's gradient for a parameter of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.first = nn.Linear(3, 4), nn.Linear(4, 2), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        loss = self.body(x).square().mean(1)
+        if self.first:
+            return loss + self.head(self.body(x)).square().mean(1)
+        return loss.mean() + self.head.weight.square().sum() + self.head.bias.square().sum()
+
+
+def freeze(model: Fork) -> None:
+    model.head.bias.requires_grad_(False)
+
+
+def replace_one(model: Fork) -> None:
+    model.head.bias = nn.Parameter(torch.zeros(2))
+
+
+def other_way(model: Fork) -> None:
+    model.first = False
+
+
+def to_double(model: Fork) -> None:
+    model.double()
+
+
+class TestPiecesOfOneBatchTrainTheSame:
+    """Noise comes with the last piece, to the parameters that it trains."""
+
+    CHANGES = pytest.mark.parametrize("change", [freeze, replace_one, other_way, to_double])
+
+    @staticmethod
+    def private() -> tuple[Fork, fxdp.PrivateModule]:
+        model = Fork()
+        return model, fxdp.compile(
+            model, max_grad_norm=0.5, noise_multiplier=1.0, expected_batch_size=4, backend="eager",
+            microbatch_size=2,
+        )  # fmt: skip
+
+    @CHANGES
+    @pytest.mark.parametrize("at", ["before the next call", "at the end"])
+    def test_in_accumulate(self, change: Callable[[Fork], None], at: str) -> None:
+        model, private = self.private()
+        before = dict(model.named_parameters())
+
+        def batch() -> None:
+            with private.accumulate():
+                private(torch.randn(2, 3)).backward()
+                change(model)
+                if at == "before the next call":
+                    dtype = model.body.weight.dtype
+                    private(torch.randn(2, 3, dtype=dtype)).backward()
+
+        # What is left in float32 does not fit a model in float64, either.
+        how = {"match": "train other parameters"} if change is not to_double else {}
+        with pytest.raises((fxdp.StepError, fxdp.ProofError), **how):
+            batch()
+        assert private.releases == 0
+        assert all(p.grad is None for p in (*before.values(), *model.parameters()))
+
+    @pytest.mark.parametrize("change", [freeze, replace_one])
+    def test_within_one_call(
+        self, change: Callable[[Fork], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever does it: another thread, or a hook."""
+        model, private = self.private()
+        before, true = dict(model.named_parameters()), accumulation.added
+        monkeypatch.setattr(accumulation, "added", lambda *a: change(model) or true(*a))
+        with pytest.raises(fxdp.StepError, match="train other parameters"):
+            private(torch.randn(4, 3)).backward()
+        assert private.releases == 0
+        assert all(p.grad is None for p in (*before.values(), *model.parameters()))
+
+    def test_between_batches_they_may_change(self) -> None:
+        model, private = self.private()
+        for change in (freeze, replace_one, other_way):
+            private(torch.randn(4, 3)).backward()
+            change(model)
+        private(torch.randn(4, 3)).backward()
+        assert private.releases == 4
+
+
+class Task(nn.Module):
+    """Of two ways, an attribute says which; and it counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.task, self.calls = nn.Linear(5, 3), 0, 0
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return F.cross_entropy(self.fc(x) * (1 + self.task) * self.scale, y)
+
+
+def test_what_the_caller_changes_within_a_batch_holds() -> None:
+    """And what the model itself writes is still written once."""
+    model, inner = Task(), Task()
+    private = compiled(inner)
+    want: dict[str, Tensor] = {}
+    with private.accumulate():
+        for k, (x, y) in enumerate(zip(X.split(3), Y.split(3), strict=True)):
+            private(x, y).backward()
+            alone = compiled(model, expected_batch_size=7.0)
+            model.zero_grad()
+            alone(x, y).backward()
+            for name, p in model.named_parameters():
+                want[name] = want.get(name, 0) + p.grad
+            for each in (model, inner):
+                each.task = k + 1
+                each.scale.mul_(0.5)  # type: ignore[operator]
+    assert (inner.task, inner.calls) == (3, 1)
+    assert float(inner.scale) == 0.125  # type: ignore[arg-type]
+    for name, grad in want.items():
+        torch.testing.assert_close(private.get_parameter(name).grad, grad)

@@ -186,3 +186,18 @@ def test_an_audit_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch, wrong: str
 def unmasked(true: Any) -> Any:
     """Factors as if every row counted."""
     return lambda self, squares, counts, bound: true(self, squares, counts | True, bound)
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per-layer"])
+def test_nothing_but_what_is_streamed(clipping: ClippingName) -> None:
+    """No other parameter asks for a factor, in all groups or in one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Linear(4, 3, bias=False))
+    x = torch.randn(7, 5)
+    compiled(model, clipping=clipping)(x, Y).backward()
+    got = grads(model)
+    model.zero_grad()
+    options: Any = {"strategy": "instantiate", "plan": "model"}
+    compiled(model, clipping=clipping, options=options)(x, Y).backward()
+    for name, grad in grads(model).items():
+        torch.testing.assert_close(got[name], grad)
