@@ -62,9 +62,11 @@ def trials(
     key = f"{type(form).__name__} {' '.join(shapes)} {','.join(strategies)}"
     if any(STRATEGIES[s].streams for s in strategies):
         key += f" by {rows}"
-    ways = partial(run, strategies=strategies, rows=rows)
-    found = timed(key, device, lambda: [asdict(t) for t in ways(concrete(form, hint))])
-    return [Trial(**t) for t in found]
+
+    def measured() -> list[dict[str, Any]]:
+        return [asdict(t) for t in run(concrete(form, hint), strategies, rows)]
+
+    return [Trial(**t) for t in timed(key, device, measured)]
 
 
 def run(form: Any, strategies: Sequence[Strategy], rows: int = 1) -> list[Trial]:

@@ -60,14 +60,16 @@ def released(private: Any, model: nn.Module, *batch: Tensor) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("strategy", ["auto", "instantiate", "unfold", "crb", "naive", "ghost"])
+@pytest.mark.parametrize(
+    "strategy", ["auto", "instantiate", "unfold", "crb", "naive", "ghost", "stream"]
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_it_moves_a_sum_by_no_more_than_the_bound(
     name: str, strategy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default, and where no per-sample gradient is kept for the clipped sum."""
     if strategy != "auto":
-        nothing = lambda choices, _: [replace(c, keep=False) for c in choices]  # noqa: E731
+        nothing = lambda choices, *_: [replace(c, keep=False) for c in choices]  # noqa: E731
         monkeypatch.setattr(plan, "within", nothing)
     make, run, inputs = LAYERS[name]
     torch.manual_seed(0)
