@@ -63,13 +63,14 @@ PY
 
 # torch goes first and alone decides its build: another package's looser range for it could
 # bring a newer one, with gigabytes of CUDA libraries. setuptools is there before fxdp, so that
-# the build uses the pinned one.
+# the build uses the pinned one. Python compiles what is imported; pip would compile all there is.
 install() {
     local extras="$1"
     (
         cd -- "$root" &&
-            "$python" -m pip install -q -c "$pins" torch setuptools wheel &&
-            "$python" -m pip install -q -c "$pins" --no-build-isolation -e ".[$extras]"
+            "$python" -m pip install -q --no-compile -c "$pins" torch setuptools wheel &&
+            "$python" -m pip install -q --no-compile -c "$pins" --no-build-isolation \
+                -e ".[$extras]"
     )
 }
 
