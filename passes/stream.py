@@ -59,9 +59,8 @@ def stream(gm: GraphModule, clipping: Clipping, streams: Streams) -> GraphModule
 
     run = partial(joined_up, list(taken.values()), streams.number, number)
     rest = [[squares[p] for p in group.parameters if p in squares] for group in groups]
-    loss = None if mark.reduction else mark.loss.meta.get("twin", mark.loss)
     inputs = [[s.inputs for s in sums] for sums in taken.values()]
-    found: list[Node] = emit(end, run, inputs, rest, loss, mark.bound, mark.mask)
+    found: list[Node] = emit(end, run, inputs, rest, mark.losses, mark.bound, mark.mask)
     k = len(groups)
     sums = dict(zip(taken, found[2 * k :], strict=True))
     sizes = {n: dtypes[n].itemsize * value(node).numel() for n, node in sums.items()}

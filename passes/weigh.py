@@ -49,7 +49,6 @@ def weigh(gm: GraphModule, clipping: Clipping) -> GraphModule:
     }
     lost = [sum(losts[p] for p in group.parameters) for group in groups]
     functions = [partial(clip_factor, clipping, group.share) for group in groups]
-    loss = None if mark.reduction else mark.loss.meta.get("twin", mark.loss)
 
     def weighed(
         parts: list[list[Tensor]], loss: Tensor | None, bound: Tensor, mask: Tensor
@@ -63,7 +62,7 @@ def weigh(gm: GraphModule, clipping: Clipping) -> GraphModule:
         return norms, finite, [narrowed(factor, dtype) for factor in factors]
 
     parts = [[squares[p] for p in group.parameters] for group in groups]
-    norms, finite, found = emit(end, weighed, parts, loss, mark.bound, mark.mask)
+    norms, finite, found = emit(end, weighed, parts, mark.losses, mark.bound, mark.mask)
     factors: dict[str, Node] = {}
     for group, factor in zip(groups, found, strict=True):
         factors |= dict.fromkeys(group.parameters, named(factor, "factor"))
@@ -82,14 +81,13 @@ def found_before(gm: GraphModule, streamed: Streamed, clipping: Clipping) -> Gra
     """Put down the norms and factors that `stream` has emitted."""
     here, end = study(gm), gm.graph.output_node()
     mark = here.of(Joint).mark
-    loss = None if mark.reduction else mark.loss.meta.get("twin", mark.loss)
     dtype = value(streamed.factors[0]).dtype
 
     def weighed(squares: list[Tensor], loss: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
         norms = cast(total(squares, mask).sqrt(), dtype)
         return norms, finite_samples(norms, loss)
 
-    norms, finite = emit(end, weighed, list(streamed.squares), loss, mark.mask)
+    norms, finite = emit(end, weighed, list(streamed.squares), mark.losses, mark.mask)
     groups = clipping.groups([c.gradient.parameter for c in here.of(Choices).all])
     factors: dict[str, Node] = {}
     for group, factor in zip(groups, streamed.factors, strict=True):

@@ -34,6 +34,11 @@ class Mark:
     mask: Node
     reduction: str = ""
 
+    @property
+    def losses(self) -> Node | None:
+        """[N], each sample's own loss; None where the user makes it, outside of the graph."""
+        return None if self.reduction else self.loss.meta.get("twin", self.loss)
+
 
 @dataclass(frozen=True)
 class Gradient:
